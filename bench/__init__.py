@@ -1,0 +1,1 @@
+"""Benches: verify, then time, beside the peers; imported as vilt_fast.bench."""

@@ -1,0 +1,289 @@
+"""softmax(q k^T * scale) v inside each span of a packed sequence, with no score matrix in memory.
+
+Vaswani et al. 2017, equation 1, by the online softmax of Milakov & Gimelshein 2018 (algorithm 3), tiled as in
+FlashAttention-2 (Dao 2023, algorithm 1). One program owns BLOCK_M queries of one head of one span:
+
+                 keys of the span ->                  qkv, one row a token:
+               +-------+-------+----+                 [ query | key | value ], each (num_heads, head_dim)
+      BLOCK_M  |BLOCK_N|BLOCK_N|tail|
+      queries  +-------+-------+----+                 grid (m-block, head, span), a program past its span's end
+                  only the tail is masked             returns at once; one more "span" zeroes the rows past the last
+
+The tile depends on head size, dtype and chip alone, never on the batch: a pair's output is bit for bit the same alone
+and in any batch. Not supported: dropout, bias, causal masks, backward, scale <= 0.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .attention_rows import DTYPES, LOG2_E, attention_rows, check_arguments
+from .attention_rows import shipped_configurations as shipped_rows
+from .compile import describe
+
+__all__ = ["attention", "attention_rows", "heuristic", "shipped_configurations"]
+
+
+@triton.jit
+def _load_rows(ptrs, row_mask, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASK_ROWS: tl.constexpr):
+    """(rows, BLOCK_D) from the starts of rows, (rows, 1); without a mask where none is needed."""
+    d_offs = tl.arange(0, BLOCK_D)[None, :]
+    if MASK_ROWS:
+        block = tl.load(ptrs + d_offs, mask=row_mask & (d_offs < HEAD_DIM), other=0.0)
+    elif HEAD_DIM != BLOCK_D:
+        block = tl.load(ptrs + d_offs, mask=d_offs < HEAD_DIM, other=0.0)
+    else:
+        block = tl.load(ptrs + d_offs)
+    return block
+
+
+@triton.jit
+def _attend(
+    accumulator,  # (BLOCK_M, BLOCK_D) fp32
+    row_max,  # (BLOCK_M,) fp32, in units of the raw product
+    row_sum,  # (BLOCK_M,) fp32
+    query,  # (BLOCK_M, BLOCK_D)
+    query_ptrs,  # (BLOCK_M, 1), where the rows of `query` start
+    query_mask,  # (BLOCK_M, 1)
+    keys_ptr,  # row 0 of the head's keys, and of its values
+    values_ptr,
+    start,  # first row of the span
+    first,  # first key of this block, counted in the span
+    length,
+    stride_qkv,
+    score_scale,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    MASK_KEYS: tl.constexpr,
+):
+    """One block of keys into the running softmax."""
+    n_offs = tl.arange(0, BLOCK_N)
+    key_mask = first + n_offs[:, None] < length
+    # One 64-bit product for the block, 32-bit offsets inside it.
+    step = (start + first).to(tl.int64) * stride_qkv
+    key_ptrs = keys_ptr + step + n_offs[:, None] * stride_qkv  # (BLOCK_N, 1)
+    value_ptrs = values_ptr + step + n_offs[:, None] * stride_qkv
+    if CHUNK_D < BLOCK_D:
+        # Full fp32 runs outside the tensor cores with operands in registers, which hold a piece of a row at a time.
+        score = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for d in range(0, BLOCK_D, CHUNK_D):
+            c_offs = d + tl.arange(0, CHUNK_D)[None, :]
+            query_piece = tl.load(query_ptrs + c_offs, mask=query_mask & (c_offs < HEAD_DIM), other=0.0)
+            key_piece = tl.load(key_ptrs + c_offs, mask=key_mask & (c_offs < HEAD_DIM), other=0.0)
+            score = tl.dot(query_piece, tl.trans(key_piece), score, input_precision=INPUT_PRECISION)
+    else:
+        key = _load_rows(key_ptrs, key_mask, HEAD_DIM, BLOCK_D, MASK_KEYS)
+        score = tl.dot(query, tl.trans(key), input_precision=INPUT_PRECISION)  # (BLOCK_M, BLOCK_N)
+    value = _load_rows(value_ptrs, key_mask, HEAD_DIM, BLOCK_D, MASK_KEYS)
+    if MASK_KEYS:
+        score = tl.where(first + n_offs[None, :] < length, score, float("-inf"))
+    new_max = tl.maximum(row_max, tl.max(score, 1))
+    # exp(scale * (s - max)) as exp2 with log2(e) inside score_scale: one fused multiply-add and one exp2 a score.
+    probability = tl.exp2(score * score_scale - (new_max * score_scale)[:, None])
+    decay = tl.exp2((row_max - new_max) * score_scale)
+    row_sum = row_sum * decay + tl.sum(probability, 1)
+    accumulator = accumulator * decay[:, None]
+    accumulator = tl.dot(probability.to(value.dtype), value, accumulator, input_precision=INPUT_PRECISION)
+    return accumulator, new_max, row_sum
+
+
+@triton.jit
+def _write_zeros(
+    out_ptr, first, rows, head, stride_out, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr
+):
+    """Zeroes one head's columns of the rows from `first` on; the programs of a head share the blocks of rows."""
+    d_offs = tl.arange(0, BLOCK_D)
+    zeros = tl.zeros((BLOCK_M, BLOCK_D), dtype=out_ptr.dtype.element_ty)
+    for block in range(first + tl.program_id(0) * BLOCK_M, rows, tl.num_programs(0) * BLOCK_M):
+        m_offs = block + tl.arange(0, BLOCK_M)
+        mask = (m_offs[:, None] < rows) & (d_offs[None, :] < HEAD_DIM)
+        out_ptrs = out_ptr + m_offs[:, None].to(tl.int64) * stride_out + head * HEAD_DIM + d_offs[None, :]
+        tl.store(out_ptrs, zeros, mask=mask)
+
+
+@triton.jit
+def attention_kernel(
+    out_ptr,  # (rows, hidden)
+    qkv_ptr,  # (rows, 3 * hidden)
+    cu_seqlens_ptr,  # (spans + 1,) int32
+    head_scale_ptr,  # (num_heads,) or None
+    rows,
+    hidden,
+    stride_out,
+    stride_qkv,
+    score_scale,  # scale * log2(e)
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CHUNK_D: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+):
+    head = tl.program_id(1)
+    span = tl.program_id(2)
+    start = tl.load(cu_seqlens_ptr + span)
+    if span == tl.num_programs(2) - 1:
+        _write_zeros(out_ptr, start, rows, head, stride_out, HEAD_DIM, BLOCK_D, BLOCK_M)
+        return
+    length = tl.load(cu_seqlens_ptr + span + 1) - start
+    first = tl.program_id(0) * BLOCK_M
+    if first >= length:
+        return
+
+    m_offs = first + tl.arange(0, BLOCK_M)[:, None]
+    m_mask = m_offs < length
+    m_rows = (start + m_offs).to(tl.int64)
+    head_ptr = qkv_ptr + head * HEAD_DIM
+    keys_ptr, values_ptr = head_ptr + hidden, head_ptr + 2 * hidden
+    query_ptrs = head_ptr + m_rows * stride_qkv  # (BLOCK_M, 1)
+    query = _load_rows(query_ptrs, m_mask, HEAD_DIM, BLOCK_D, True)  # (BLOCK_M, BLOCK_D)
+
+    accumulator = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
+    row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    row_sum = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    whole = length // BLOCK_N * BLOCK_N
+    for n in range(0, whole, BLOCK_N):
+        accumulator, row_max, row_sum = _attend(
+            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, n, length,
+            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, False,
+        )  # fmt: skip
+    if whole < length:
+        accumulator, row_max, row_sum = _attend(
+            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, whole, length,
+            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, True,
+        )  # fmt: skip
+
+    factor = 1.0 / row_sum
+    if head_scale_ptr is not None:
+        factor = factor * tl.load(head_scale_ptr + head).to(tl.float32)
+    out = accumulator * factor[:, None]
+    d_offs = tl.arange(0, BLOCK_D)[None, :]
+    out_ptrs = out_ptr + m_rows * stride_out + head * HEAD_DIM + d_offs
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=m_mask & (d_offs < HEAD_DIM))
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) -> dict[str, Any]:
+    """Tile by head size (N), chip and dtype ("float32" for full fp32, "tf32" for fp32 on tensor cores)."""
+    if dtype == "float32":
+        # The largest that does not spill.
+        return {"BLOCK_M": 64, "BLOCK_N": 32 if N <= 64 else 16, "num_warps": 8, "num_stages": 1}
+    # Measured best at 211 keys of 64 elements on an H200.
+    tile = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
+    if N > 64 and dtype == "tf32":
+        tile["num_stages"] = 2
+    if N > 64 and launch.family(arch) == "sm80":
+        # mma.sync takes its operands from registers: the tile above spills.
+        tile |= {"BLOCK_M": 32} if dtype == "tf32" else {"num_warps": 8}
+    if launch.family(arch) == "gfx942":
+        tile["num_stages"] = 2
+    return tile
+
+
+def _configuration(arch: str, head_dim: int, dtype: torch.dtype, precision: str) -> dict[str, Any]:
+    """BLOCK_*, CHUNK_D, num_warps and num_stages. A pair may not depend on its batch, so neither may these (rows=0)."""
+    block = max(launch.next_power_of_2(head_dim), 16)
+    name = "tf32" if precision == "tf32" else launch.dtype_name(dtype)
+    tile = launch.configuration("attention", arch=arch, N=head_dim, K=0, rows=0, dtype=name, heuristic=heuristic)
+    return {"BLOCK_D": block, "CHUNK_D": 16 if name == "float32" else block, **tile}
+
+
+@torch.library.custom_op("vilt_fast::attention", mutates_args=())
+def _attention(
+    qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int, scale: float, head_scale: Tensor | None
+) -> Tensor:
+    rows, hidden = qkv.shape[0], qkv.shape[1] // 3
+    head_dim, spans = hidden // num_heads, cu_seqlens.shape[0] - 1
+    out = qkv.new_empty(rows, hidden)
+    if rows == 0:
+        return out
+    precision = launch.input_precision(qkv.dtype)
+    configuration = _configuration(launch.arch_of(qkv), head_dim, qkv.dtype, precision)
+    grid = (launch.cdiv(max(max_seqlen, 1), configuration["BLOCK_M"]), num_heads, spans + 1)
+    with launch.on_device(qkv):
+        attention_kernel[grid](
+            out,
+            qkv,
+            cu_seqlens,
+            head_scale,
+            rows,
+            hidden,
+            out.stride(0),
+            qkv.stride(0),
+            scale * LOG2_E,
+            HEAD_DIM=head_dim,
+            INPUT_PRECISION=precision,
+            **configuration,
+        )
+    return out
+
+
+@_attention.register_fake
+def _(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale):
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+
+
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    cases = [(64, "bf16", "ieee"), (64, "fp16", "ieee"), (64, "fp32", "tf32"), (64, "fp32", "ieee")]
+    cases += [(16, "bf16", "ieee"), (80, "bf16", "ieee"), (128, "bf16", "ieee")]
+    cases += [(128, "fp32", "tf32"), (128, "fp32", "ieee")]
+    if target.startswith("gfx"):
+        cases = [case for case in cases if case[2] == "ieee"]
+    shipped = []
+    for head_dim, dtype, precision in cases:
+        constexprs = _configuration(target, head_dim, DTYPES[dtype], precision)
+        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
+        types = {"out_ptr": f"*{dtype}:16", "qkv_ptr": f"*{dtype}:16", "cu_seqlens_ptr": "*i32:16", "rows": "i32"}
+        types |= {"hidden": "i32:16", "stride_out": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
+        constexprs |= {"head_scale_ptr": None, "HEAD_DIM": head_dim, "INPUT_PRECISION": precision}
+        name = f"d{head_dim} {dtype}" + f" {precision}" * (dtype == "fp32")
+        shipped.append((name, attention_kernel, *describe(attention_kernel, types, constexprs), options))
+    return shipped + shipped_rows(target)
+
+
+# --- public functions -------------------------------------------------------------------------------------------------
+
+
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Multi-head attention in which row i sees only the rows of its own span.
+
+    Args:
+        qkv: (rows, 3 * d) fp32, fp16 or bf16: query, key and value side by side, each (num_heads, head_dim); rows may
+            be strided. fp32 is multiplied as torch.get_float32_matmul_precision() says.
+        cu_seqlens: (spans + 1,) int32, ascending from 0; span i is rows cu_seqlens[i] up to cu_seqlens[i + 1].
+        num_heads: d is a multiple of it; head_dim is at most 128.
+        max_seqlen: upper bound of the lengths, on the host: the grid is sized by it.
+        scale: multiplies q k^T, positive; 1 / sqrt(head_dim) where None.
+        head_scale: (num_heads,) multiplies the probabilities of each head.
+        dropout_p: must be 0.
+
+    Returns:
+        (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
+
+    Raises:
+        ValueError: an argument of another shape, dtype or device than that, or dropout.
+    """
+    scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
+    if dropout_p != 0:
+        raise ValueError(f"attention: dropout_p: got {dropout_p}, wanted 0 (the kernel has no dropout)")
+    return _attention(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)

@@ -1,0 +1,190 @@
+"""Compiles every shipped configuration for a target without a GPU, and reads what the compiler made of it.
+
+Each kernel file exposes `shipped_configurations(target)`; this module turns every one of them into machine code and
+reads registers, spills, shared memory and matrix instructions from it. `@triton.jit` of a process under
+TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes:
+
+    python -m vilt_fast.kernels.compile sm90 [SHARD COUNT]      one JSON row a line
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+TARGETS = ("sm80", "sm90", "sm100", "gfx942")
+# Kernel files, in the order of the way of a batch; one that is not there yet is skipped.
+OPERATIONS = ("patch_sample", "patch_embed", "text_embed", "layer_norm", "linear", "attention")
+_MATRIX = {
+    "wgmma": r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)",
+    "mma": r"(?<!wg)mma\.sync\.aligned\.(m\d+n\d+k\d+)",
+    "tcgen05": r"tcgen05\.mma\.cta_group::\d\.kind::(\w+)",
+    "mfma": r"v_s?mfma_\w+?_(\d+x\d+x\d+)",
+}
+
+
+def describe(
+    fn: Any, types: Mapping[str, str], constexprs: Mapping[str, Any]
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list]]:
+    """Signature, constexprs and attributes of one specialisation, as `shipped_configurations` returns them.
+
+    Args:
+        fn: the `@triton.jit` function.
+        types: type of every argument that is not a constexpr: "*bf16", "i32", "fp32", "tensordesc<bf16[128, 64]>";
+            ":16" at the end says that the pointer or the integer is a multiple of 16, as a launch would find out.
+        constexprs: value of every constexpr argument, and of an argument that a launch would specialise (None, 1).
+
+    Raises:
+        ValueError: an argument of `fn` is missing or unknown.
+    """
+    given = set(types) | set(constexprs)
+    if given != set(fn.arg_names) or len(given) != len(types) + len(constexprs):
+        wrong = sorted(given ^ set(fn.arg_names)) or sorted(set(types) & set(constexprs))
+        raise ValueError(f"{fn.__name__}: got arguments that are missing, unknown or twice there: {wrong}")
+    signature = {n: types[n].removesuffix(":16") if n in types else "constexpr" for n in fn.arg_names}
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(fn.arg_names)
+        if name in types and types[name].endswith(":16")
+    }
+    return signature, dict(constexprs), attrs
+
+
+def gpu_target(target: str) -> Any:
+    """Triton's GPUTarget for "sm80", "sm90", "sm100" or "gfx942".
+
+    Raises:
+        ValueError: another name.
+    """
+    from triton.backends.compiler import GPUTarget
+
+    if target not in TARGETS:
+        raise ValueError(f"target: got {target!r}, wanted one of {', '.join(TARGETS)}")
+    if target.startswith("gfx"):
+        return GPUTarget("hip", target, 64)
+    return GPUTarget("cuda", int(target.removeprefix("sm")), 32)
+
+
+def shipped(target: str, operations: Iterable[str] = OPERATIONS) -> Iterator[tuple]:
+    """Shipped configurations of every kernel file that is there."""
+    for operation in operations:
+        if (Path(__file__).parent / f"{operation}.py").is_file():
+            module = importlib.import_module(f"{__package__}.{operation}")
+            yield from module.shipped_configurations(target)
+
+
+def matrix_instructions(assembly: str) -> dict[str, list[str]]:
+    """Kinds of matrix instruction in PTX or AMD assembly, each with the shapes that occur."""
+    found = {kind: sorted(set(re.findall(pattern, assembly))) for kind, pattern in _MATRIX.items()}
+    return {kind: shapes for kind, shapes in found.items() if shapes}
+
+
+def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
+    """(registers a thread, spilled bytes a thread) of a cubin, from the cuobjdump that Triton's wheel carries."""
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    fields = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", report))
+    # Our kernels have no arrays of their own: what is on the stack was spilled.
+    return int(fields["REG"]), int(fields["STACK"]) + int(fields.get("LOCAL", 0))
+
+
+def _amd_usage(assembly: str) -> tuple[int, int]:
+    """(vector registers a thread, spilled bytes a thread) from the metadata in AMD assembly."""
+    fields = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", assembly, re.MULTILINE)}
+    return fields["vgpr_count"], max(4 * fields["vgpr_spill_count"], fields["private_segment_fixed_size"])
+
+
+def compile_one(target: str, configuration: tuple) -> dict[str, Any]:
+    """Compiles one shipped configuration and describes the result.
+
+    Returns:
+        target, kernel (name of the jit function), config, registers and spill_bytes (a thread), shared_bytes (a
+        program), matrix_instructions ("wgmma", "mma", "tcgen05", "mfma" or ""), matrix_shapes (list of str).
+    """
+    import triton
+    from triton.compiler import ASTSource
+
+    name, fn, signature, constexprs, attrs, options = configuration
+    source = ASTSource(fn, signature, constexprs, attrs)
+    kernel = triton.compile(source, target=gpu_target(target), options=options)
+    nvidia = not target.startswith("gfx")
+    registers, spilled = _nvidia_usage(kernel.asm["cubin"]) if nvidia else _amd_usage(kernel.asm["amdgcn"])
+    matrix = matrix_instructions(kernel.asm["ptx" if nvidia else "amdgcn"])
+    return {
+        "target": target,
+        "kernel": fn.__name__.strip("_"),
+        "config": name,
+        "registers": registers,
+        "spill_bytes": spilled,
+        "shared_bytes": kernel.metadata.shared,
+        "matrix_instructions": ",".join(matrix),
+        "matrix_shapes": sorted(shape for shapes in matrix.values() for shape in shapes),
+    }
+
+
+def _start(target: str, shard: int, count: int, operations: Sequence[str]) -> subprocess.Popen:
+    command = [sys.executable, "-m", __spec__.name, target, str(shard), str(count), *operations]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def compile_all(
+    targets: Sequence[str] = TARGETS, *, operations: Sequence[str] = OPERATIONS, jobs: int | None = None
+) -> list[dict[str, Any]]:
+    """Compiles every shipped configuration for every target, in child processes.
+
+    Args:
+        targets: names out of TARGETS.
+        operations: kernel files to compile.
+        jobs: processes at a time; the number of cores where None.
+
+    Returns:
+        One row a configuration, see `compile_one`.
+
+    Raises:
+        ValueError: an unknown target.
+        RuntimeError: a configuration does not compile; holds the compiler's words.
+    """
+    for target in targets:
+        gpu_target(target)
+    jobs = jobs or os.cpu_count() or 1
+    waiting = [(target, shard, jobs, operations) for target in targets for shard in range(jobs)]
+    rows: list[dict[str, Any]] = []
+    running: list[subprocess.Popen] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(*waiting.pop(0)))
+            child = running[0]
+            out, errors = child.communicate()
+            running.pop(0)
+            if child.returncode:
+                raise RuntimeError(f"a kernel does not compile:\n{errors}")
+            rows += map(json.loads, out.splitlines())
+    finally:
+        for child in running:
+            child.kill()
+            child.wait()
+    order = {target: i for i, target in enumerate(targets)}
+    return sorted(rows, key=lambda row: (order[row["target"]], row["kernel"], row["config"]))
+
+
+def _main(target: str, shard: int = 0, count: int = 1, *operations: str) -> None:
+    for i, configuration in enumerate(shipped(target, operations or OPERATIONS)):
+        if i % count == shard:
+            print(json.dumps(compile_one(target, configuration)), flush=True)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:])

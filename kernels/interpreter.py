@@ -1,0 +1,128 @@
+"""Right bfloat16 arithmetic in Triton's interpreter, for tests.
+
+Triton's interpreter keeps a bfloat16 block as uint16 and computes on the bit patterns; its fp32 -> bf16 cast
+truncates. `mend()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
+a GPU does. Test code only: nothing in the package calls it.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter
+
+_Handle = interpreter.TensorHandle
+_BITWISE = {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift}
+
+
+def bf16_to_fp32(bits: np.ndarray) -> np.ndarray:
+    """uint16 bit patterns of bfloat16 as fp32 values (exact)."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def fp32_to_bf16(values: np.ndarray) -> np.ndarray:
+    """fp32 values as uint16 bit patterns of bfloat16, rounded to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).reshape(np.shape(values))
+
+
+def _is_bf16(handle: _Handle) -> bool:
+    return handle.dtype.scalar == tl.bfloat16
+
+
+def _values(handle: _Handle) -> np.ndarray:
+    return bf16_to_fp32(handle.data) if _is_bf16(handle) else handle.data
+
+
+def _rounded(values: np.ndarray, dtype: tl.dtype) -> _Handle:
+    """`values` as a handle of `dtype`; a comparison's bools pass through, as they do in the interpreter."""
+    if dtype.scalar == tl.bfloat16 and values.dtype != np.bool_:
+        values = fp32_to_bf16(values)
+    return _Handle(values, dtype.scalar)
+
+
+def _mend_operator(original: Callable, arity: int) -> Callable:
+    """Wraps builder.<unary|binary|ternary>_op(handles..., op): bf16 handles go through fp32."""
+
+    @functools.wraps(original)
+    def operator(self, *arguments):
+        handles, op = arguments[:arity], arguments[arity]
+        # A select and the bitwise operations move bit patterns, and they are right as they are.
+        if op is np.where or op in _BITWISE or not any(_is_bf16(h) for h in handles):
+            return original(self, *arguments)
+        dtype = handles[-1].dtype if arity == 3 else handles[0].dtype
+        return _rounded(op(*map(_values, handles)), dtype)
+
+    return operator
+
+
+def _mend_cast(original: Callable) -> Callable:
+    """Wraps the casts: to bf16 rounds to nearest even from any type, from bf16 widens first."""
+
+    @functools.wraps(original)
+    def cast(self, src, dst_type, *rounding):
+        target = dst_type.scalar
+        if _is_bf16(src) and target == tl.bfloat16:
+            return src
+        if _is_bf16(src) and not target.is_fp8():
+            return _Handle(_values(src).astype(interpreter._get_np_dtype(target)), target)
+        if target == tl.bfloat16 and not src.dtype.scalar.is_fp8():
+            return _Handle(fp32_to_bf16(src.data.astype(np.float32)), target)
+        return original(self, src, dst_type, *rounding)
+
+    return cast
+
+
+def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    """a @ b + d, with 16-bit operands widened; the products and sums are fp32, as on a GPU."""
+    if any(h.dtype.scalar.is_fp8() for h in (a, b)):
+        return _DOT(self, a, b, d, input_precision, max_num_imprecise_acc)
+    product = np.matmul(_values(a).astype(d.data.dtype), _values(b).astype(d.data.dtype))
+    return _Handle(product + d.data, d.dtype.scalar)
+
+
+def _mend_fma(self, x, y, z):
+    return _rounded(_values(x) * _values(y) + _values(z), z.dtype)
+
+
+def _mend_reduction(original: Callable) -> Callable:
+    """Wraps ReduceOps.sum and .min_max: a bf16 block is widened, reduced, and rounded once."""
+
+    @functools.wraps(original)
+    def reduction(self, input, *operations):
+        block = input[0] if isinstance(input, tuple) else input
+        if not _is_bf16(block.handle):
+            return original(self, input, *operations)
+        wide = original(self, self.to_tensor(_values(block.handle), tl.float32), *operations)
+        parts = wide if isinstance(wide, tuple) else (wide,)
+        out = tuple(
+            self.to_tensor(fp32_to_bf16(part.handle.data), tl.bfloat16) if part.dtype == tl.float32 else part
+            for part in parts
+        )
+        return out if isinstance(wide, tuple) else out[0]
+
+    return reduction
+
+
+_DOT = interpreter.InterpreterBuilder.create_dot
+_mended = False
+
+
+def mend() -> None:
+    """Mends bfloat16 in this process's interpreter; a second call does nothing."""
+    global _mended
+    if _mended:
+        return
+    _mended = True
+    builder, reductions = interpreter.InterpreterBuilder, interpreter.ReduceOps
+    for name, arity in (("unary_op", 1), ("binary_op", 2), ("ternary_op", 3)):
+        setattr(builder, name, _mend_operator(getattr(builder, name), arity))
+    for name in ("cast_impl", "create_fp_to_fp"):
+        setattr(builder, name, _mend_cast(getattr(builder, name)))
+    builder.create_dot = _dot
+    builder.create_fma = _mend_fma
+    builder.create_rsqrt = lambda self, arg: _rounded(1 / np.sqrt(_values(arg)), arg.dtype)
+    for name in ("sum", "min_max"):
+        setattr(reductions, name, _mend_reduction(getattr(reductions, name)))

@@ -1,0 +1,240 @@
+"""What every launcher needs: the chip at hand, a configuration for the size at hand, and checks of what came in.
+
+A configuration is a plain dictionary of a kernel's constexprs and launch options. It is looked up, first match wins:
+
+    1. the table of this GPU and this Triton version that `vilt-fast tune` wrote, in $VILT_FAST_CONFIGS (default
+       ~/.cache/vilt_fast/configs), and then the one that ships in kernels/configs, where there is one
+    2. the table that ships for the chip's family, kernels/configs/<family>.json
+    3. the heuristic of the operation, a plain function in its kernel file
+
+Nothing is measured or tuned here.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# @triton.jit reads the switch when it decorates, so one answer holds for the life of the process.
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+SHIPPED = Path(__file__).parent / "configs"
+# Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
+BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
+# Shared memory that one program can have, in bytes.
+SHARED_LIMIT = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536}
+
+
+def next_power_of_2(n: int) -> int:
+    """Smallest power of two that is at least `n` (and at least 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    """`a / b` rounded up."""
+    return -(-a // b)
+
+
+# --- the chip ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _arch_of_device(index: int) -> str:
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm{major}{minor}"
+
+
+def arch_of(tensor: Tensor) -> str:
+    """Architecture that will run a kernel on `tensor`: "sm80", "sm90", "gfx942", ... or "interpreter"."""
+    return "interpreter" if INTERPRETED else _arch_of_device(tensor.get_device())
+
+
+def family(arch: str) -> str:
+    """The shipped table an architecture uses: sm80 (8.x and 12.x), sm90, sm100 (10.x), gfx942 or interpreter."""
+    if arch == "interpreter":
+        return arch
+    if arch.startswith("gfx"):
+        return "gfx942"
+    major = int(arch.removeprefix("sm")) // 10
+    # 12.x has neither wgmma nor tensor memory, and the 99 KB of shared memory of 8.6: its kernels are Ampere's.
+    return {9: "sm90", 10: "sm100", 11: "sm100"}.get(major, "sm80")
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a device; 2 in the interpreter, so that persistent loops take more than one turn."""
+    if INTERPRETED or device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Makes the tensor's GPU the current one, since Triton launches there; nothing in the interpreter."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """`input_precision` of `tl.dot`: fp32 follows torch.get_float32_matmul_precision(), 16-bit inputs do not care."""
+    # Triton offers tf32 on NVIDIA only.
+    wants_tf32 = dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if wants_tf32 and not torch.version.hip else "ieee"
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def size_bucket(rows: int) -> str:
+    """Name of the size class of `rows`: "tiny", "small", "medium" or "large"."""
+    return next((name for name, bound in BUCKETS.items() if rows <= bound), "large")
+
+
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """Name of a dtype in the tables: "float32", "float16", "bfloat16", ..."""
+    return str(dtype).removeprefix("torch.")
+
+
+def table_name(gpu: str, triton_version: str) -> str:
+    """File name of a tuned table, for example "nvidia-h200-triton-3.6.json"."""
+    words = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return f"{words}-triton-{'.'.join(triton_version.split('.')[:2])}.json"
+
+
+def tuned_tables() -> Path:
+    """Folder that `vilt-fast tune` writes to and launchers read from."""
+    return Path(os.environ.get("VILT_FAST_CONFIGS") or Path.home() / ".cache" / "vilt_fast" / "configs")
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """Entries of a table, or an empty list where there is no such file.
+
+    Raises:
+        ValueError: the file is not a table.
+    """
+    if not path.is_file():
+        return []
+    try:
+        entries = json.loads(path.read_text())["entries"]
+        assert all(isinstance(entry["op"], str) and isinstance(entry["config"], dict) for entry in entries)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise ValueError(f'{path}: got no table, wanted {{"entries": [{{"op": ..., "config": {{...}}}}]}}') from error
+    return entries
+
+
+@functools.cache
+def _entries(arch: str) -> list[dict[str, Any]]:
+    measured = []
+    if arch != "interpreter" and torch.cuda.is_available():
+        name = table_name(torch.cuda.get_device_name(), triton.__version__)
+        measured = read_table(tuned_tables() / name) + read_table(SHIPPED / name)
+    return measured + read_table(SHIPPED / f"{family(arch)}.json")
+
+
+def _matches(entry: dict[str, Any], op: str, N: int, K: int, bucket: str, dtype: str) -> bool:
+    def allows(key: str, value: Any) -> bool:
+        wanted = entry.get(key)
+        return wanted is None or value in (wanted if isinstance(wanted, list) else [wanted])
+
+    return entry["op"] == op and all(
+        allows(k, v) for k, v in (("N", N), ("K", K), ("bucket", bucket), ("dtype", dtype))
+    )
+
+
+@functools.cache
+def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, heuristic: Any) -> dict:
+    for entry in _entries(arch):
+        if _matches(entry, op, N, K, bucket, dtype):
+            return entry["config"]
+    return heuristic(op=op, arch=arch, N=N, K=K, bucket=bucket, dtype=dtype) if heuristic else {}
+
+
+def configuration(
+    op: str,
+    *,
+    arch: str,
+    N: int,
+    K: int,
+    rows: int,
+    dtype: torch.dtype | str,
+    heuristic: Callable[..., dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Configuration of a kernel for a size; the caller must not change the dictionary.
+
+    Args:
+        op: name of the kernel, as in the tables.
+        arch: what `arch_of` said.
+        N, K: the two sizes the table is keyed by (columns out and in; an operation says what it puts there).
+        rows: rows of the flat tensor; only their size class matters.
+        dtype: dtype of the input, or its name in the tables ("float32", "float16", "bfloat16", or "tf32").
+        heuristic: called with op, arch, N, K, bucket, dtype (a name) where no entry fits.
+    """
+    return _configuration(op, arch, N, K, size_bucket(rows), dtype_name(dtype), heuristic)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_device(op: str, *tensors: Tensor | None) -> None:
+    """Raises unless every tensor is where a kernel can read it: on one GPU, or on the CPU under the interpreter.
+
+    Raises:
+        ValueError: tensors on different devices, or on a device without kernels.
+    """
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) > 1:
+        raise ValueError(f"{op}: got tensors on {', '.join(sorted(map(str, devices)))}, wanted one device")
+    kind = next(iter(devices)).type
+    if INTERPRETED:
+        if kind not in ("cpu", "cuda", "meta"):
+            raise ValueError(f"{op}: got tensors on {kind}, wanted cpu or cuda under TRITON_INTERPRET=1")
+    elif kind not in ("cuda", "meta"):
+        raise ValueError(
+            f"{op}: got tensors on {kind}, wanted cuda; on a CPU the kernels run under TRITON_INTERPRET=1 only, "
+            'or use vilt_fast.backend("reference")'
+        )
+
+
+def check_tensor(
+    op: str,
+    argument: str,
+    tensor: Tensor,
+    shape: Sequence[int | str],
+    dtypes: Sequence[torch.dtype] | torch.dtype,
+    *,
+    row_major: bool = False,
+) -> None:
+    """Raises unless a tensor has the shape and dtype wanted.
+
+    Args:
+        op, argument: names for the message.
+        tensor: what came.
+        shape: wanted shape; a string stands for any size and names it.
+        dtypes: wanted dtype, or the dtypes allowed.
+        row_major: the last dimension must be contiguous (rows may be strided).
+
+    Raises:
+        ValueError: names the operation, the argument, what came and what is wanted.
+    """
+    fits = tensor.dim() == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{op}: {argument}: got shape {tuple(tensor.shape)}, wanted ({wanted})")
+    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype) for dtype in allowed)
+        raise ValueError(f"{op}: {argument}: got dtype {tensor.dtype}, wanted {names}")
+    if row_major and tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise ValueError(
+            f"{op}: {argument}: got strides {tensor.stride()}, wanted a contiguous last dimension (stride 1)"
+        )

@@ -1,0 +1,1 @@
+"""Plain PyTorch, one file per operation and whole padded models; imported as vilt_fast.reference."""

@@ -1,0 +1,89 @@
+"""softmax(q k^T / sqrt(head_dim)) v inside each span of a packed sequence (Vaswani et al. 2017, equation 1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Multi-head attention in which row i sees only the rows of its own span.
+
+    Args:
+        qkv: (rows, 3 * d): query, key and value side by side, each (num_heads, head_dim).
+        cu_seqlens: (spans + 1,) int32, ascending from 0; span i is rows cu_seqlens[i] up to cu_seqlens[i + 1].
+        num_heads: d is a multiple of it.
+        max_seqlen: upper bound of the lengths. Unused here; the kernel sizes its grid by it.
+        scale: multiplies q k^T; 1 / sqrt(head_dim) where None.
+        head_scale: (num_heads,) multiplies the probabilities of each head (Hugging Face's `head_mask`).
+        dropout_p: probability of dropping a probability.
+
+    Returns:
+        (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
+    """
+    heads = qkv.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, num_heads, rows, head_dim)
+    query, key, value = heads.unbind(0)
+    bounds = cu_seqlens.tolist()
+    context = []
+    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+        span = slice(start, end)
+        if head_scale is None:
+            # F.scaled_dot_product_attention is equation 1; the spelled-out form below is what it computes.
+            out = F.scaled_dot_product_attention(
+                query[None, :, span], key[None, :, span], value[None, :, span], dropout_p=dropout_p, scale=scale
+            )[0]
+        else:
+            probabilities = _probabilities(query[:, span], key[:, span], scale)
+            probabilities = F.dropout(probabilities, dropout_p, training=dropout_p > 0)
+            out = (probabilities * head_scale[:, None, None]) @ value[:, span]
+        context.append(out.transpose(0, 1).flatten(1))  # (length, d)
+    context.append(qkv.new_zeros(qkv.shape[0] - bounds[-1], qkv.shape[1] // 3))
+    return torch.cat(context)
+
+
+def attention_rows(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    query_rows: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+) -> Tensor:
+    """The attention probabilities of chosen queries over the keys of their own span.
+
+    Args:
+        qkv, cu_seqlens, num_heads, scale, head_scale: as in `attention`.
+        query_rows: (queries,) integers, rows of `qkv` inside a span.
+        max_seqlen: length of the last dimension of the result, at least the longest span.
+
+    Returns:
+        (queries, num_heads, max_seqlen) in the dtype of `qkv`; zero past the end of the query's span.
+    """
+    query, key, _ = qkv.unflatten(-1, (3, num_heads, -1)).unbind(1)  # (rows, num_heads, head_dim)
+    bounds = cu_seqlens.tolist()
+    span_of = torch.searchsorted(cu_seqlens.long(), query_rows.long(), right=True) - 1
+    result = qkv.new_zeros(len(query_rows), num_heads, max_seqlen)
+    for span in span_of.unique().tolist():
+        chosen = (span_of == span).nonzero().flatten()
+        keys = key[bounds[span] : bounds[span + 1]]
+        probabilities = _probabilities(query[query_rows[chosen]].transpose(0, 1), keys.transpose(0, 1), scale)
+        if head_scale is not None:
+            probabilities = probabilities * head_scale[:, None, None]
+        result = result.index_copy(0, chosen, F.pad(probabilities.transpose(0, 1), (0, max_seqlen - len(keys))))
+    return result
+
+
+def _probabilities(query: Tensor, key: Tensor, scale: float | None) -> Tensor:
+    """(num_heads, queries, keys) from (num_heads, queries, head_dim) and (num_heads, keys, head_dim)."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return ((query @ key.transpose(-1, -2)) * scale).softmax(-1)

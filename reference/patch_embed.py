@@ -1,0 +1,83 @@
+"""Linear projection of chosen patches + interpolated position + modality (Kim et al. 2021, section 3.1)."""
+
+import torch
+from torch import Tensor
+
+
+def patch_embed(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    cls_token: Tensor,
+    modality: Tensor,
+    pair_modality: Tensor,
+    grid: Tensor,
+    patch_index: Tensor,
+    patch_row: Tensor,
+    cls_row: Tensor,
+    *,
+    table_size: tuple[int, int],
+) -> Tensor:
+    """Project the chosen patches of a padded batch and put each, and every picture's CLS, at its row.
+
+    Args:
+        tokens: (rows, d); every row that nothing goes to is passed on as it is.
+        pixels: (B, C, H, W), any float dtype.
+        weight: (d, C, p, p); bias: (d,) or None.
+        position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
+        cls_token: (d,).
+        modality: (M, d); pair_modality: (B,) int64, the row of it that picture b gets.
+        grid: (B, 2) int32, the valid patches (height, width) of each picture: the table is interpolated to it.
+        patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
+        patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32.
+        table_size: (P, Q).
+
+    Returns:
+        (rows, d): `tokens` with patches and CLS written. The kernel writes in place, this function does not.
+    """
+    patch = weight.shape[-1]
+    grid_height, grid_width = pixels.shape[2] // patch, pixels.shape[3] // patch
+    chosen = patch_index >= 0
+    cell = patch_index[chosen].long()
+    picture, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
+
+    tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
+    tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
+    patches = tiles.permute(0, 2, 4, 1, 3, 5)[picture, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
+    rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
+    rows = rows + interpolate(position[1:], table_size, grid[picture], y, x) + modality[pair_modality[picture]]
+
+    cls = cls_token + position[0] + modality[pair_modality]  # (B, d)
+    tokens = tokens.index_copy(0, patch_row[chosen].long(), rows.to(tokens.dtype))
+    return tokens.index_copy(0, cls_row.long(), cls.to(tokens.dtype))
+
+
+def interpolate(table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Bilinear reading, corners aligned, of a (P * Q, d) table stretched over each patch's own grid.
+
+    Cell (y, x) of an (h, w) grid reads the table at (y (P - 1) / (h - 1), x (Q - 1) / (w - 1)).
+
+    Args:
+        table: (P * Q, d); table_size: (P, Q).
+        grid: (N, 2), (h, w) of the picture of each patch; y, x: (N,) its cell.
+
+    Returns:
+        (N, d) in the dtype of `table`.
+    """
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    rows, columns = table_size
+    top, bottom, down = _taps(y, grid[:, 0], rows, dtype)
+    left, right, across = _taps(x, grid[:, 1], columns, dtype)
+    upper = (1 - across) * table[top * columns + left] + across * table[top * columns + right]
+    lower = (1 - across) * table[bottom * columns + left] + across * table[bottom * columns + right]
+    return ((1 - down) * upper + down * lower).to(table.dtype)
+
+
+def _taps(cell: Tensor, cells: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The two table entries on one axis around each cell, (N,), and the weight of the second, (N, 1)."""
+    step = torch.where(cells > 1, (size - 1) / (cells - 1).clamp(min=1).to(dtype), 0.0)
+    place = cell.to(dtype) * step
+    first = place.long().clamp(max=size - 1)
+    return first, (first + 1).clamp(max=size - 1), (place - first)[:, None].to(dtype)

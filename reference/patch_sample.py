@@ -1,0 +1,137 @@
+"""Which patch of which picture becomes a token, and at which row of the packed tensor every token stands.
+
+The sample is uniform without replacement: every valid patch draws one Philox number and the smallest ones win (Salmon
+et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The counter is (ordinal of the patch in its own picture,
+index of the picture), the key is the seed, so the draw depends on nothing else in the batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+
+
+class Plan(NamedTuple):
+    """Where every token of a batch comes from and goes to. B pairs, L word columns, N patch places."""
+
+    grid: Tensor  # (B, 2) int32: valid patches (height, width) of each picture
+    text_count: Tensor  # (B,) int32: words kept
+    patch_count: Tensor  # (B,) int32: patches kept
+    cu_seqlens: Tensor  # (B + 1,) int32: first row of each pair; a pair is words, CLS, patches
+    text_row: Tensor  # (B, L) int32: row of each word, -1 where masked
+    cls_row: Tensor  # (B,) int32: row of each CLS, -1 without CLS
+    patch_index: Tensor  # (N,) int32: b * GH * GW + y * GW + x of the kept patches, ascending, then -1
+    patch_row: Tensor  # (N,) int32: row of each kept patch, then -1
+
+
+def patch_sample(
+    attention_mask: Tensor,
+    pixel_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    grid_size: tuple[int, int],
+    max_patches: int,
+    seed: int,
+    image_index: Tensor,
+    *,
+    has_cls: bool = True,
+) -> Plan:
+    """Plan a batch of pairs.
+
+    Args:
+        attention_mask: (B, L) bool, True for words that become tokens.
+        pixel_mask: (B, H, W), nonzero for real pixels, a rectangle at the top left of each picture; None: all real.
+        patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
+        grid_size: (GH, GW), the patches of the padded batch.
+        max_patches: at most so many patches of each picture, chosen uniformly; negative: no limit.
+        seed: key of the draw, 0 <= seed < 2**63.
+        image_index: (B,) int64 >= 0, counter of the draw: the same picture index gives the same draw.
+        has_cls: whether each picture has a CLS row.
+
+    Returns:
+        A Plan whose patch lists hold N = B * min(GH * GW, max_patches) places, -1 where unused.
+    """
+    device, (grid_height, grid_width) = attention_mask.device, grid_size
+    batch, cells = attention_mask.shape[0], grid_height * grid_width
+    grid = _grids(pixel_mask, batch, grid_size, device)  # (B, 2)
+
+    y = torch.arange(grid_height, device=device)[:, None]
+    x = torch.arange(grid_width, device=device)
+    kept = (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])  # (B, GH, GW)
+    if patch_mask is not None:
+        kept = kept & patch_mask
+    if 0 <= max_patches < cells:
+        ordinal = y * grid[:, 1, None, None] + x  # raster position in the picture's own grid
+        kept = _sample(kept.flatten(1), ordinal.flatten(1), max_patches, seed, image_index).view_as(kept)
+    kept = kept.flatten(1)  # (B, GH * GW)
+
+    text_count, patch_count = attention_mask.sum(1), kept.sum(1)
+    lengths = text_count + int(has_cls) + patch_count
+    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    start = cu_seqlens[:-1]
+    text_row = torch.where(attention_mask, start[:, None] + attention_mask.cumsum(1) - 1, -1)
+    first_patch = start + text_count + int(has_cls)
+    row = first_patch[:, None] + kept.cumsum(1) - 1  # (B, GH * GW)
+
+    places = batch * (cells if max_patches < 0 else min(cells, max_patches))
+    index = kept.flatten().nonzero().flatten()
+    patch_index = _pad(index, places)
+    patch_row = _pad(row.flatten()[index], places)
+    cls_row = start + text_count if has_cls else torch.full_like(start, -1)
+    tensors = (grid, text_count, patch_count, cu_seqlens, text_row, cls_row, patch_index, patch_row)
+    return Plan(*(tensor.to(torch.int32) for tensor in tensors))
+
+
+def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], device: torch.device) -> Tensor:
+    """(B, 2) valid patches: a patch is valid where the mask's nearest pixel is, read along column 0 and row 0."""
+    if pixel_mask is None:
+        return torch.tensor(grid_size, device=device).expand(batch, 2)
+    height, width = pixel_mask.shape[1:]
+    column = pixel_mask[:, nearest_pixels(height, grid_size[0], device), 0] != 0
+    row = pixel_mask[:, 0, nearest_pixels(width, grid_size[1], device)] != 0
+    return torch.stack((column.sum(1), row.sum(1)), 1)
+
+
+def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu") -> Tensor:
+    """(patches,) int64: the pixel that stands for each patch, floor(i * pixels / patches) in float32 as in PyTorch."""
+    step = torch.tensor(pixels, dtype=torch.float32, device=device) / patches
+    return (torch.arange(patches, device=device) * step).long().clamp(max=pixels - 1)
+
+
+def _sample(valid: Tensor, ordinal: Tensor, count: int, seed: int, image_index: Tensor) -> Tensor:
+    """(B, cells) bool: of the valid patches, the `count` with the smallest draws; ties go to the smaller ordinal."""
+    draw = philox(seed, ordinal, image_index[:, None].expand_as(ordinal))
+    key = torch.where(valid, (draw << 31) + ordinal, torch.iinfo(torch.int64).max)
+    rank = key.argsort(1).argsort(1)
+    return valid & (rank < count)
+
+
+def philox(seed: int, counter: Tensor, stream: Tensor) -> Tensor:
+    """First word of Philox4x32-10 with key = `seed` and counter (counter, stream low, stream high, 0).
+
+    Args:
+        seed: 0 <= seed < 2**64.
+        counter: int64 in [0, 2**32); stream: int64 >= 0, same shape.
+
+    Returns:
+        int64 in [0, 2**32), the shape of `counter`. Equals `triton.language.philox(seed, ...)[0]`.
+    """
+    key0, key1 = seed & _MASK32, seed >> 32 & _MASK32
+    c0, c1, c2, c3 = counter, stream & _MASK32, stream >> 32, torch.zeros_like(counter)
+    for _ in range(10):
+        high0, low0 = _multiply(0xD2511F53, c0)
+        high1, low1 = _multiply(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = (key0 + 0x9E3779B9) & _MASK32, (key1 + 0xBB67AE85) & _MASK32
+    return c0
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of the product of two unsigned 32-bit numbers, without leaving int64."""
+    upper, lower = (a >> 16) * b, (a & 0xFFFF) * b
+    return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & _MASK32
+
+
+def _pad(values: Tensor, places: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, places - len(values)), value=-1)

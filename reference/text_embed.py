@@ -1,0 +1,42 @@
+"""LayerNorm(word + position + type) + modality, one row a word (Kim et al. 2021, section 3.1)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def text_embed(
+    tokens: Tensor,
+    text_row: Tensor,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor,
+    inputs_embeds: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    modality: Tensor,
+    eps: float,
+) -> Tensor:
+    """Embed the words of a padded batch and put each at its row of the packed tensor.
+
+    Args:
+        tokens: (rows, d); every row that no word goes to is passed on as it is.
+        text_row: (B, L) int32, the row of each word, -1 for a word that is masked.
+        input_ids: (B, L) int64, or None with `inputs_embeds`.
+        token_type_ids: (B, L) int64.
+        inputs_embeds: (B, L, d) in place of the word table's rows, or None.
+        word: (vocabulary, d); position: (positions, d), position l is column l; token_type: (types, d).
+        ln_weight, ln_bias: (d,).
+        modality: (d,), added after the normalisation.
+        eps: of the normalisation.
+
+    Returns:
+        (rows, d): `tokens` with the words written. The kernel writes in place, this function does not.
+    """
+    kept = text_row >= 0  # (B, L)
+    column = kept.nonzero()[:, 1]
+    words = word[input_ids[kept]] if inputs_embeds is None else inputs_embeds[kept].to(word.dtype)
+    rows = words + position[column] + token_type[token_type_ids[kept]]
+    rows = F.layer_norm(rows, (rows.shape[-1],), ln_weight, ln_bias, eps) + modality
+    return tokens.index_copy(0, text_row[kept].long(), rows)

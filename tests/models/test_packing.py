@@ -1,0 +1,342 @@
+"""Packed tokens are what runs, and what a pair gets does not depend on the batch it stands in."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from vilt_fast import ops
+from vilt_fast.config import ViltConfig
+from vilt_fast.models.vilt import ViltModel
+from vilt_fast.packing import Layout
+from vilt_fast.reference import vilt as paper
+
+# Same terms, other matrix shapes: the library may sum in another order. eps = 6e-8, a few layers deep.
+SAME_ROWS = 1e-6
+# fp64 against the padded reference: another formula with eps = 1e-16.
+REFERENCE = 1e-10
+
+CONFIG = dict(
+    vocab_size=31,
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=60,
+    max_position_embeddings=24,
+    image_size=32,
+    patch_size=8,
+    layer_norm_eps=1e-12,
+)
+
+
+@pytest.fixture(scope="module")
+def model(oracle):
+    return oracle.randomise(ViltModel(ViltConfig(**CONFIG)), seed=3).eval()
+
+
+@pytest.fixture(scope="module")
+def model64(oracle):
+    return oracle.randomise(ViltModel(ViltConfig(**CONFIG)), seed=3).double().eval()
+
+
+def pad(inputs, words, height, width):
+    """The same batch with so many more columns of words and pixels, all masked."""
+    grown = {}
+    for name, value in inputs.items():
+        fill = 7.0 if name == "pixel_values" else 0
+        sizes = (0, width, 0, height) if name.startswith("pixel") else (0, words)
+        grown[name] = torch.nn.functional.pad(value, sizes, value=fill)
+    return grown
+
+
+def alone(inputs, b):
+    """Pair b cut out of its batch, without padding."""
+    words = int(inputs["attention_mask"][b].sum())
+    height = int(inputs["pixel_mask"][b, :, 0].sum())
+    width = int(inputs["pixel_mask"][b, 0].sum())
+    cut = {name: value[b : b + 1, :words] for name, value in inputs.items() if not name.startswith("pixel")}
+    return {
+        **cut,
+        "pixel_values": inputs["pixel_values"][b : b + 1, :, :height, :width],
+        "pixel_mask": inputs["pixel_mask"][b : b + 1, :height, :width],
+    }
+
+
+def rows_of(output, inputs, b):
+    """(words, d) and (1 + patches, d) of pair b, without padding."""
+    length = inputs["attention_mask"].shape[1]
+    words = int(inputs["attention_mask"][b].sum())
+    mask = inputs["pixel_mask"][b]
+    patches = int(mask[:, 0].sum()) // 8 * (int(mask[0].sum()) // 8)
+    rows = output.last_hidden_state[b]
+    return rows[:words], rows[length : length + 1 + patches]
+
+
+def count_tokens(inputs):
+    mask = inputs["pixel_mask"]
+    patches = (mask[:, :, 0].sum(1) // 8) * (mask[:, 0].sum(1) // 8)
+    return int((inputs["attention_mask"].sum(1) + 1 + patches).sum())
+
+
+def record_rows(monkeypatch, names=("linear", "layer_norm", "attention")):
+    """Rows of the first argument of every call of these operations, in order."""
+    rows = []
+    for name in names:
+        inner = getattr(ops, name)
+
+        def wrapped(first, *args, inner=inner, **kwargs):
+            rows.append(first.shape[0])
+            return inner(first, *args, **kwargs)
+
+        monkeypatch.setattr(ops, name, wrapped)
+    return rows
+
+
+def test_every_operation_of_the_encoder_sees_the_real_tokens_only(oracle, model, monkeypatch):
+    inputs = oracle.batch(model.config, seed=1, size=4)
+    tokens = count_tokens(inputs)
+    assert tokens < 0.8 * inputs["input_ids"].shape[0] * sum(paper_shape(inputs))  # there is padding to skip
+    rows = record_rows(monkeypatch)
+    with torch.no_grad():
+        model(**inputs)
+    per_layer = 7  # layer_norm, qkv, attention, output, layer_norm, up, down
+    layers = model.config.num_hidden_layers
+    assert rows[: per_layer * layers] == [tokens] * (per_layer * layers)
+    # What follows is the final normalisation and the pooler: the tokens once, then one row a pair.
+    assert rows[per_layer * layers :] == [tokens, 4]
+
+
+def paper_shape(inputs):
+    """(words, CLS + patches) of the padded batch."""
+    height, width = inputs["pixel_values"].shape[-2:]
+    return inputs["input_ids"].shape[1], 1 + height // 8 * (width // 8)
+
+
+def test_twice_the_padding_costs_no_more(oracle, model, monkeypatch):
+    inputs = oracle.batch(model.config, seed=2, size=3)
+    length = inputs["input_ids"].shape[1]
+    height, width = inputs["pixel_values"].shape[-2:]
+    grown = pad(inputs, min(length, 24 - length), height, width)
+    costs = []
+    for given_inputs in (inputs, grown):
+        with monkeypatch.context() as patch, torch.no_grad():
+            rows = record_rows(patch)
+            with FlopCounterMode(display=False) as flops:
+                output = model(**given_inputs)
+            costs.append((rows, flops.get_total_flops()))
+        last = [rows_of(output, given_inputs, b) for b in range(3)]
+        costs[-1] += (torch.cat([part for parts in last for part in parts]),)
+    assert costs[0][0] == costs[1][0] and len(costs[0][0]) > 0
+    assert costs[0][1] == costs[1][1] > 0
+    assert oracle.relative(costs[1][2], costs[0][2]) <= SAME_ROWS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pair_gets_the_same_rows_alone_in_a_batch_and_in_any_order(oracle, model, seed):
+    inputs = oracle.batch(model.config, seed=4 * seed, size=5)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        batched = model(**inputs)
+        shuffled = model(**{name: value[order] for name, value in inputs.items()})
+        for b in range(5):
+            single = alone(inputs, b)
+            expected = model(**single)
+            place = order.tolist().index(b)
+            for other, name in ((batched, b), (shuffled, place)):
+                source = inputs if other is batched else {k: v[order] for k, v in inputs.items()}
+                for x, y in zip(rows_of(other, source, name), rows_of(expected, single, 0), strict=True):
+                    assert oracle.relative(x, y) <= SAME_ROWS
+                assert oracle.relative(other.pooler_output[name], expected.pooler_output[0]) <= SAME_ROWS
+
+
+def test_equal_pairs_in_one_batch_are_equal(oracle, model):
+    single = alone(oracle.batch(model.config, seed=5), 0)
+    repeated = {name: value.repeat_interleave(6, dim=0) for name, value in single.items()}
+    with torch.no_grad():
+        expected, got = model(**single).last_hidden_state, model(**repeated).last_hidden_state
+    for b in range(6):
+        assert oracle.relative(got[b], expected[0]) <= SAME_ROWS
+
+
+def test_one_word_one_patch_beside_a_long_pair(oracle, model):
+    """The most unequal batch there is."""
+    inputs = {
+        "input_ids": torch.randint(0, 31, (2, 24), generator=torch.Generator().manual_seed(0)),
+        "attention_mask": torch.tensor([[1] * 24, [1] + [0] * 23]),
+        "pixel_values": torch.randn(2, 3, 96, 120, generator=torch.Generator().manual_seed(1)),
+        "pixel_mask": torch.ones(2, 96, 120, dtype=torch.long),
+    }
+    inputs["pixel_mask"][1, 8:] = 0
+    inputs["pixel_mask"][1, :, 8:] = 0
+    with torch.no_grad():
+        batched = model(**inputs)
+        for b in range(2):
+            single = alone(inputs, b)
+            expected = rows_of(model(**single), single, 0)
+            for x, y in zip(rows_of(batched, inputs, b), expected, strict=True):
+                assert oracle.relative(x, y) <= SAME_ROWS
+
+
+@st.composite
+def ragged(draw):
+    """Any word masks, any picture sizes, any patches dropped, any amount of padding."""
+    size = draw(st.integers(1, 4))
+    length = draw(st.integers(1, 8))
+    words = [draw(st.lists(st.booleans(), min_size=length, max_size=length).filter(any)) for _ in range(size)]
+    sides = [(draw(st.integers(1, 30)), draw(st.integers(1, 30))) for _ in range(size)]
+    height = max(8, max(h for h, _ in sides)) + draw(st.integers(0, 9))
+    width = max(8, max(w for _, w in sides)) + draw(st.integers(0, 9))
+    drop = draw(st.sampled_from([None, 0.2, 0.7, 1.0]))
+    return words, sides, (height, width), drop, draw(st.integers(0, 2**31))
+
+
+def as_inputs(words, sides, padded, drop, seed):
+    generator = torch.Generator().manual_seed(seed)
+    size, (height, width) = len(words), padded
+    inputs = {
+        "input_ids": torch.randint(0, 31, (size, len(words[0])), generator=generator),
+        "attention_mask": torch.tensor(words).long(),
+        "pixel_values": torch.randn(size, 3, height, width, generator=generator).double(),
+        "pixel_mask": torch.zeros(size, height, width, dtype=torch.long),
+    }
+    for mask, (h, w) in zip(inputs["pixel_mask"], sides, strict=True):
+        mask[:h, :w] = 1
+    if drop is not None:
+        inputs["patch_mask"] = torch.rand(size, height // 8, width // 8, generator=generator) >= drop
+    return inputs
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=ragged())
+def test_any_masks_and_sizes_against_the_padded_reference(oracle, model64, case):
+    """Rows, states and attentions equal the padded reference's; every padded row is exactly zero on both sides."""
+    inputs = as_inputs(*case)
+    with torch.no_grad():
+        got = model64(**inputs, output_hidden_states=True, output_attentions=True)
+        expected = paper.encode(model64.state_dict(), model64.config, prefix="", **inputs)
+    assert oracle.relative(got.last_hidden_state, expected.last_hidden_state) <= REFERENCE
+    assert oracle.relative(got.pooler_output, expected.pooler_output) <= REFERENCE
+    for x, y in zip(got.hidden_states, expected.hidden_states, strict=True):
+        oracle.assert_rows(x, y, expected.mask, REFERENCE)
+    for x, y in zip(got.attentions, expected.attentions, strict=True):
+        oracle.assert_attentions(x, y, expected.mask, REFERENCE)
+    assert got.last_hidden_state[~expected.mask].eq(0).all()
+
+
+def test_the_padding_of_pixels_is_never_read(oracle, model):
+    """NaN where the mask is zero changes nothing."""
+    inputs = oracle.batch(model.config, seed=6)
+    poisoned = dict(inputs)
+    poisoned["pixel_values"] = inputs["pixel_values"].masked_fill((inputs["pixel_mask"] == 0)[:, None], float("nan"))
+    assert poisoned["pixel_values"].isnan().any()
+    with torch.no_grad():
+        assert torch.equal(model(**poisoned).last_hidden_state, model(**inputs).last_hidden_state)
+
+
+def test_gradients_of_padding_are_zero_and_of_weights_are_finite(oracle, model):
+    inputs = oracle.batch(model.config, seed=6)
+    pixels = inputs["pixel_values"].clone().requires_grad_()
+    model.zero_grad()
+    model(**{**inputs, "pixel_values": pixels}).last_hidden_state.square().sum().backward()
+    outside = (inputs["pixel_mask"] == 0)[:, None].expand_as(pixels)
+    assert outside.any() and pixels.grad[outside].eq(0).all() and pixels.grad[~outside].ne(0).any()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    model.zero_grad()
+
+
+def test_patch_mask_keeps_the_positions_of_the_others(model):
+    pixels = torch.randn(1, 3, 32, 24, generator=torch.Generator().manual_seed(4))
+    text = {"input_ids": torch.tensor([[1, 2, 3]])}
+    keep = torch.rand(1, 4, 3, generator=torch.Generator().manual_seed(5)) < 0.5
+    with torch.no_grad():
+        every = model(**text, pixel_values=pixels, output_hidden_states=True).hidden_states[0]
+        some = model(**text, pixel_values=pixels, patch_mask=keep, output_hidden_states=True).hidden_states[0]
+    chosen = torch.cat([torch.ones(4, dtype=torch.bool), keep.flatten()])
+    torch.testing.assert_close(some[0], every[0, chosen], rtol=SAME_ROWS, atol=SAME_ROWS)
+
+
+def test_patch_mask_may_drop_every_patch_of_a_picture(oracle, model64):
+    """Its class token stays."""
+    inputs = oracle.to_double(oracle.batch(model64.config, seed=8, size=2))
+    height, width = inputs["pixel_values"].shape[-2:]
+    inputs["patch_mask"] = torch.ones(2, height // 8, width // 8, dtype=torch.bool)
+    inputs["patch_mask"][0] = False
+    with torch.no_grad():
+        got = model64(**inputs)
+        expected = paper.encode(model64.state_dict(), model64.config, prefix="", **inputs)
+    oracle.assert_rows(got.last_hidden_state, expected.last_hidden_state, expected.mask, REFERENCE)
+
+
+def picks(size=1, grid=(3, 4), *, count, seed=0, image_index=None, patch_mask=None, pixel_mask=None):
+    """(B, GH, GW) bool: the patches that a layout keeps."""
+    words = torch.ones(size, 2, dtype=torch.bool)
+    index = None if image_index is None else torch.tensor(image_index)
+    layout = Layout.build(
+        words, pixel_mask, patch_mask, grid, max_patches=count, seed=seed, image_index=index
+    )
+    chosen = torch.zeros(size * grid[0] * grid[1], dtype=torch.bool)
+    chosen[layout.patch_index.long()] = True
+    # In raster order, picture after picture, each at the row after the one before.
+    assert layout.patch_index.diff().gt(0).all()
+    return chosen.view(size, *grid)
+
+
+def test_the_sample_is_a_function_of_seed_and_image_index():
+    first = picks(6, count=5, seed=11)
+    assert first.sum((1, 2)).tolist() == [5] * 6
+    assert torch.equal(first, picks(6, count=5, seed=11))
+    assert not torch.equal(first, picks(6, count=5, seed=12))
+    assert len({tuple(mask.flatten().tolist()) for mask in first}) > 1  # pictures of one batch differ
+    assert torch.equal(first, picks(6, count=5, seed=11, image_index=range(6)))
+    for place, index in enumerate((4, 0, 2)):
+        several = picks(3, count=5, seed=11, image_index=(4, 0, 2))
+        assert torch.equal(several[place], first[index])
+        assert torch.equal(picks(count=5, seed=11, image_index=(index,))[0], first[index])
+
+
+def test_the_sample_does_not_depend_on_padding():
+    """The same 3 x 4 picture inside a larger padded grid keeps the same patches."""
+    tight = picks(count=5, seed=3, image_index=(9,))
+    mask = torch.zeros(1, 5 * 8, 7 * 8)
+    mask[:, :24, :32] = 1
+    loose = picks(grid=(5, 7), count=5, seed=3, image_index=(9,), pixel_mask=mask)
+    assert torch.equal(loose[:, :3, :4], tight) and loose.sum() == 5
+
+
+@pytest.mark.parametrize("count", [1, 5, 11])
+def test_the_sample_is_uniform(count):
+    """Chi-square over the 12 patches; the critical value is p = 1e-4 at 11 degrees of freedom."""
+    draws = 3000
+    chosen = picks(draws, count=count, seed=5).flatten(1).double()
+    assert chosen.sum(1).eq(count).all()
+    p = count / 12
+    # For a fixed count the twelve indicators have covariance p (1 - p) (12 I - 1) / 11, hence 11/12 and 11 d.o.f.
+    statistic = ((chosen.sum(0) - draws * p) ** 2).sum() / (draws * p * (1 - p)) * 11 / 12
+    assert statistic.item() < 37.4
+
+
+def test_the_sample_is_uniform_over_pairs_of_patches():
+    """Every pair of 12 patches is kept together equally often: 66 outcomes, p = 1e-4 at 65 degrees of freedom."""
+    draws = 6000
+    chosen = picks(draws, count=2, seed=6).flatten(1).double()
+    together = (chosen.T @ chosen)[torch.triu_indices(12, 12, 1).unbind()]
+    expected = draws / 66
+    assert ((together - expected) ** 2 / expected).sum().item() < 116.2
+
+
+def test_seeds_give_independent_samples():
+    """Over seeds, as over pictures, each patch is kept equally often."""
+    chosen = torch.cat([picks(count=5, seed=seed) for seed in range(1500)]).flatten(1).double()
+    p = 5 / 12
+    statistic = ((chosen.sum(0) - 1500 * p) ** 2).sum() / (1500 * p * (1 - p)) * 11 / 12
+    assert statistic.item() < 37.4
+
+
+def test_small_pictures_are_not_sampled_and_dropped_patches_never_come_back():
+    keep = torch.rand(4, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    chosen = picks(4, count=5, patch_mask=keep)
+    assert not (chosen & ~keep).any()
+    assert chosen.sum((1, 2)).tolist() == keep.sum((1, 2)).clamp(max=5).tolist()
+    assert torch.equal(picks(2, count=12), torch.ones(2, 3, 4, dtype=torch.bool))
+    assert torch.equal(picks(2, count=-1), torch.ones(2, 3, 4, dtype=torch.bool))

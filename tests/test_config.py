@@ -1,0 +1,74 @@
+"""ViltConfig: fields, checks, and the way through transformers and back."""
+
+import json
+
+import pytest
+from transformers import ViltConfig as HuggingFaceConfig
+from vilt_fast import ViltConfig
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    ours, theirs = ViltConfig(), HuggingFaceConfig()
+    for name in (
+        "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers "
+        "num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob "
+        "initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias max_image_length num_images"
+    ).split():
+        assert getattr(ours, name) == getattr(theirs, name), name
+    # 4.37 documents False; 5.x forces True. We follow 4.37 for a fresh model and the file for a saved one.
+    assert ours.tie_word_embeddings is False
+    assert ours.id2label == {0: "LABEL_0", 1: "LABEL_1"} and ours.num_labels == 2
+
+
+def test_round_trip_through_transformers(tmp_path) -> None:
+    config = ViltConfig(
+        hidden_size=48, num_attention_heads=6, num_labels=3, image_size=(64, 96), my_note="kept", qkv_bias=False
+    )
+    config.save_pretrained(tmp_path / "a")
+    theirs = HuggingFaceConfig.from_pretrained(tmp_path / "a")
+    assert theirs.hidden_size == 48 and list(theirs.image_size) == [64, 96] and theirs.num_labels == 3
+    theirs.save_pretrained(tmp_path / "b")
+    back = ViltConfig.from_pretrained(tmp_path / "b")
+    assert back.image_size == (64, 96) and back.extra["my_note"] == "kept" and back.qkv_bias is False
+    assert ViltConfig.from_pretrained(tmp_path / "a") == config
+    assert back.tie_word_embeddings == json.loads((tmp_path / "b" / "config.json").read_text())["tie_word_embeddings"]
+
+
+def test_labels() -> None:
+    config = ViltConfig(id2label={"0": "no", "1": "yes", "2": "maybe"})
+    assert config.num_labels == 3 and config.label2id == {"no": 0, "yes": 1, "maybe": 2}
+    config.num_labels = 5
+    assert config.id2label[4] == "LABEL_4"
+    assert ViltConfig.from_dict(config.to_dict(), num_labels=7).num_labels == 7
+    assert ViltConfig.from_dict(config.to_dict()).id2label == config.id2label
+    assert ViltConfig.from_dict({**config.to_dict(), "label2id": {"a": 0}}, id2label={0: "b"}).label2id == {"b": 0}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("hidden_size", 50, "num_attention_heads"),
+        ("hidden_size", 0, "hidden_size"),
+        ("vocab_size", 3.5, "vocab_size"),
+        ("num_channels", -1, "num_channels"),
+        ("max_image_length", 0, "max_image_length"),
+        ("patch_size", (16, 32), "patch_size"),
+        ("image_size", 16, "image_size"),
+        ("image_size", "big", "image_size"),
+        ("num_labels", -2, "num_labels"),
+        ("num_hidden_layers", -1, "num_hidden_layers"),
+    ],
+)
+def test_values_that_mean_nothing(field: str, value: object, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        ViltConfig(**{field: value})
+
+
+def test_files_that_are_none(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        ViltConfig.from_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    for text, word in [("{", "not valid JSON"), ("[1]", "JSON object"), ('{"model_type": "bert"}', "'bert'")]:
+        path.write_text(text)
+        with pytest.raises(ValueError, match=word):
+            ViltConfig.from_pretrained(tmp_path)

@@ -1,0 +1,81 @@
+"""`vilt-fast demo` and `vilt-fast ask`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vilt_fast.commands.attended import attended_patches
+from vilt_fast.commands.board import Answered, draw_board
+from vilt_fast.commands.loading import check_folder, load, open_picture, prepare, print_json
+from vilt_fast.commands.train import print_scores
+from vilt_fast.files import write_atomically
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Answer the questions about the bundled pictures and write the picture of it; or measure the model."""
+    from vilt_fast import demo as bundled
+
+    check_folder(arguments.out)
+    model, processor = bundled.load()
+    if arguments.evaluate:
+        print_scores(model, processor, arguments.evaluate, progress=True)
+        return
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"The model that ships with vilt_fast: {parameters / 1e6:.1f} M parameters.\n")
+    answered = []
+    for picture, question in bundled.examples():
+        one = answer(model, processor, picture, question, top=5, explain=True)
+        print_answers(one)
+        answered.append(one)
+    about = f"the model that ships with the package: {parameters / 1e6:.1f} M parameters, trained on such shapes"
+    write_atomically(arguments.out, draw_board(answered, "A picture and a question in, an answer out", about))
+    print(f"Where it looked: {arguments.out}")
+
+
+def ask(arguments: argparse.Namespace) -> None:
+    """Answer one question about one picture."""
+    if arguments.out:
+        check_folder(arguments.out)
+    picture = open_picture(arguments.image)
+    model, processor = load(arguments)
+    one = answer(model, processor, picture, arguments.question, top=arguments.top, explain=bool(arguments.out))
+    if arguments.out:
+        name = arguments.model or "the model that ships with the package"
+        write_atomically(arguments.out, draw_board([one], "vilt_fast ask", name))
+    if arguments.json:
+        answers = [{"answer": word, "probability": chance} for word, chance in one.answers]
+        print_json(arguments, answers=answers)
+    else:
+        print_answers(one)
+
+
+@torch.no_grad()
+def answer(model: Any, processor: Any, picture: Image.Image, question: str, *, top: int, explain: bool) -> Answered:
+    """The `top` most probable answers, each with its own probability: a question may have several right answers.
+
+    Args:
+        model: a ViltForQuestionAnswering. picture: RGB. explain: also say which patches the answer was drawn from.
+    """
+    inputs = prepare(processor, model, [picture], question)
+    output = model(**inputs, output_attentions=explain)
+    chances, labels = output.logits[0].float().sigmoid().topk(min(top, output.logits.shape[1]))
+    answers = [(model.config.id2label[i], p) for i, p in zip(labels.tolist(), chances.tolist(), strict=True)]
+    return Answered(picture, question, answers, _attention(model, inputs, output) if explain else None)
+
+
+def _attention(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
+    patch, (height, width) = model.config.patch_shape[0], inputs["pixel_values"].shape[-2:]
+    return attended_patches(output.attentions, inputs["input_ids"].shape[1], (height // patch, width // patch))
+
+
+def print_answers(one: Answered) -> None:
+    """The question, and its answers with their probabilities."""
+    print(one.question)
+    for word, chance in one.answers:
+        print(f"  {chance:6.1%}  {word}")
+    print()

@@ -1,0 +1,43 @@
+"""`vilt-fast train-demo`, and the table of how often the model is right."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from vilt_fast.commands.loading import parse_device
+
+
+def train_demo(arguments: argparse.Namespace) -> None:
+    """Train the small model, save it, and print how often it is right on pictures it never saw."""
+    from vilt_fast.demo.train import CHECKPOINT, train
+
+    out = Path(arguments.out)
+    if (out / CHECKPOINT).exists() and not arguments.resume:
+        raise ValueError(f"--out: {arguments.out} holds a run already, wanted --resume or another directory")
+    model, processor = train(
+        out,
+        steps=arguments.steps,
+        minutes=arguments.minutes,
+        seed=arguments.seed,
+        resume=arguments.resume,
+        device=parse_device(arguments.device),
+        workers=arguments.workers,
+        progress=not arguments.quiet,
+    )
+    print(f"saved in {out}")
+    if arguments.evaluate:
+        print_scores(model.cpu(), processor, arguments.evaluate, progress=not arguments.quiet)
+
+
+def print_scores(model: Any, processor: Any, pictures: int, *, progress: bool) -> None:
+    """A table by kind of question, beside always giving the kind's most frequent answer."""
+    from vilt_fast.demo.evaluate import evaluate
+
+    scores = evaluate(model, processor, pictures, progress=progress and sys.stderr.isatty())
+    print(f"{pictures} pictures of the test split, which is never trained on:\n")
+    print(f"{'kind':<12}{'questions':>10}{'right':>9}{'majority':>10}")
+    for kind, score in scores.items():
+        print(f"{kind:<12}{score.questions:>10}{score.accuracy:>9.1%}{score.majority:>10.1%}")

@@ -1,0 +1,136 @@
+"""Training pictures, a round at a time: made, resized, tokenised, and cut into batches of equal pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilt_fast.processing.processor import ViltProcessor
+
+from .data import COLORS, SHAPES, Scene, Thing, make_sample
+from .questions import ANSWERS
+
+THING_CLASSES = 1 + len(SHAPES) * len(COLORS)  # 0: no thing's middle lies in this patch
+MENTION_CLASSES = 3  # not meant by the question, meant by its first name, by its second
+CHUNK = 100  # pictures a worker makes at a time
+
+
+class Batch(NamedTuple):
+    """Questions about pictures of one size."""
+
+    input_ids: Tensor  # (B, L) int64, 0 is padding
+    pixel_values: Tensor  # (B, 3, H, W) float32
+    answer: Tensor  # (B,) int64
+    things: Tensor  # (B, patches) int64, which thing has its middle in the patch
+    mentions: Tensor  # (B, patches) int64, which of them the question means
+
+
+class Asked(NamedTuple):
+    """A question about picture `picture` of its group; first and second are the patches of the things it means."""
+
+    picture: int
+    input_ids: list[int]
+    answer: int
+    first: list[int]
+    second: list[int]
+
+
+class Group(NamedTuple):
+    """All pictures of one size, with their questions."""
+
+    pixels: Tensor  # (pictures, 3, H, W) uint8
+    things: Tensor  # (pictures, patches) uint8
+    asked: list[Asked]
+
+
+class _Picture(NamedTuple):
+    pixels: np.ndarray  # (3, H, W) uint8
+    things: np.ndarray  # (patches,) uint8
+    questions: list[tuple[str, int, list[int], list[int]]]
+
+
+def make_round(
+    processor: ViltProcessor, seed: int, start: int, stop: int, questions: int, executor: Executor | None = None
+) -> list[Group]:
+    """Pictures start..stop-1 of the training split with their questions, grouped by size.
+
+    executor: makes the pictures; None makes them here. The result is the same.
+    """
+    make = partial(_make_pictures, processor.image_processor, seed, questions, stop)
+    chunks = (executor.map if executor else map)(make, range(start, stop, CHUNK))
+    by_size: dict[tuple[int, ...], list[_Picture]] = defaultdict(list)
+    for chunk in chunks:
+        for picture in chunk:
+            by_size[picture.pixels.shape].append(picture)
+    return [_group(processor, by_size[size]) for size in sorted(by_size)]
+
+
+def _group(processor: ViltProcessor, pictures: list[_Picture]) -> Group:
+    texts = [question[0] for picture in pictures for question in picture.questions]
+    encoded = iter(processor.tokenizer(texts)["input_ids"])
+    asked = [
+        Asked(i, next(encoded), *question[1:]) for i, picture in enumerate(pictures) for question in picture.questions
+    ]
+    pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
+    return Group(pixels, torch.from_numpy(np.stack([picture.things for picture in pictures])), asked)
+
+
+def _make_pictures(image_processor, seed: int, questions: int, stop: int, start: int) -> list[_Picture]:
+    return [_make_picture(image_processor, seed, questions, i) for i in range(start, min(start + CHUNK, stop))]
+
+
+def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Picture:
+    sample = make_sample("train", seed, index, questions=questions)
+    pixels = image_processor(sample.image, do_rescale=False, do_normalize=False, do_pad=False)["pixel_values"][0]
+    pixels = np.asarray(pixels).astype(np.uint8)
+    patch = image_processor.size_divisor
+    grid = pixels.shape[1] // patch, pixels.shape[2] // patch
+    things = np.zeros(grid[0] * grid[1], np.uint8)
+    for thing in sample.scene.things:
+        things[_cell(sample.scene, thing, grid)] = 1 + SHAPES.index(thing.shape) * len(COLORS) + COLORS.index(thing.color)
+
+    def cells(meant: tuple[Thing, ...]) -> list[int]:
+        return [_cell(sample.scene, thing, grid) for thing in meant]
+
+    asked = [(q.text, ANSWERS.index(q.answer), cells(q.first), cells(q.second)) for q in sample.questions]
+    return _Picture(pixels, things, asked)
+
+
+def _cell(scene: Scene, thing: Thing, grid: tuple[int, int]) -> int:
+    """The patch in which the middle of a thing lies."""
+    row, column = int(thing.y / scene.height * grid[0]), int(thing.x / scene.width * grid[1])
+    return min(row, grid[0] - 1) * grid[1] + min(column, grid[1] - 1)
+
+
+def batches(groups: list[Group], batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
+    """Every question of a round once, in random order, `batch_size` of equal pictures at a time.
+
+    skip: leave out so many batches at the start, for resuming.
+    """
+    plan = []
+    for group in groups:
+        order = torch.randperm(len(group.asked), generator=generator).tolist()
+        plan += [(group, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+    for position in torch.randperm(len(plan), generator=generator).tolist()[skip:]:
+        group, chosen = plan[position]
+        yield _batch(group, [group.asked[i] for i in chosen])
+
+
+def _batch(group: Group, asked: list[Asked]) -> Batch:
+    longest = max(len(question.input_ids) for question in asked)
+    input_ids = torch.tensor([q.input_ids + [0] * (longest - len(q.input_ids)) for q in asked])
+    picture = torch.tensor([question.picture for question in asked])
+    mentions = torch.zeros(len(asked), group.things.shape[1], dtype=torch.long)
+    for row, question in enumerate(asked):
+        mentions[row, question.first] = 1
+        mentions[row, question.second] = 2
+    pixel_values = group.pixels[picture].float().div_(127.5).sub_(1)
+    answer = torch.tensor([question.answer for question in asked])
+    return Batch(input_ids, pixel_values, answer, group.things[picture].long(), mentions)

@@ -1,0 +1,78 @@
+"""The model's forward pass on a batch whose pictures all have the same size, for training on a CPU.
+
+Equal pictures leave nothing to pack but a few padded words, and then one batched product a layer is the fastest form of
+attention on a CPU. Parameters, order of operations and results are those of the packed model (tests/demo compares them).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vilt_fast.models.vilt import ViltForQuestionAnswering
+
+
+class DenseOutput(NamedTuple):
+    """Logits (B, labels), and the rows of the patches (B, patches, d) after each block."""
+
+    logits: Tensor
+    patches: list[Tensor]
+
+
+def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_values: Tensor) -> DenseOutput:
+    """Answer a batch of questions about pictures of one size.
+
+    Args:
+        model: its words have one type and its patches are not sampled.
+        input_ids: (B, L) int64, padded at the right with 0.
+        pixel_values: (B, C, H, W) floats, without padding.
+    """
+    vilt, words = model.vilt, input_ids.shape[1]
+    text = _embed_text(vilt.embeddings, input_ids)
+    image = _embed_image(model, pixel_values)
+    x = torch.cat((text, image.to(text.dtype)), 1)
+    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    mask[:, :words] = input_ids != 0
+    bias = torch.zeros(mask.shape, dtype=torch.float32, device=x.device).masked_fill_(~mask, -1e9)[:, None, None, :]
+    patches = []
+    for layer in vilt.encoder.layer:
+        x = _block(layer, x, bias, model.config.num_attention_heads)
+        patches.append(x[:, words + 1 :])
+    pooled = torch.tanh(vilt.pooler.dense(vilt.layernorm(x[:, 0])))
+    return DenseOutput(model.classifier(pooled).float(), patches)
+
+
+def _embed_text(embeddings: nn.Module, input_ids: Tensor) -> Tensor:
+    text = embeddings.text_embeddings
+    rows = text.word_embeddings(input_ids) + text.position_embeddings.weight[: input_ids.shape[1]]
+    rows = text.LayerNorm(rows + text.token_type_embeddings.weight[0])
+    return rows + embeddings.token_type_embeddings.weight[0]
+
+
+def _embed_image(model: ViltForQuestionAnswering, pixel_values: Tensor) -> Tensor:
+    """CLS and patches. (B, 1 + patches, d)"""
+    embeddings, patch = model.vilt.embeddings, model.config.patch_shape[0]
+    projection = embeddings.patch_embeddings.projection
+    grid = pixel_values.shape[2] // patch, pixel_values.shape[3] // patch
+    pixels = F.unfold(pixel_values, patch, stride=patch).transpose(1, 2)  # (B, patches, C * patch * patch)
+    table = embeddings.position_embeddings[0]
+    square = table[1:].T.unflatten(1, model.config.table_size)[None]
+    position = F.interpolate(square, grid, mode="bilinear", align_corners=True).flatten(2).transpose(1, 2)
+    rows = F.linear(pixels, projection.weight.flatten(1), projection.bias) + position
+    first = (embeddings.cls_token + table[0]).expand(len(rows), 1, -1)
+    return torch.cat((first, rows.to(first.dtype)), 1) + embeddings.token_type_embeddings.weight[1]
+
+
+def _block(layer: nn.Module, x: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    attention = layer.attention.attention
+    modules = (attention.query, attention.key, attention.value)
+    weight = torch.cat([module.weight for module in modules])
+    qkv = F.linear(layer.layernorm_before(x), weight, torch.cat([module.bias for module in modules]))
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, head_dim)
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + bias.to(query.dtype)
+    context = (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
+    x = x + layer.attention.output.dense(context)
+    return x + layer.output.dense(F.gelu(layer.intermediate.dense(layer.layernorm_after(x))))

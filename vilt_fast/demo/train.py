@@ -1,0 +1,300 @@
+"""Trains the small model that ships with the package: `vilt-fast train-demo`.
+
+Every round makes fresh pictures and asks several questions about each. The loss is the cross entropy of the answer
+plus the model's own binary cross entropy (so that sigmoid and softmax both give probabilities). Two linear maps on the
+patches' rows, thrown away afterwards, learn from what the generator knows: which thing has its middle in a patch, and
+whether the question means it. They teach the blocks to see and to read before the answers can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vilt_fast.config import ViltConfig
+from vilt_fast.files import write_atomically
+from vilt_fast.models.vilt import ViltForQuestionAnswering
+from vilt_fast.processing.image import ViltImageProcessor
+from vilt_fast.processing.processor import ViltProcessor
+from vilt_fast.processing.text import BertTokenizer
+
+from .batches import MENTION_CLASSES, THING_CLASSES, Batch, batches, make_round
+from .dense import dense_forward
+from .evaluate import evaluate
+from .questions import ANSWERS
+from .vocabulary import vocabulary
+
+__all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
+
+CHECKPOINT = "checkpoint.pt"
+REPORT = "training.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything but the seed that the trained weights depend on.
+
+    things_block, mentions_block: after which block the two helping maps read the patches.
+    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32.
+    """
+
+    steps: int = 9000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup_steps: int = 300
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    pictures_per_round: int = 8000
+    questions_per_picture: int = 8
+    hidden_size: int = 128
+    num_hidden_layers: int = 5
+    num_attention_heads: int = 4
+    patch_size: int = 8
+    image_size: int = 64
+    initializer_range: float = 0.02
+    things_block: int = 2
+    mentions_block: int = 3
+    help_weight: float = 4.0
+    bf16: bool = True
+
+
+def make_processor(recipe: Recipe = Recipe(), *, vocab_file: Path) -> ViltProcessor:
+    """The processor of the demo model; writes its vocabulary to `vocab_file`."""
+    write_atomically(vocab_file, "\n".join(vocabulary()) + "\n")
+    tokenizer = BertTokenizer(vocab_file, do_lower_case=True, model_max_length=40)
+    image_processor = ViltImageProcessor(size={"shortest_edge": recipe.image_size}, size_divisor=recipe.patch_size)
+    return ViltProcessor(image_processor, tokenizer)
+
+
+def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
+    """The demo model with fresh weights from PyTorch's generator."""
+    config = ViltConfig(
+        vocab_size=len(vocabulary()),
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_hidden_layers,
+        num_attention_heads=recipe.num_attention_heads,
+        intermediate_size=4 * recipe.hidden_size,
+        image_size=recipe.image_size,
+        patch_size=recipe.patch_size,
+        initializer_range=recipe.initializer_range,
+        id2label=dict(enumerate(ANSWERS)),
+        pad_token_id=0,
+    )
+    model = ViltForQuestionAnswering(config)
+    embeddings = model.vilt.embeddings
+    # A patch has fewer values than the usual 3072: give its projection unit gain, and tell the positions apart.
+    nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=(3 * recipe.patch_size**2) ** -0.5)
+    nn.init.normal_(embeddings.position_embeddings, std=0.02)
+    nn.init.constant_(model.classifier[3].bias, -math.log(len(ANSWERS) - 1))  # one answer is right: the others are not
+    return model
+
+
+class _Run:
+    """A training run: what changes from step to step, and how it gets to the disk and back."""
+
+    def __init__(self, recipe: Recipe, seed: int, device: torch.device) -> None:
+        self.recipe, self.seed, self.device = recipe, seed, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = make_model(recipe)
+            self.helpers = nn.ModuleDict(
+                {
+                    "things": nn.Linear(recipe.hidden_size, THING_CLASSES),
+                    "mentions": nn.Linear(recipe.hidden_size, MENTION_CLASSES),
+                }
+            )
+        self.model.to(device).train()
+        self.helpers.to(device)
+        self.optimizer = _optimizer([*self.model.parameters(), *self.helpers.parameters()], recipe)
+        self.step = self.round = self.batch = 0  # batch counts inside the round
+        self.seconds = 0.0
+        self.curve: list[dict[str, float]] = []
+
+    def learn(self, batch: Batch) -> dict[str, Tensor]:
+        """One optimizer step. Returns the losses and the share of right answers."""
+        batch = Batch(*(tensor.to(self.device) for tensor in batch))
+        for group in self.optimizer.param_groups:
+            group["lr"] = _learning_rate(self.recipe, self.step + 1)
+        with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.bf16 else nullcontext():
+            output = dense_forward(self.model, batch.input_ids, batch.pixel_values)
+            things = self.helpers["things"](output.patches[self.recipe.things_block - 1])
+            mentions = self.helpers["mentions"](output.patches[self.recipe.mentions_block - 1])
+        losses = {
+            "answer": answer_loss(output.logits, batch.answer),
+            "things": F.cross_entropy(things.float().flatten(0, 1), batch.things.flatten()),
+            "mentions": F.cross_entropy(mentions.float().flatten(0, 1), batch.mentions.flatten()),
+        }
+        loss = losses["answer"] + self.recipe.help_weight * (losses["things"] + losses["mentions"])
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step, self.batch = self.step + 1, self.batch + 1
+        right = (output.logits.argmax(-1) == batch.answer).float().mean()
+        return {name: value.detach() for name, value in losses.items()} | {"accuracy": right}
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "recipe": dataclasses.asdict(self.recipe),
+            "seed": self.seed,
+            "model": self.model.state_dict(),
+            "helpers": self.helpers.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{name: getattr(self, name) for name in ("step", "round", "batch", "seconds", "curve")},
+        }
+        write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def restore(self, path: Path) -> None:
+        """Continue from a checkpoint. ValueError if it comes from another recipe or seed."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        for name, wanted in (("recipe", dataclasses.asdict(self.recipe)), ("seed", self.seed)):
+            if state[name] != wanted:
+                raise ValueError(f"resume: {path} has {name} {state[name]}, wanted {wanted}")
+        self.model.load_state_dict(state["model"])
+        self.helpers.load_state_dict(state["helpers"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("step", "round", "batch", "seconds", "curve"):
+            setattr(self, name, state[name])
+
+
+def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
+    """Cross entropy over the answers plus the sum of their binary cross entropies. logits (B, labels), answer (B,)."""
+    target = F.one_hot(answer, logits.shape[1]).to(logits.dtype)
+    binary = F.binary_cross_entropy_with_logits(logits, target) * logits.shape[1]
+    return F.cross_entropy(logits, answer) + binary
+
+
+def train(
+    output_dir: str | Path,
+    *,
+    steps: int | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+    recipe: Recipe | None = None,
+    save_every: int = 250,
+    workers: int = 2,
+) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
+    """Train the demo model and save it in Hugging Face's format.
+
+    Args:
+        output_dir: gets the model, the processor, `checkpoint.pt` and `training.json` (seed, recipe, time, losses).
+        steps: of the optimizer; None: as in the recipe.
+        minutes: stop after so many, with a checkpoint; `resume` goes on from there to the same weights.
+        seed: of the weights, the pictures, the questions and their order.
+        resume: continue from `checkpoint.pt` where there is one.
+        progress: show a progress bar.
+        save_every: steps between checkpoints.
+        workers: processes that make pictures; 0: this one.
+
+    Raises:
+        ValueError: a number out of range, or a checkpoint from another recipe or seed.
+        OSError: the directory cannot be written; an older checkpoint stays whole.
+    """
+    recipe = recipe or Recipe()
+    if steps is not None:
+        recipe = dataclasses.replace(recipe, steps=steps)
+    for name, value in (("steps", recipe.steps), ("save_every", save_every)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, wanted a positive integer")
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
+    run = _Run(recipe, seed, torch.device(device))
+    if resume and (output_dir / CHECKPOINT).exists():
+        run.restore(output_dir / CHECKPOINT)
+    with ProcessPoolExecutor(workers) if workers else nullcontext() as executor:
+        _go(run, processor, executor, output_dir, minutes, save_every, progress)
+    run.model.eval().save_pretrained(output_dir)
+    processor.save_pretrained(output_dir)
+    return run.model, processor
+
+
+def _go(
+    run: _Run, processor: ViltProcessor, executor: Executor | None, output_dir: Path, minutes: float | None,
+    save_every: int, progress: bool,
+) -> None:  # fmt: skip
+    """Steps until the recipe's last or the time is up."""
+    started, before = time.monotonic(), run.seconds
+    bar = tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training")
+    recent: list[dict[str, Tensor]] = []
+    with bar:
+        while run.step < run.recipe.steps:
+            for batch in _round(run, processor, executor):
+                recent.append(run.learn(batch))
+                run.seconds = before + time.monotonic() - started
+                bar.update()
+                if run.step % 50 == 0:
+                    _note(run, recent, bar)
+                    recent = []
+                late = minutes is not None and run.seconds - before > 60 * minutes
+                if run.step % save_every == 0 or run.step == run.recipe.steps or late:
+                    run.save(output_dir / CHECKPOINT)
+                    _report(run, output_dir / REPORT)
+                if late or run.step == run.recipe.steps:
+                    return
+            run.round, run.batch = run.round + 1, 0
+
+
+def _round(run: _Run, processor: ViltProcessor, executor: Executor | None) -> Iterator[Batch]:
+    recipe = run.recipe
+    start = run.round * recipe.pictures_per_round
+    stop = start + recipe.pictures_per_round
+    groups = make_round(processor, run.seed, start, stop, recipe.questions_per_picture, executor)
+    generator = torch.Generator().manual_seed((run.seed << 20) + run.round)
+    return batches(groups, recipe.batch_size, generator, skip=run.batch)
+
+
+def _note(run: _Run, recent: list[dict[str, Tensor]], bar: tqdm) -> None:
+    means = {name: round(float(torch.stack([r[name] for r in recent]).mean()), 4) for name in recent[0]}
+    run.curve.append({"step": run.step, **means})
+    bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
+
+
+def _report(run: _Run, path: Path) -> None:
+    report: dict[str, Any] = {
+        "seed": run.seed,
+        "recipe": dataclasses.asdict(run.recipe),
+        "steps": run.step,
+        "questions": run.step * run.recipe.batch_size,
+        "minutes": round(run.seconds / 60, 1),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "curve": run.curve,
+    }
+    write_atomically(path, json.dumps(report, indent=1) + "\n")
+
+
+def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """Weight decay on matrices alone, as usual."""
+    matrices = [p for p in parameters if p.ndim > 1]
+    vectors = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero at the last step."""
+    warmup = min(recipe.warmup_steps, recipe.steps // 10)
+    if step <= warmup:
+        return recipe.learning_rate * step / max(warmup, 1)
+    done = (step - warmup) / max(recipe.steps - warmup, 1)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -1,0 +1,112 @@
+"""Where the files of a model are: a local directory, or a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+# "name" or "namespace/name"; the hub's own rule (huggingface_hub.utils.validate_repo_id), which keeps out
+# "./foo", "../foo", "~/foo", "/foo" and "C:\\foo".
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w([\w.-]{0,94}\w)?", re.ASCII)
+# A name that ends like a weight file is a mistyped path far more often than a repository.
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".txt", ".git")
+
+
+def find_file(
+    name_or_path: str | os.PathLike[str],
+    filename: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    required: bool = True,
+) -> Path | None:
+    """Return the path of one file of a model, downloading it into the hub's cache where needed.
+
+    Args:
+        name_or_path: a local directory, or a hub id ("namespace/name"). What exists locally is never sent to the
+            hub, nor is a `pathlib.Path` or a string that can only be a path ("./model", an absolute path).
+        filename: the file's name inside the directory or repository.
+        revision: branch, tag or commit of the repository; unused for a directory.
+        cache_dir: the hub's cache; default: huggingface_hub's (HF_HOME, HF_HUB_CACHE).
+        token: access token; default: the one huggingface_hub knows.
+        local_files_only: look only in the cache (so does HF_HUB_OFFLINE=1). HF_ENDPOINT chooses another hub.
+        required: False returns None where the model has no such file. A model that does not exist raises either way.
+
+    Raises:
+        FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
+        OSError: the hub answered with another error, or the download failed.
+    """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")
+    path = Path(name_or_path).expanduser()
+    if str(name_or_path) and path.is_dir():
+        return _find_in_directory(path, filename, required)
+    if path.is_file():
+        raise FileNotFoundError(f"{path} is a file; {filename} is looked for in a directory or a hub repository")
+    if not is_hub_id(name_or_path):
+        raise FileNotFoundError(f"no directory {str(name_or_path)!r} (looked for {filename} in it), "
+                                f"and it is not a hub id such as 'namespace/name'")
+    options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+    return _find_on_hub(str(name_or_path), filename, options, required)
+
+
+def is_hub_id(name: str | os.PathLike[str]) -> bool:
+    """Whether a name could be a repository on the hub; paths, and names that end like a weight file, could not."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None and not name.endswith(_FILE_SUFFIXES)
+
+
+def _find_in_directory(directory: Path, filename: str, required: bool) -> Path | None:
+    path = directory / filename
+    if path.is_file():
+        return path
+    if not required:
+        return None
+    names = sorted(entry.name for entry in directory.iterdir())
+    listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {listing or 'nothing'}")
+
+
+def _find_on_hub(name: str, filename: str, options: dict, required: bool) -> Path | None:
+    # Imported here: it takes longer than the rest of the package, and a local directory does not need it.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub import utils as errors
+
+    where = f"the hub repository {name!r}" + (f" at revision {options['revision']!r}" if options["revision"] else "")
+    try:
+        return Path(hf_hub_download(name, filename, **options))
+    except errors.LocalEntryNotFoundError as error:
+        if not required and _is_known(name, options["cache_dir"]):
+            return None
+        raise FileNotFoundError(f"{filename} of {where} is not in the local cache, and not from the hub: "
+                                f"{_reason(error)}") from error
+    except errors.EntryNotFoundError as error:
+        if not required:
+            return None
+        raise FileNotFoundError(f"no {filename} in {where}") from error
+    except errors.RevisionNotFoundError as error:
+        raise FileNotFoundError(f"no revision {options['revision']!r} of the hub repository {name!r} "
+                                f"(looked for {filename})") from error
+    except errors.GatedRepoError as error:
+        raise FileNotFoundError(f"{where} is gated: ask for access on its page, then pass token=") from error
+    except errors.RepositoryNotFoundError as error:
+        raise FileNotFoundError(f"no directory {name!r}, and no hub repository of that name "
+                                f"(looked for {filename}; a private one needs token=)") from error
+    except errors.HfHubHTTPError as error:
+        raise OSError(f"the hub would not give {filename} of {where}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, first line: the hub's client wraps it in advice that does not apply here."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_known(name: str, cache_dir: str | os.PathLike[str] | None) -> bool:
+    """Whether the hub answered for this repository before: then an absent optional file is no network trouble."""
+    from huggingface_hub import constants
+
+    return (Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()

@@ -1,0 +1,1 @@
+"""Modules that hold parameters under Hugging Face's names and call `vilt_fast.ops`."""

@@ -1,0 +1,136 @@
+"""Words and pixels to rows of the packed tensor."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vilt_fast import ops
+from vilt_fast.config import ViltConfig
+from vilt_fast.packing import Layout
+
+
+class TextEmbeddings(nn.Module):
+    """Tables of words, positions and types, and the normalisation of their sum."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, d)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
+        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+
+
+class PatchEmbeddings(nn.Module):
+    """The patch projection, held as the convolution it is in a checkpoint."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        patch = config.patch_shape
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+
+class ViltEmbeddings(nn.Module):
+    """Both halves of the sequence, each row written at its place in the packed tensor."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        rows, columns = self.table_size = config.table_size
+        self.text_embeddings = TextEmbeddings(config)
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
+        self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
+        self.dropout_p = config.hidden_dropout_prob
+
+    def forward(
+        self,
+        layout: Layout,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        image_embeds: Tensor | None,
+        pair_modality: Tensor,
+    ) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            layout: of the batch.
+            input_ids, token_type_ids: (B, L) int64. inputs_embeds: (B, L, d) in place of `input_ids`.
+            pixel_values: (B, C, H, W). image_embeds: (B, places, d) in place of `pixel_values`.
+            pair_modality: (B,) int64, the modality row of each picture.
+
+        Returns:
+            (total_tokens, d).
+        """
+        modality = self.token_type_embeddings.weight
+        # Dropout comes before the modality row is added, so with dropout that row has to come later.
+        dropping = self.training and self.dropout_p > 0
+        table = torch.zeros_like(modality) if dropping else modality
+        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
+        tokens = modality.new_zeros(layout.total_tokens, modality.shape[1])
+        tokens = self._embed_text(tokens, layout, input_ids, token_type_ids, inputs_embeds, table[0])
+        if pixel_values is not None:
+            tokens = self._embed_patches(tokens, layout, pixel_values, table, pair_modality)
+        else:
+            source = layout.patch_index.long()
+            rows = image_embeds.flatten(0, 1)[source] + table[pair_modality[source // image_embeds.shape[1]]]
+            tokens = tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
+        if dropping:
+            tokens = F.dropout(tokens, self.dropout_p) + modality[_modality_of_rows(layout, pair_modality)]
+        return tokens
+
+    def _embed_text(
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        inputs_embeds: Tensor | None,
+        modality: Tensor,
+    ) -> Tensor:
+        text = self.text_embeddings
+        return ops.text_embed(
+            tokens,
+            layout.text_row,
+            input_ids,
+            token_type_ids,
+            inputs_embeds,
+            text.word_embeddings.weight,
+            text.position_embeddings.weight,
+            text.token_type_embeddings.weight,
+            text.LayerNorm.weight,
+            text.LayerNorm.bias,
+            modality,
+            text.LayerNorm.eps,
+        )
+
+    def _embed_patches(
+        self, tokens: Tensor, layout: Layout, pixel_values: Tensor, modality: Tensor, pair_modality: Tensor
+    ) -> Tensor:
+        projection = self.patch_embeddings.projection
+        return ops.patch_embed(
+            tokens,
+            pixel_values,
+            projection.weight,
+            projection.bias,
+            self.position_embeddings[0],
+            self.cls_token[0, 0],
+            modality,
+            pair_modality,
+            layout.grid,
+            layout.patch_index,
+            layout.patch_row,
+            layout.cls_row,
+            table_size=self.table_size,
+        )
+
+
+def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:
+    """(total_tokens,) int64: 0 for words, the picture's modality for everything else."""
+    lengths = layout.cu_seqlens.diff().long()
+    rows = pair_modality.repeat_interleave(lengths, output_size=layout.total_tokens)
+    return rows.index_fill(0, layout.word_row, 0)

@@ -1,0 +1,208 @@
+"""Pre-norm Transformer blocks on the packed tensor (Dosovitskiy et al. 2021, equations 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from vilt_fast import ops
+from vilt_fast.config import ViltConfig
+from vilt_fast.layers.activations import resolve
+from vilt_fast.layers.projection import is_plain, normalise, project
+from vilt_fast.packing import Layout
+
+
+class SelfAttention(nn.Module):
+    """Query, key and value: three parameters each under Hugging Face's names, in one block of memory.
+
+    The projection runs as one product. Without gradients it reads the block as it lies; with them, or where something
+    has moved the three apart (`load_state_dict(assign=True)`, say), the three are concatenated first.
+    """
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.query = nn.Linear(d, d, bias=config.qkv_bias)
+        self.key = nn.Linear(d, d, bias=config.qkv_bias)
+        self.value = nn.Linear(d, d, bias=config.qkv_bias)
+        self._join()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, d) to (rows, 3 * d): query, key and value side by side."""
+        modules = (self.query, self.key, self.value)
+        if not all(map(is_plain, modules)):
+            return torch.cat([module(x) for module in modules], -1)
+        bias = None if self.query.bias is None else _stack([module.bias for module in modules])
+        return ops.linear(x, _stack([module.weight for module in modules]), bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SelfAttention:
+        # .to(), .half(), .cuda() copy each parameter on its own; bring them back together.
+        super()._apply(fn, recurse)
+        self._join()
+        return self
+
+    @torch.no_grad()
+    def _join(self) -> None:
+        for name in ("weight", "bias"):
+            modules = (self.query, self.key, self.value)
+            if not all(map(is_plain, modules)):
+                continue
+            parts = [getattr(module, name) for module in modules]
+            if parts[0] is None or parts[0].is_meta or _adjacent(parts):
+                continue
+            block = torch.cat(parts)
+            for part, rows in zip(parts, block.chunk(3), strict=True):
+                part.data = rows
+
+
+def _adjacent(parts: list[Tensor]) -> bool:
+    """Whether the tensors lie one behind the other in one storage."""
+    start, storage = parts[0].storage_offset(), parts[0].untyped_storage().data_ptr()
+    return all(
+        part.untyped_storage().data_ptr() == storage
+        and part.storage_offset() == start + i * parts[0].numel()
+        and part.is_contiguous()
+        for i, part in enumerate(parts)
+    )
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    """The parts along dimension 0, without a copy where they lie together and nobody wants their gradients."""
+    wants_grad = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+    if torch.compiler.is_compiling() or wants_grad or not _adjacent(parts):
+        return torch.cat(parts)
+    first = parts[0]
+    return first.as_strided((len(parts) * first.shape[0], *first.shape[1:]), first.stride())
+
+
+class Dense(nn.Module):
+    """A linear map under the name `dense`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, outputs)
+
+
+class Attention(nn.Module):
+    """The two halves of Hugging Face's attention block: `attention` (q, k, v) and `output` (projection)."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.output = Dense(config.hidden_size, config.hidden_size)
+
+
+class Layer(nn.Module):
+    """One block: z = x + Attention(LN(x)); z + MLP(LN(z)). Seven launches on the kernels."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.block_layer_norm_eps
+        self.attention = Attention(config)
+        self.intermediate = Dense(d, config.intermediate_size)
+        self.output = Dense(config.intermediate_size, d)
+        self.layernorm_before = nn.LayerNorm(d, eps=eps)
+        self.layernorm_after = nn.LayerNorm(d, eps=eps)
+        self.num_heads = config.num_attention_heads
+        self.activation, self.activation_after = resolve(config.hidden_act)
+        self.hidden_dropout_p = config.hidden_dropout_prob
+        self.attention_dropout_p = config.attention_probs_dropout_prob
+
+    def forward(
+        self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """One block over all pairs.
+
+        Args:
+            x: (total_tokens, d).
+            layout: of the batch.
+            head_scale: (num_heads,) or None.
+            want_attention: whether to return the probabilities.
+            rows: (n,) the only rows whose output anyone reads; None: all.
+
+        Returns:
+            (total_tokens or n, d), and (total_tokens, num_heads, max_seqlen) or None.
+        """
+        spans: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
+        qkv = self.attention.attention(normalise(self.layernorm_before, x))
+        context = ops.attention(
+            qkv,
+            layout.cu_seqlens,
+            self.num_heads,
+            dropout_p=self.attention_dropout_p if self.training else 0.0,
+            **spans,
+        )
+        probabilities = None
+        if want_attention:
+            every_row = torch.arange(layout.total_tokens, device=x.device)
+            probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **spans)
+        if rows is not None:
+            context, x = context[rows], x[rows]
+        x = self._add(self.attention.output.dense, context, x)
+
+        normed = normalise(self.layernorm_after, x)
+        hidden = project(self.intermediate.dense, normed, activation=self.activation)
+        if self.activation_after is not None:
+            hidden = self.activation_after(hidden)
+        return self._add(self.output.dense, hidden, x), probabilities
+
+    def _add(self, dense: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
+        """residual + dropout(dense(input))."""
+        if self.training and self.hidden_dropout_p > 0:
+            return F.dropout(project(dense, input), self.hidden_dropout_p) + residual
+        return project(dense, input, residual=residual)
+
+
+class Encoder(nn.Module):
+    """The blocks."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        head_mask: Tensor | None,
+        want_attentions: bool,
+        want_hidden_states: bool,
+        rows: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """All blocks.
+
+        Args:
+            x: (total_tokens, d).
+            layout: of the batch.
+            head_mask: (layers, num_heads) or None.
+            want_attentions, want_hidden_states: what to keep.
+            rows: (n,) the only rows of the result that anyone reads; None: all. The last block's projection and MLP
+                then run on these alone.
+
+        Returns:
+            (total_tokens or n, d); the packed input of every block and the last output, where wanted; the packed
+            probabilities of every block, where wanted.
+        """
+        if rows is not None and len(self.layer) == 0:
+            x = x[rows]
+        states, attentions = [], []
+        for i, layer in enumerate(self.layer):
+            if want_hidden_states:
+                states.append(x)
+            read = rows if i + 1 == len(self.layer) else None
+            arguments = (x, layout, None if head_mask is None else head_mask[i], want_attentions, read)
+            if self.gradient_checkpointing and self.training:
+                x, probabilities = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                x, probabilities = layer(*arguments)
+            if probabilities is not None:
+                attentions.append(probabilities)
+        if want_hidden_states:
+            states.append(x)
+        return x, states, attentions

@@ -1,0 +1,1 @@
+"""Embeddings + encoder + head -> output dataclass, one file a family."""

@@ -1,0 +1,308 @@
+"""The arguments of a forward call, checked once where they enter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vilt_fast.config import ViltConfig
+from vilt_fast.packing import Check, Layout
+
+
+@dataclass
+class Inputs:
+    """What a caller of `ViltModel.forward` gave; see there for shapes and meaning."""
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    pixel_values: Tensor | None = None
+    pixel_mask: Tensor | None = None
+    head_mask: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    image_token_type_idx: int | Tensor | None = None
+    patch_mask: Tensor | None = None
+    seed: int | None = None
+    image_index: Tensor | None = None
+
+    def text_shape(self) -> tuple[int, int]:
+        """(B, L).
+
+        Raises:
+            ValueError: both or neither of input_ids and inputs_embeds, or of another rank.
+        """
+        text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
+        rank = 2 if text is self.input_ids else 3
+        if text.ndim != rank or 0 in text.shape[:2]:
+            wanted = "input_ids: (batch, words)" if rank == 2 else "inputs_embeds: (batch, words, hidden_size)"
+            raise ValueError(f"{wanted}, none of them 0, is wanted, got shape {tuple(text.shape)}")
+        return text.shape[0], text.shape[1]
+
+    def fold_images(self, num_images: int) -> Inputs:
+        """(B, num_images, ...) pictures as B * num_images pairs, the text repeated, picture i with modality i + 1."""
+        images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
+        name, rank = ("pixel_values", 5) if images is self.pixel_values else ("image_embeds", 4)
+        if images.ndim == rank - 1:  # one picture a text, without its axis
+            images = images[:, None]
+        if images.ndim != rank or images.shape[1] != num_images:
+            raise ValueError(
+                f"{name} must have num_images = {num_images} pictures a text in dimension 1, got shape "
+                f"{tuple(images.shape)}"
+            )
+        batch, _ = self.text_shape()
+        if images.shape[0] != batch:
+            raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
+
+        def fold(extra: Tensor | None, argument: str) -> Tensor | None:
+            if extra is None:
+                return None
+            extra = extra[:, None] if num_images == 1 and extra.shape[:2] != (batch, 1) else extra
+            if extra.shape[:2] != (batch, num_images):
+                raise ValueError(
+                    f"{argument} must start with (batch, num_images) = ({batch}, {num_images}), got shape "
+                    f"{tuple(extra.shape)}"
+                )
+            return extra.flatten(0, 1)
+
+        def repeat(text: Tensor | None) -> Tensor | None:
+            return None if text is None else text.repeat_interleave(num_images, 0)
+
+        return replace(
+            self,
+            input_ids=repeat(self.input_ids),
+            attention_mask=repeat(self.attention_mask),
+            token_type_ids=repeat(self.token_type_ids),
+            inputs_embeds=repeat(self.inputs_embeds),
+            pixel_mask=fold(self.pixel_mask, "pixel_mask"),
+            patch_mask=fold(self.patch_mask, "patch_mask"),
+            image_index=fold(self.image_index, "image_index"),
+            image_token_type_idx=torch.arange(1, num_images + 1, device=images.device).repeat(batch),
+            **{name: images.flatten(0, 1)},
+        )
+
+    def check(self, config: ViltConfig, device: torch.device) -> Batch:
+        """The same batch in one form: every tensor there, of its shape and type.
+
+        Raises:
+            ValueError: names the argument, what came and what is wanted.
+        """
+        batch, length = self.text_shape()
+        d = config.hidden_size
+        if length > config.max_position_embeddings:
+            raise ValueError(
+                f"the text must have at most max_position_embeddings = {config.max_position_embeddings} tokens, got "
+                f"{length}; pass truncation=True to the tokenizer"
+            )
+        if self.inputs_embeds is not None:
+            _shape("inputs_embeds", self.inputs_embeds, (batch, length, d))
+        if self.attention_mask is not None:
+            _shape("attention_mask", self.attention_mask, (batch, length))
+        if self.token_type_ids is not None:
+            _shape("token_type_ids", self.token_type_ids, (batch, length))
+        grid_size = self._check_images(config, batch)
+        if self.patch_mask is not None:
+            _shape("patch_mask", self.patch_mask, (batch, *grid_size))
+        ones = torch.ones(batch, length, dtype=torch.bool, device=device)
+        return Batch(
+            input_ids=_integers("input_ids", self.input_ids),
+            attention_mask=ones if self.attention_mask is None else self.attention_mask != 0,
+            token_type_ids=ones.long() * 0
+            if self.token_type_ids is None
+            else _integers("token_type_ids", self.token_type_ids),
+            inputs_embeds=self.inputs_embeds,
+            pixel_values=self.pixel_values,
+            pixel_mask=self.pixel_mask,
+            image_embeds=self.image_embeds,
+            patch_mask=None if self.patch_mask is None else self.patch_mask.to(device) != 0,
+            pair_modality=self._pair_modality(config, batch, device),
+            head_mask=_head_mask(self.head_mask, config),
+            grid_size=grid_size,
+            seed=_seed(self.seed),
+            image_index=self._image_index(batch, device),
+        )
+
+    def _check_images(self, config: ViltConfig, batch: int) -> tuple[int, int]:
+        """(GH, GW), or (1, places) with image_embeds."""
+        images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
+        if images is self.image_embeds:
+            if images.ndim != 3 or images.shape[2] != config.hidden_size or images.shape[1] == 0:
+                raise ValueError(
+                    f"image_embeds must be (batch, places, hidden_size={config.hidden_size}), got {tuple(images.shape)}"
+                )
+            if self.patch_mask is not None:
+                raise ValueError("patch_mask goes with pixel_values; with image_embeds, give pixel_mask")
+            if self.pixel_mask is not None and self.pixel_mask.flatten(1).shape != images.shape[:2]:
+                raise ValueError(
+                    f"pixel_mask must have one entry a row of image_embeds, {tuple(images.shape[:2])}, got shape "
+                    f"{tuple(self.pixel_mask.shape)}"
+                )
+            grid_size = (1, images.shape[1])
+        else:
+            grid_size = _check_pixels(images, self.pixel_mask, config)
+        if images.shape[0] != batch:
+            name = "pixel_values" if images is self.pixel_values else "image_embeds"
+            raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
+        return grid_size
+
+    def _pair_modality(self, config: ViltConfig, batch: int, device: torch.device) -> Tensor:
+        index = 1 if self.image_token_type_idx is None else self.image_token_type_idx
+        if isinstance(index, Tensor):
+            return index.to(device)
+        if not 0 <= index < config.modality_type_vocab_size:
+            raise ValueError(
+                f"image_token_type_idx must be in 0..{config.modality_type_vocab_size - 1} "
+                f"(modality_type_vocab_size), got {index}"
+            )
+        return torch.full((batch,), index, dtype=torch.long, device=device)
+
+    def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
+        if self.image_index is None:
+            return None
+        index = torch.as_tensor(self.image_index, device=device)
+        _shape("image_index", index, (batch,))
+        return _integers("image_index", index)
+
+
+@dataclass
+class Batch:
+    """Inputs after their check: masks are bool, indices int64, nothing optional but what excludes each other."""
+
+    input_ids: Tensor | None
+    attention_mask: Tensor
+    token_type_ids: Tensor
+    inputs_embeds: Tensor | None
+    pixel_values: Tensor | None
+    pixel_mask: Tensor | None
+    image_embeds: Tensor | None
+    patch_mask: Tensor | None
+    pair_modality: Tensor
+    head_mask: Tensor | None
+    grid_size: tuple[int, int]
+    seed: int | None
+    image_index: Tensor | None
+
+    def layout(self, config: ViltConfig, training: bool, checks: list[Check]) -> Layout:
+        """Plan the batch; all checks of values ride on the one read back to the host that this makes."""
+        checks = [*checks, *self._value_checks(config)]
+        if self.image_embeds is not None:
+            places = self.image_embeds.shape[1]
+            kept = None if self.pixel_mask is None else self.pixel_mask.flatten(1)[:, None, :] != 0
+            if kept is not None:
+                checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: a picture has no valid place"))
+            return Layout.build(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
+        return Layout.build(
+            self.attention_mask,
+            self.pixel_mask,
+            self.patch_mask,
+            self.grid_size,
+            max_patches=config.max_image_length,
+            seed=self._drawn_seed(config, training),
+            image_index=self.image_index,
+            checks=checks,
+        )
+
+    def _drawn_seed(self, config: ViltConfig, training: bool) -> int:
+        if self.seed is not None:
+            return self.seed
+        # Only a model in training that samples takes a number from PyTorch's generator.
+        return int(torch.randint(2**63 - 1, ())) if training and config.max_image_length > 0 else 0
+
+    def _value_checks(self, config: ViltConfig) -> list[Check]:
+        checks = [_range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, "type_vocab_size")]
+        if self.input_ids is not None:
+            checks.append(_range_check("input_ids", self.input_ids, config.vocab_size, "vocab_size"))
+        if self.image_index is not None:
+            checks.append(((self.image_index < 0).any(), lambda: "image_index must not be negative"))
+        return checks
+
+
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False
+) -> list[Check]:
+    """Conditions on labels.
+
+    Args:
+        labels: of the caller. shape: that they must have.
+        classes: integers in 0..classes - 1 are wanted; None: any floats.
+        ignore: whether -100 means "no label".
+
+    Raises:
+        ValueError: labels are no tensor, of another shape, or no integers.
+    """
+    _shape("labels", labels, shape)
+    if classes is None:
+        return []
+    labels = _integers("labels", labels)
+    wrong = (labels < 0) | (labels >= classes)
+    if ignore:
+        wrong = wrong & (labels != -100)
+    wanted = f"labels must be in 0..{classes - 1}" + (" or -100" if ignore else "")
+    return [(wrong.any(), lambda: f"{wanted}, got {int(labels[wrong][0])}")]
+
+
+def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig) -> tuple[int, int]:
+    if pixels.ndim != 4:
+        raise ValueError(f"pixel_values must be (batch, channels, height, width), got shape {tuple(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixel_values must be floating point, got {pixels.dtype}; use the image processor")
+    if pixels.shape[1] != config.num_channels:
+        raise ValueError(f"pixel_values must have num_channels = {config.num_channels} channels, got {pixels.shape[1]}")
+    patch = config.patch_shape[0]
+    grid_size = pixels.shape[2] // patch, pixels.shape[3] // patch
+    if 0 in grid_size:
+        raise ValueError(
+            f"pixel_values must be at least one patch of {patch} x {patch} pixels, got "
+            f"{pixels.shape[2]} x {pixels.shape[3]}"
+        )
+    if pixel_mask is not None:
+        _shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
+    return grid_size
+
+
+def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
+    """(layers, heads) or None."""
+    if head_mask is None:
+        return None
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
+        raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
+    return head_mask.expand(layers, heads)
+
+
+def _seed(seed: int | None) -> int | None:
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
+    return seed
+
+
+def _exactly_one(first_name: str, first: Tensor | None, second_name: str, second: Tensor | None) -> Tensor:
+    if (first is None) == (second is None):
+        found = "neither" if first is None else "both"
+        raise ValueError(f"exactly one of {first_name} and {second_name} must be given, got {found}")
+    chosen, name = (first, first_name) if second is None else (second, second_name)
+    if not isinstance(chosen, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(chosen).__name__}; pass return_tensors='pt'")
+    return chosen
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+
+
+def _integers(name: str, tensor: Tensor | None) -> Tensor | None:
+    if tensor is None:
+        return None
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
+    return tensor.long()
+
+
+def _range_check(name: str, values: Tensor, size: int, size_name: str) -> Check:
+    wrong = (values < 0) | (values >= size)
+    return wrong.any(), lambda: f"{name} must be in 0..{size - 1} ({size_name}), got {int(values[wrong][0])}"

@@ -1,0 +1,102 @@
+"""What the models return: Hugging Face's field names, readable as attributes, as a dict and as a tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class ModelOutput(Mapping):
+    """Base of the outputs: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`; fields that are None do not count."""
+
+    def __init_subclass__(cls) -> None:
+        # Lets torch.compile, torch.export and DataParallel look inside.
+        torch.utils._pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output.keys())),
+            lambda values, keys: cls(**dict(zip(keys, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=lambda output: (
+                [(torch.utils._pytree.MappingKey(k), v) for k, v in output.items()],
+                list(output.keys()),
+            ),
+        )
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(self.values())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        value = getattr(self, key, None) if key in {f.name for f in fields(self)} else None
+        if value is None:
+            raise KeyError(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return (f.name for f in fields(self) if getattr(self, f.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPooling(ModelOutput):
+    """Of ViltModel. Rows of padding are zero.
+
+    Args:
+        last_hidden_state: (B, L + 1 + patches, d): words, CLS of the picture, patches in raster order.
+        pooler_output: (B, d), tanh of a projection of the first word's row.
+        hidden_states: one (B, L + 1 + patches, d) a layer, and the embeddings before them.
+        attentions: one (B, heads, L + 1 + patches, L + 1 + patches) a layer.
+    """
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class MaskedLMOutput(ModelOutput):
+    """Of ViltForMaskedLM: logits (B, L, vocabulary); zero at masked words."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class SequenceClassifierOutput(ModelOutput):
+    """Of question answering, retrieval and matching: logits (B, labels)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class ViltForImagesAndTextClassificationOutput(ModelOutput):
+    """Of ViltForImagesAndTextClassification: logits (B, labels); one tuple of states and attentions a picture."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: list[tuple[Tensor, ...]] | None = None
+    attentions: list[tuple[Tensor, ...]] | None = None
+
+
+@dataclass(eq=False)
+class TokenClassifierOutput(ModelOutput):
+    """Of ViltForTokenClassification: logits (B, L, labels); zero at masked words."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

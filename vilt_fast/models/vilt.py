@@ -1,0 +1,442 @@
+"""ViLT and its heads (Kim et al. 2021), on packed tokens, with Hugging Face's names, arguments and outputs.
+
+All classes share the arguments of `ViltModel.forward`. What differs from transformers, on purpose:
+
+- Rows of padding are zero, patches come in raster order, and the same call gives the same result.
+- The pooler reads the first word that is attended to, also where padding stands on the left.
+- Labels at masked words do not count in the loss.
+- `patch_mask`, `seed` and `image_index` are new; retrieval has a loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vilt_fast.config import ViltConfig
+from vilt_fast.layers.embeddings import ViltEmbeddings
+from vilt_fast.layers.encoder import Encoder
+from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
+from vilt_fast.layers.projection import normalise, project
+from vilt_fast.models.base import PreTrainedModel
+from vilt_fast.models.inputs import Inputs, check_labels
+from vilt_fast.models.outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    ModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+    ViltForImagesAndTextClassificationOutput,
+)
+from vilt_fast.packing import Check, Layout
+
+
+@dataclass
+class Encoded:
+    """A batch after the encoder, packed."""
+
+    layout: Layout
+    tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
+    states: list[Tensor]  # (total_tokens, d) each
+    attentions: list[Tensor]  # (total_tokens, heads, max_seqlen) each
+
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """(B, places, d) each, or None where they were not wanted."""
+        return tuple(map(self.layout.unpack, self.states)) if self.states else None
+
+    def padded_attentions(self) -> tuple[Tensor, ...] | None:
+        """(B, heads, places, places) each, or None where they were not wanted."""
+        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
+
+
+class ViltModel(PreTrainedModel):
+    """Text and picture in, one contextual row a token and one a pair out.
+
+    Args:
+        config: of the model.
+        add_pooling_layer: whether there is a pooler.
+    """
+
+    def __init__(self, config: ViltConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = ViltEmbeddings(config)
+        self.encoder = Encoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.block_layer_norm_eps)
+        self.pooler = Pooler(config) if add_pooling_layer else None
+        self._init_weights()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word table."""
+        return self.embeddings.text_embeddings.word_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        image_token_type_idx: int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        patch_mask: Tensor | None = None,
+        seed: int | None = None,
+        image_index: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Encode pairs of a text and a picture.
+
+        Args:
+            input_ids: (B, L) integers; or `inputs_embeds`: (B, L, d).
+            attention_mask: (B, L), nonzero for real words; None: all.
+            token_type_ids: (B, L) integers; None: zeros.
+            pixel_values: (B, C, H, W) floats; or `image_embeds`: (B, places, d), which already hold CLS and positions.
+            pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each picture; None: all.
+                With `image_embeds`: (B, ...) with `places` entries a picture.
+            head_mask: (heads,) or (layers, heads), multiplies the attention probabilities of each head.
+            image_token_type_idx: row of the modality table for pictures; None: 1.
+            output_attentions, output_hidden_states, return_dict: None: as in the configuration.
+            patch_mask: (B, H // patch, W // patch) bool, False drops a patch; the others keep their positions.
+            seed: of the patch sample, where `config.max_image_length` limits patches; None: 0 in evaluation, drawn
+                from PyTorch's CPU generator in training.
+            image_index: (B,) integers, which draw of the seed each picture gets; None: its place in the batch.
+
+        Raises:
+            ValueError: an argument is missing, of another shape, or holds values that mean nothing.
+        """
+        inputs = Inputs(
+            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
+            image_embeds, image_token_type_idx, patch_mask, seed, image_index,
+        )  # fmt: skip
+        config = self.config
+        encoded = self.encode(
+            inputs,
+            want_attentions=_default(output_attentions, config.output_attentions),
+            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
+        )
+        tokens = normalise(self.layernorm, encoded.tokens)
+        pooled = None if self.pooler is None else self.pooler(tokens[encoded.layout.first])
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=encoded.layout.unpack(tokens),
+            pooler_output=pooled,
+            hidden_states=encoded.hidden_states(),
+            attentions=encoded.padded_attentions(),
+        )
+        if _default(return_dict, config.return_dict):
+            return output
+        return (output.last_hidden_state, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
+
+    def encode(
+        self,
+        inputs: Inputs,
+        *,
+        want_attentions: bool = False,
+        want_hidden_states: bool = False,
+        first_rows_only: bool = False,
+        checks: list[Check] | None = None,
+    ) -> Encoded:
+        """Check, plan, embed and encode a batch, packed.
+
+        Args:
+            inputs: of the forward call.
+            want_attentions, want_hidden_states: what to keep.
+            first_rows_only: whether the caller reads the first word's row of each pair alone.
+            checks: the caller's own conditions on values; they ride on the one read back to the host.
+        """
+        batch = inputs.check(self.config, self.device)
+        layout = batch.layout(self.config, self.training, checks or [])
+        tokens = self.embeddings(
+            layout,
+            batch.input_ids,
+            batch.token_type_ids,
+            batch.inputs_embeds,
+            batch.pixel_values,
+            batch.image_embeds,
+            batch.pair_modality,
+        )
+        head_mask = None if batch.head_mask is None else batch.head_mask.to(tokens.dtype)
+        rows = layout.first if first_rows_only and not want_hidden_states else None
+        tokens, states, attentions = self.encoder(tokens, layout, head_mask, want_attentions, want_hidden_states, rows)
+        if first_rows_only and rows is None:
+            tokens = tokens[layout.first]
+        return Encoded(layout, tokens, states, attentions)
+
+    def pooled(self, encoded: Encoded) -> Tensor:
+        """(B, d) of a batch that was encoded with `first_rows_only`."""
+        return self.pooler(normalise(self.layernorm, encoded.tokens))
+
+
+class ViltWithHead(PreTrainedModel):
+    """Base of the heads: one forward for all; a head says how logits and loss are made."""
+
+    output_class: type[ModelOutput] = SequenceClassifierOutput
+    reads_first_row = True  # or the rows of all words
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        patch_mask: Tensor | None = None,
+        seed: int | None = None,
+        image_index: Tensor | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
+
+        All other arguments are those of `ViltModel.forward`.
+        """
+        inputs = Inputs(
+            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
+            image_embeds, None, patch_mask, seed, image_index,
+        )  # fmt: skip
+        config = self.config
+        encoded = self.vilt.encode(
+            self._prepare(inputs),
+            want_attentions=_default(output_attentions, config.output_attentions),
+            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
+            first_rows_only=self.reads_first_row,
+            checks=[] if labels is None else self._check_labels(labels, inputs),
+        )
+        logits = self._logits(encoded)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
+        output = self._output(encoded, loss, logits)
+        return output if _default(return_dict, config.return_dict) else self._as_tuple(output)
+
+    def _prepare(self, inputs: Inputs) -> Inputs:
+        return inputs
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        raise NotImplementedError
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        raise NotImplementedError
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        raise NotImplementedError
+
+    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
+        return self.output_class(
+            loss=loss,
+            logits=logits,
+            hidden_states=encoded.hidden_states(),
+            attentions=encoded.padded_attentions(),
+        )
+
+    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
+        return output.to_tuple()
+
+
+class ViltForMaskedLM(ViltWithHead):
+    """Masked words. labels (B, L) integers: the word's id, -100 where there is nothing to learn."""
+
+    output_class = MaskedLMOutput
+    reads_first_row = False
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.vilt = ViltModel(config)
+        self.mlm_score = MaskedLMHead(config)
+        self._init_weights()
+        if config.tie_word_embeddings:
+            self.tie_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The decoder."""
+        return self.mlm_score.decoder
+
+    def tie_weights(self) -> None:
+        """Make the decoder's weight and the word table one parameter."""
+        self.mlm_score.decoder.weight = self.vilt.get_input_embeddings().weight
+
+    def untie_weights(self) -> None:
+        """Give the decoder a weight of its own, equal to the word table's."""
+        if self.mlm_score.decoder.weight is self.vilt.get_input_embeddings().weight:
+            self.mlm_score.decoder.weight = nn.Parameter(self.mlm_score.decoder.weight.detach().clone())
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
+        return encoded.layout.unpack_words(self.mlm_score(words))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        return _word_loss(logits, labels, layout)
+
+
+class ViltForQuestionAnswering(ViltWithHead):
+    """Answers to questions about a picture. labels (B, num_labels) floats: the score of every answer in 0..1."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vilt = ViltModel(config)
+        self.classifier = Classifier(config.hidden_size, config.hidden_size * 2, config.num_labels)
+        self._init_weights()
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, (inputs.text_shape()[0], self.num_labels))
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        return self.classifier(self.vilt.pooled(encoded))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        # Times the number of answers: the sum over answers, not their mean (Kim et al. 2018, bilinear attention).
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * labels.shape[1]
+
+
+class ViltForImageAndTextRetrieval(ViltWithHead):
+    """One score a pair: how well text and picture match. labels (B,) integers: 1 for a match, 0 for none.
+
+    The loss is the margin ranking loss with the original repository's margin of 0.2: the mean over every pair of a
+    match and a non-match in the batch of max(0, margin - score(match) + score(non-match)).
+    """
+
+    margin = 0.2
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.vilt = ViltModel(config)
+        self.rank_output = nn.Linear(config.hidden_size, 1)
+        self._init_weights()
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        checks = check_labels(labels, inputs.text_shape()[:1], classes=2)
+        one_sided = (labels == labels[0]).all()
+        return [*checks, (one_sided, lambda: "labels must hold at least one match (1) and one non-match (0)")]
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        return project(self.rank_output, self.vilt.pooled(encoded))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        score, match = logits[:, 0], labels.bool()
+        excess = F.relu(self.margin - score[:, None] + score)  # (match, non-match)
+        pairs = match[:, None] & ~match
+        return (excess * pairs).sum() / pairs.sum()
+
+
+class ViltForImageTextMatching(ViltWithHead):
+    """The original repository's ITM head: logits (B, 2); labels (B,) integers: 1 for a match, 0 for none."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.vilt = ViltModel(config)
+        self.itm_score = MatchingHead(config)
+        self._init_weights()
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape()[:1], classes=2)
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        return self.itm_score(self.vilt.pooled(encoded))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        return F.cross_entropy(logits, labels)
+
+
+class ViltForImagesAndTextClassification(ViltWithHead):
+    """One text about several pictures (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
+
+    labels (B,) integers. Every picture is one pair with the text, picture i with modality row i + 1; all pairs run in
+    one packed batch, and the classifier reads their pooled rows side by side.
+    """
+
+    output_class = ViltForImagesAndTextClassificationOutput
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        if config.num_images < 1:
+            raise ValueError(f"config.num_images must be at least 1, got {config.num_images}")
+        if config.modality_type_vocab_size <= config.num_images:
+            raise ValueError(
+                f"config.modality_type_vocab_size must be at least num_images + 1 = {config.num_images + 1}: one row "
+                f"for the text and one a picture; got {config.modality_type_vocab_size}"
+            )
+        self.num_labels = config.num_labels
+        self.vilt = ViltModel(config)
+        width = config.hidden_size * config.num_images
+        self.classifier = Classifier(width, width, config.num_labels)
+        self._init_weights()
+
+    def _prepare(self, inputs: Inputs) -> Inputs:
+        return inputs.fold_images(self.config.num_images)
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
+        return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        return F.cross_entropy(logits, labels.flatten())
+
+    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
+        states, attentions = encoded.hidden_states(), encoded.padded_attentions()
+        step, layout = self.config.num_images, encoded.layout
+        # Hugging Face runs picture by picture: the i-th pictures are padded to the longest among them alone.
+        places = layout.text_length + int(layout.has_cls) + layout.patch_count.view(-1, step).amax(0)
+        cuts = list(enumerate(places.tolist())) if states or attentions else []
+        return self.output_class(
+            loss=loss,
+            logits=logits,
+            hidden_states=states and [tuple(t[i::step, :n] for t in states) for i, n in cuts],
+            attentions=attentions and [tuple(t[i::step, :, :n, :n] for t in attentions) for i, n in cuts],
+        )
+
+    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
+        head = () if output.loss is None else (output.loss,)
+        return (*head, output.logits, output.hidden_states, output.attentions)
+
+
+class ViltForTokenClassification(ViltWithHead):
+    """A label a word. labels (B, L) integers, -100 where there is nothing to learn."""
+
+    output_class = TokenClassifierOutput
+    reads_first_row = False
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vilt = ViltModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self._init_weights()
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
+
+    def _logits(self, encoded: Encoded) -> Tensor:
+        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
+        return encoded.layout.unpack_words(project(self.classifier, self.dropout(words)))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        return _word_loss(logits, labels, layout)
+
+
+def _word_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    """Mean cross-entropy over the words that are neither masked nor labelled -100."""
+    labels = labels.masked_fill(layout.text_row < 0, -100)
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def _default(value: bool | None, otherwise: bool) -> bool:
+    return otherwise if value is None else value

@@ -1,0 +1,167 @@
+"""The checkpoints of the original repository (dandelin/ViLT): its names, its fused qkv, its configuration.
+
+Source: vilt/modules/vilt_module.py, vision_transformer.py and heads.py of that repository.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vilt_fast.config import ViltConfig
+from vilt_fast.weight_files import StoredTensor, StoredWeights, listing
+
+_BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."
+_RENAMED = tuple(
+    (re.compile(old), new)
+    for old, new in (
+        (_BLOCK + r"norm1\.", _LAYER + "layernorm_before."),
+        (_BLOCK + r"norm2\.", _LAYER + "layernorm_after."),
+        (_BLOCK + r"attn\.proj\.", _LAYER + "attention.output.dense."),
+        (_BLOCK + r"mlp\.fc1\.", _LAYER + "intermediate.dense."),
+        (_BLOCK + r"mlp\.fc2\.", _LAYER + "output.dense."),
+        (r"transformer\.norm\.", "vilt.layernorm."),
+        (r"transformer\.cls_token$", "vilt.embeddings.cls_token"),
+        (r"transformer\.pos_embed$", "vilt.embeddings.position_embeddings"),
+        (r"transformer\.patch_embed\.proj\.", "vilt.embeddings.patch_embeddings.projection."),
+        (r"text_embeddings\.", "vilt.embeddings.text_embeddings."),
+        (r"token_type_embeddings\.", "vilt.embeddings.token_type_embeddings."),
+        (r"pooler\.", "vilt.pooler."),
+        (r"(vqa|nlvr2)_classifier\.", "classifier."),
+        (r"mlm_score\.bias$", "mlm_score.decoder.bias"),
+    )
+)
+_FUSED = re.compile(_BLOCK + r"attn\.qkv\.(weight|bias)")
+# A table of constants, timm's unused classifier, and what the training metrics counted.
+_DROPPED = re.compile(r"text_embeddings\.position_ids|(transformer\.)?head\.(weight|bias)|(train|val|dev|test)_\w+\..*")
+# Heads of these vit= architectures that are not 64 wide, whatever num_heads says.
+_NUM_HEADS = {"vit_small_patch16_224": 8, "vit_huge_patch16_224_in21k": 16, "vit_huge_patch32_384": 16}
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Whether names of tensors are those of the original repository."""
+    return any(name.startswith("transformer.blocks.") for name in names)
+
+
+def rename(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors under Hugging Face's names, query, key and value apart; unknown ones keep their name.
+
+    Raises:
+        ValueError: a fused qkv that is not three blocks of rows, or two tensors for one name.
+    """
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in tensors.items():
+        if _DROPPED.fullmatch(name):
+            continue
+        fused = _FUSED.fullmatch(name)
+        parts = _split(tensor, *fused.groups()) if fused else {_new_name(name): tensor}
+        if parts.keys() & renamed.keys():
+            raise ValueError(f"two tensors of the checkpoint become {listing(sorted(parts))}; one is {name}")
+        renamed.update(parts)
+    return renamed | _rank_output(renamed)
+
+
+def _new_name(name: str) -> str:
+    for old, new in _RENAMED:
+        if old.match(name):
+            return old.sub(new, name, count=1)
+    return name
+
+
+def _split(tensor: StoredTensor, layer: str, kind: str) -> dict[str, StoredTensor]:
+    rows = tensor.shape[0] // 3 if tensor.shape else 0
+    if rows == 0 or tensor.shape[0] != 3 * rows:
+        raise ValueError(f"{tensor.name}: got shape {tensor.shape}, wanted query, key and value in 3 blocks of rows")
+    return {
+        f"vilt.encoder.layer.{layer}.attention.attention.{part}.{kind}":
+            _rows(tensor, i * rows, (i + 1) * rows)
+        for i, part in enumerate(("query", "key", "value"))
+    }
+
+
+def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
+    def read(whole: Callable[[], torch.Tensor] = tensor.read) -> torch.Tensor:
+        return whole()[start:stop]
+
+    return replace(tensor, shape=(stop - start, *tensor.shape[1:]), read=read)
+
+
+def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The retrieval head before its training: row 1 of the matching head, as the original starts it."""
+    if "rank_output.weight" in tensors:
+        return {}
+    sources = {kind: tensors.get(f"itm_score.fc.{kind}") for kind in ("weight", "bias")}
+    if not all(source is not None and source.shape[:1] == (2,) for source in sources.values()):
+        return {}
+    return {f"rank_output.{kind}": replace(_rows(source, 1, 2), derived=True) for kind, source in sources.items()}
+
+
+def infer_config(stored: StoredWeights) -> ViltConfig:
+    """The configuration of an original checkpoint: sizes from its tensors, the rest from its hyperparameters.
+
+    `max_image_length` stays -1: the original's 200 is a training setting that would sample patches at inference.
+
+    Raises:
+        ValueError: it is no original ViLT checkpoint, or its number of attention heads cannot be told.
+    """
+    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+    if not is_original(shapes):
+        raise ValueError(f"{stored.path} is no checkpoint of the original ViLT repository; "
+                         f"it holds {listing(sorted(shapes), 5) or 'no tensors'}")
+    wanted = ("text_embeddings.word_embeddings.weight", "text_embeddings.position_embeddings.weight",
+              "text_embeddings.token_type_embeddings.weight", "token_type_embeddings.weight",
+              "transformer.patch_embed.proj.weight", "transformer.pos_embed", "transformer.blocks.0.mlp.fc1.weight")
+    absent = [name for name in wanted if name not in shapes]
+    if absent:
+        raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be told")
+    words, positions, types, modalities, patches, table, inner = (shapes[name] for name in wanted)
+    hyper = _hyperparameters(stored.extra)
+    side = math.isqrt(table[1] - 1)
+    if side * side != table[1] - 1:
+        raise ValueError(f"{stored.path}: transformer.pos_embed has shape {table}, wanted (1, 1 + n * n, hidden)")
+    return ViltConfig(
+        vocab_size=words[0], hidden_size=words[1], max_position_embeddings=positions[0], type_vocab_size=types[0],
+        modality_type_vocab_size=modalities[0], intermediate_size=inner[0], num_channels=patches[1],
+        patch_size=patches[2], image_size=side * patches[2], num_hidden_layers=_depth(shapes),
+        num_attention_heads=_num_heads(words[1], hyper, stored), hidden_dropout_prob=float(hyper.get("drop_rate", 0.0)),
+        qkv_bias="transformer.blocks.0.attn.qkv.bias" in shapes, layer_norm_eps=1e-12, encoder_layer_norm_eps=1e-6,
+        tie_word_embeddings=False, **_task(shapes),
+    )
+
+
+def _hyperparameters(extra: dict[str, Any]) -> dict[str, Any]:
+    found = extra.get("hyper_parameters")
+    found = found.get("config", found) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _depth(shapes: dict[str, tuple[int, ...]]) -> int:
+    return 1 + max(int(match.group(1)) for match in map(re.compile(_BLOCK).match, shapes) if match)
+
+
+def _num_heads(hidden_size: int, hyper: dict[str, Any], stored: StoredWeights) -> int:
+    heads = _NUM_HEADS.get(str(hyper.get("vit"))) or hyper.get("num_heads")
+    if heads is None and hidden_size % 64 == 0:
+        heads = hidden_size // 64
+    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
+        raise ValueError(f"{stored.path}: the number of attention heads of hidden size {hidden_size} cannot be told "
+                         f"(hyper_parameters say {hyper.get('num_heads')!r}); give config=")
+    return heads
+
+
+def _task(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The class that the heads are for, and its labels."""
+    if "nlvr2_classifier.3.weight" in shapes:
+        labels = {0: "False", 1: "True"} if shapes["nlvr2_classifier.3.weight"][0] == 2 else None
+        return {"architectures": ["ViltForImagesAndTextClassification"], "num_images": 2, "id2label": labels,
+                "num_labels": shapes["nlvr2_classifier.3.weight"][0]}
+    if "vqa_classifier.3.weight" in shapes:
+        return {"architectures": ["ViltForQuestionAnswering"], "num_labels": shapes["vqa_classifier.3.weight"][0]}
+    heads = {"rank_output.weight": "ViltForImageAndTextRetrieval", "mlm_score.decoder.weight": "ViltForMaskedLM",
+             "itm_score.fc.weight": "ViltForImageTextMatching"}
+    return {"architectures": [next((name for tensor, name in heads.items() if tensor in shapes), "ViltModel")]}

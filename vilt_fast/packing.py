@@ -1,0 +1,214 @@
+"""The layout of a packed batch: which token stands at which row, made once and handed down.
+
+A batch of B pairs becomes one flat (total_tokens, d) tensor. Pair b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1:
+its words, the CLS of its picture, its patches in raster order. Nothing else computes a length, a mask or a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from vilt_fast import ops
+
+# A condition on values that live on the device, a bool scalar that is True where something is wrong, and what to say.
+Check: TypeAlias = tuple[Tensor, Callable[[], str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every token of a batch comes from and goes to. All tensors are on the device of the inputs.
+
+    Args:
+        cu_seqlens: (B + 1,) int32, first row of each pair.
+        text_row: (B, L) int32, row of each word, -1 where it is masked.
+        word_row: (words,) int64, the rows of the words that are not masked, in the order of `text_row`.
+        cls_row: (B,) int32, row of each picture's CLS, -1 where there is none (`image_embeds`).
+        patch_index: (patches,) int32, b * GH * GW + y * GW + x of each patch that is a token.
+        patch_row: (patches,) int32, its row.
+        grid: (B, 2) int32, valid patches (height, width) of each picture.
+        text_count, patch_count: (B,) int32.
+        grid_size: (GH, GW), the patches of the padded batch.
+        has_cls: whether pictures have a CLS row.
+        total_tokens: rows of the flat tensor.
+        max_seqlen: length of the longest pair.
+        max_patches: patches of the picture with most of them.
+    """
+
+    cu_seqlens: Tensor
+    text_row: Tensor
+    word_row: Tensor
+    cls_row: Tensor
+    patch_index: Tensor
+    patch_row: Tensor
+    grid: Tensor
+    text_count: Tensor
+    patch_count: Tensor
+    grid_size: tuple[int, int]
+    has_cls: bool
+    total_tokens: int
+    max_seqlen: int
+    max_patches: int
+
+    @classmethod
+    def build(
+        cls,
+        attention_mask: Tensor,
+        pixel_mask: Tensor | None,
+        patch_mask: Tensor | None,
+        grid_size: tuple[int, int],
+        *,
+        max_patches: int = -1,
+        seed: int = 0,
+        image_index: Tensor | None = None,
+        has_cls: bool = True,
+        checks: list[Check] | None = None,
+    ) -> Layout:
+        """Plan a batch, and read back to the host, once, its sizes and the outcome of all checks.
+
+        Args:
+            attention_mask: (B, L) bool. pixel_mask: (B, H, W) or None. patch_mask: (B, GH, GW) bool or None.
+            grid_size, max_patches, seed, image_index, has_cls: as in `vilt_fast.reference.patch_sample`.
+            checks: conditions on values that ride on the same read.
+
+        Raises:
+            ValueError: a condition is True; the message of the first one.
+        """
+        if image_index is None:
+            image_index = torch.arange(len(attention_mask), device=attention_mask.device)
+        plan = ops.patch_sample(
+            attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
+        )
+        checks = [*(checks or []), *_mask_checks(attention_mask, pixel_mask)]
+        lengths = plan.cu_seqlens.diff()
+        sizes = [
+            plan.cu_seqlens[-1],
+            plan.text_count.sum(),
+            plan.patch_count.sum(),
+            lengths.max(),
+            plan.patch_count.max(),
+        ]
+        read = torch.stack([value.to(torch.int64) for value in (*sizes, *(wrong for wrong, _ in checks))]).tolist()
+        for wrong, (_, message) in zip(read[len(sizes) :], checks, strict=True):
+            if wrong:
+                raise ValueError(message())
+        total_tokens, total_words, total_patches, max_seqlen, most_patches = read[: len(sizes)]
+        return cls(
+            cu_seqlens=plan.cu_seqlens,
+            text_row=plan.text_row,
+            word_row=_leading(plan.text_row, total_words),
+            cls_row=plan.cls_row,
+            patch_index=plan.patch_index[:total_patches],
+            patch_row=plan.patch_row[:total_patches],
+            grid=plan.grid,
+            text_count=plan.text_count,
+            patch_count=plan.patch_count,
+            grid_size=grid_size,
+            has_cls=has_cls,
+            total_tokens=total_tokens,
+            max_seqlen=max_seqlen,
+            max_patches=most_patches,
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """B, the pairs."""
+        return self.text_row.shape[0]
+
+    @property
+    def text_length(self) -> int:
+        """L, the word columns of the padded batch."""
+        return self.text_row.shape[1]
+
+    @property
+    def first(self) -> Tensor:
+        """(B,) int32: the row of each pair's first word, the one that the pooler reads."""
+        return self.cu_seqlens[:-1]
+
+    @cached_property
+    def padded_row(self) -> Tensor:
+        """(B, L + CLS + max_patches) int64: the row behind each place of the padded form, -1 for padding."""
+        places = torch.arange(int(self.has_cls) + self.max_patches, device=self.text_row.device)
+        image_count = int(self.has_cls) + self.patch_count[:, None]
+        image_row = self.first[:, None] + self.text_count[:, None] + places
+        return torch.cat((self.text_row, torch.where(places < image_count, image_row, -1)), 1).long()
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, d) to (B, L + CLS + max_patches, d), zero where nothing stands."""
+        return _place(tokens, self.padded_row)
+
+    def unpack_text(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, d) to (B, L, d), the words alone, zero where they are masked."""
+        return _place(tokens, self.text_row.long())
+
+    def unpack_words(self, values: Tensor) -> Tensor:
+        """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
+        kept = self.text_row >= 0
+        ordinal = kept.flatten().cumsum(0).view_as(kept) - 1
+        return _place(values, torch.where(kept, ordinal, -1))
+
+    def unpack_attention(self, rows: Tensor) -> Tensor:
+        """(total_tokens, heads, max_seqlen) of `ops.attention_rows` for every row to (B, heads, places, places)."""
+        padded = _place(rows.flatten(1), self.padded_row).unflatten(
+            -1, rows.shape[1:]
+        )  # (B, places, heads, max_seqlen)
+        key = torch.where(self.padded_row >= 0, self.padded_row - self.first[:, None], rows.shape[-1])
+        padded = torch.nn.functional.pad(padded, (0, 1))  # one zero column for the keys of padding
+        key = key[:, None, None, :].expand(*padded.shape[:3], -1)
+        return padded.gather(-1, key).transpose(1, 2)
+
+    def patch_grid(self) -> Tensor:
+        """(B, max_patches, 2) int64: (y, x) of the patch at each place of the padded form, -1 for padding."""
+        width, cells = self.grid_size[1], self.grid_size[0] * self.grid_size[1]
+        cell = self.patch_index.long() % cells
+        places = torch.stack((cell // width, cell % width), 1)
+        flat = places.new_full((self.total_tokens, 2), -1).index_copy(0, self.patch_row.long(), places)
+        row = self.padded_row[:, self.text_length + int(self.has_cls) :]
+        return torch.where(row[..., None] >= 0, flat[row.clamp(min=0)], -1)
+
+
+def _leading(row: Tensor, count: int) -> Tensor:
+    """(count,) int64: the entries >= 0 in order. `count` is known, so nothing is read back, as nonzero() would."""
+    order = (row.flatten() < 0).to(torch.uint8).argsort(stable=True)
+    return row.flatten()[order[:count]].long()
+
+
+def _place(rows: Tensor, row: Tensor) -> Tensor:
+    """rows[row] with zeros where `row` is negative: (B, places, d)."""
+    padding = row < 0
+    return rows[row.clamp(min=0)].masked_fill(padding[..., None], 0)
+
+
+def _mask_checks(attention_mask: Tensor, pixel_mask: Tensor | None) -> list[Check]:
+    """What must hold of the two masks for the plan to mean anything."""
+
+    def first(wrong: Tensor) -> int:
+        return int(wrong.nonzero()[0])
+
+    empty_text = ~attention_mask.any(1)
+    checks: list[Check] = [
+        (empty_text.any(), lambda: f"attention_mask: row {first(empty_text)} has no word to attend to")
+    ]
+    if pixel_mask is not None:
+        mask = pixel_mask != 0
+        height, width = mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)
+        y = torch.arange(mask.shape[1], device=mask.device)[:, None]
+        x = torch.arange(mask.shape[2], device=mask.device)
+        rectangle = (y < height[:, None, None]) & (x < width[:, None, None])
+        empty, odd = ~mask.any(2).any(1), (mask != rectangle).any(2).any(1)
+        checks += [
+            (empty.any(), lambda: f"pixel_mask: picture {first(empty)} has no valid pixel"),
+            (
+                odd.any(),
+                lambda: (
+                    f"pixel_mask: the valid pixels of picture {first(odd)} must form one rectangle that starts at the "
+                    "top left corner; to drop patches inside a picture, use patch_mask"
+                ),
+            ),
+        ]
+    return checks

@@ -1,0 +1,374 @@
+"""Pictures -> `pixel_values` and `pixel_mask`, bit for bit what Hugging Face's PIL processor of ViLT gives."""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .batch import BatchFeature, tensor_kind
+from .pictures import check_data_format, flatten_pictures, load_picture, quantise
+from .saving import find_json, read_json, split_options, to_json, write_files
+from .settings import SETTINGS, check_setting
+
+# The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
+_LONGER, _SHORTER = 1333, 800
+# Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
+_WITHOUT_EFFECT = (
+    "crop_size", "default_to_square", "device", "disable_grouping", "do_center_crop", "do_convert_rgb",
+    "image_seq_length", "pad_size",
+)  # fmt: skip
+# What transformers writes into a config beside the settings.
+_BOOKKEEPING = (
+    "feature_extractor_type", "image_processor_class", "image_processor_type", "name_or_path", "processor_class",
+)  # fmt: skip
+
+
+def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
+    """The size (height, width) in pixels that a picture is resized to.
+
+    The shorter side becomes `shortest_edge`; if the longer one then exceeds int(1333 / 800 * shortest_edge), it
+    becomes that; both are rounded and floored to multiples of `size_divisor`. A side may come out 0. The order of the
+    float operations is that of transformers 4.37 (and of the PIL class of 5.x): it decides between two sizes.
+    """
+    longest = int(_LONGER / _SHORTER * shortest_edge)
+    scale = shortest_edge / min(height, width)
+    if height < width:
+        new_height, new_width = shortest_edge, scale * width
+    else:
+        new_height, new_width = scale * height, shortest_edge
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = scale * new_height, scale * new_width
+    return (
+        int(new_height + 0.5) // size_divisor * size_divisor,
+        int(new_width + 0.5) // size_divisor * size_divisor,
+    )
+
+
+class _Prepared(NamedTuple):
+    """One picture ready to be written into the batch."""
+
+    pixels: np.ndarray  # (H, W, 3), uint8 where there is a table
+    table: np.ndarray | None  # (3, 256): what each channel's byte becomes; None: the pixels are final
+
+    @property
+    def dtype(self) -> np.dtype:
+        return (self.pixels if self.table is None else self.table).dtype
+
+    def write(self, out: np.ndarray) -> None:
+        """Write into `out` (3, H, W), which may be strided."""
+        channels = self.pixels.transpose(2, 0, 1)
+        if self.table is None:
+            out[...] = channels
+        elif (self.table == self.table[0]).all():
+            np.take(self.table[0], channels, out=out, mode="clip")
+        else:
+            for row, channel, target in zip(self.table, channels, out, strict=True):
+                np.take(row, channel, out=target, mode="clip")
+
+
+class ViltImageProcessor:
+    """Resize, rescale, normalise and pad pictures for ViLT, with the PIL arithmetic of transformers 4.37.
+
+    Output equals transformers' PIL class bit for bit wherever that one accepts the picture. Beyond it, greyscale,
+    palette, alpha and 16-bit pictures become RGB (see `vilt_fast.processing.pictures`), and `data_format` is honoured
+    as in 4.37 (5.x ignores it).
+
+    Args:
+        do_resize: scale the shorter side to `size`, see `resize_size`.
+        size: {"shortest_edge": pixels} or the number itself.
+        size_divisor: both sides become multiples of it.
+        resample: Pillow's filter, 0..5 or `PIL.Image.Resampling`; default bicubic.
+        do_rescale: multiply by `rescale_factor` (default 1/255). Floats in [0, 1] need do_rescale=False.
+        do_normalize: subtract `image_mean`, divide by `image_std`: a number, or one for each of the 3 channels.
+        do_pad: pad with zeros at the bottom and right to the largest picture, and return `pixel_mask`.
+        pad_and_return_pixel_mask: the old name of `do_pad`.
+        kwargs: other settings from a preprocessor_config.json, kept and saved again.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    model_input_names = ["pixel_values", "pixel_mask"]
+
+    def __init__(
+        self,
+        do_resize: bool = True,
+        size: int | Mapping[str, int] | None = None,
+        size_divisor: int = 32,
+        resample: int = Image.Resampling.BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
+        do_pad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if "pad_and_return_pixel_mask" in kwargs:
+            do_pad = kwargs.pop("pad_and_return_pixel_mask")
+        values = (
+            do_resize, {"shortest_edge": 384} if size is None else size, size_divisor, resample, do_rescale,
+            rescale_factor, do_normalize, [0.5, 0.5, 0.5] if image_mean is None else image_mean,
+            [0.5, 0.5, 0.5] if image_std is None else image_std, do_pad,
+        )  # fmt: skip
+        for name, value in zip(SETTINGS, values, strict=True):
+            setattr(self, name, check_setting(name, value))
+        for name, value in kwargs.items():
+            if name not in _BOOKKEEPING and not name.startswith("_"):
+                if callable(getattr(type(self), name, None)):
+                    raise ValueError(f"{name}: is no setting of {type(self).__name__}")
+                setattr(self, name, value)
+
+    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
+        """The same as `preprocess`."""
+        return self.preprocess(images, *args, **kwargs)
+
+    def preprocess(
+        self,
+        images: Any,
+        do_resize: bool | None = None,
+        size: int | Mapping[str, int] | None = None,
+        size_divisor: int | None = None,
+        resample: int | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: float | list[float] | None = None,
+        image_std: float | list[float] | None = None,
+        do_pad: bool | None = None,
+        return_tensors: str | None = None,
+        data_format: str = "channels_first",
+        input_data_format: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Turn pictures into model inputs; an argument left None takes the processor's own setting.
+
+        Args:
+            images: a path, a PIL image, a NumPy array or torch tensor (H, W), (H, W, C) or (C, H, W), a batch of
+                these in four dimensions, or a list of these. Nested lists are flattened, as in transformers 5.x;
+                `pixel_values.unflatten(0, (batch, num_images))` gives them back.
+            return_tensors: "pt", "np", or None for lists of arrays.
+            data_format: "channels_first" or "channels_last", the layout of `pixel_values`.
+            input_data_format: the layout of 3-D arrays, where it should not be inferred.
+
+        Returns:
+            `pixel_values` (N, 3, H, W), float32 by default, and, with do_pad, `pixel_mask` (N, H, W) int64.
+
+        Raises:
+            FileNotFoundError: a path does not exist.
+            ValueError: a picture cannot be used, named by its index; or a setting is out of range.
+        """
+        if "pad_and_return_pixel_mask" in kwargs:
+            do_pad = kwargs.pop("pad_and_return_pixel_mask")
+        unknown = sorted(set(kwargs) - set(_WITHOUT_EFFECT))
+        if unknown:
+            raise TypeError(f"preprocess() got an unexpected keyword argument {unknown[0]!r}")
+        settings = self._settings(
+            do_resize, size, size_divisor, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std,
+            do_pad,
+        )  # fmt: skip
+        kind = tensor_kind(return_tensors)
+        layout = check_data_format(data_format, "data_format") or "channels_first"
+        pictures = flatten_pictures(images)
+        prepared = [_prepare(name, picture, input_data_format, settings) for name, picture in pictures]
+        return _assemble(prepared, settings["do_pad"], layout, kind)
+
+    def _settings(self, *overrides: Any) -> dict[str, Any]:
+        """The settings of one call, checked: attributes may have been assigned since the constructor."""
+        return {
+            name: check_setting(name, getattr(self, name) if value is None else value)
+            for name, value in zip(SETTINGS, overrides, strict=True)
+        }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load the settings that transformers 4.37 or 5.x, or this class, saved.
+
+        Args:
+            pretrained_model_name_or_path: a directory, a hub id, or the path of a preprocessor_config.json.
+            kwargs: settings to override; revision, cache_dir, token, local_files_only as in `find_file`;
+                return_unused_kwargs=True returns (processor, keywords that are no settings).
+
+        Raises:
+            FileNotFoundError: there is neither processor_config.json (with an image_processor) nor
+                preprocessor_config.json.
+            ValueError: a file is no JSON, or a setting is out of range.
+        """
+        hub, overrides = split_options(kwargs)
+        if Path(pretrained_model_name_or_path).is_file():
+            saved = read_json(pretrained_model_name_or_path)
+            saved = saved.get("image_processor", saved)
+        else:
+            # 5.x nests the settings in processor_config.json and reads that first.
+            nested = find_json(pretrained_model_name_or_path, "processor_config.json", hub) or {}
+            saved = nested.get("image_processor")
+            if saved is None:
+                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", hub)
+        if saved is None:
+            raise FileNotFoundError(
+                f"{pretrained_model_name_or_path}: no preprocessor_config.json, and no processor_config.json with an "
+                "image_processor"
+            )
+        return cls.from_dict(saved, **overrides)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
+        """Make a processor from saved settings, overridden by `kwargs`.
+
+        Raises:
+            TypeError: a keyword that is no setting, unless return_unused_kwargs=True returns them.
+            ValueError: a setting is out of range.
+        """
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        known = {*SETTINGS, *_WITHOUT_EFFECT, *image_processor_dict, "pad_and_return_pixel_mask"}
+        unused = {name: value for name, value in kwargs.items() if name not in known}
+        if unused and not wants_unused:
+            raise TypeError(f"from_dict() got an unexpected keyword argument {min(unused)!r}")
+        settings = {**image_processor_dict, **kwargs}
+        if "do_pad" in kwargs:  # the newer name was overridden, the saved older one must not win
+            settings.pop("pad_and_return_pixel_mask", None)
+        processor = cls(**{name: value for name, value in settings.items() if name not in unused})
+        return (processor, unused) if wants_unused else processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, with the class name that Hugging Face looks for."""
+        return {**copy.deepcopy(self.__dict__), "image_processor_type": "ViltImageProcessor"}
+
+    def to_json_string(self) -> str:
+        """The settings as JSON text."""
+        return to_json(self.to_dict())
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+        """Write preprocessor_config.json, whole or not at all, and return the path.
+
+        A processor_config.json with an image_processor in the same directory is brought up to date, because every
+        reader prefers it.
+
+        Raises:
+            ValueError: the directory is a file.
+            OSError: the file could not be written; the old one stays.
+        """
+        return write_files(save_directory, self.files_to_save(save_directory))
+
+    def files_to_save(self, save_directory: str | os.PathLike[str]) -> dict[str, str]:
+        """The files of `save_pretrained` (name -> text), for a caller that writes more together with them."""
+        files = {"preprocessor_config.json": self.to_json_string()}
+        unified = Path(save_directory) / "processor_config.json"
+        if unified.is_file():
+            content = read_json(unified)
+            if "image_processor" in content:
+                files[unified.name] = to_json({**content, "image_processor": self.to_dict()})
+        return files
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+class ViltFeatureExtractor(ViltImageProcessor):
+    """The old name of `ViltImageProcessor`; deprecated."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        warnings.warn(
+            "ViltFeatureExtractor is deprecated; use ViltImageProcessor instead.", FutureWarning, stacklevel=2
+        )
+        super().__init__(*args, **kwargs)
+
+
+def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Mapping[str, Any]) -> _Prepared:
+    rgb = load_picture(picture, input_data_format, name)
+    if isinstance(rgb, np.ndarray) and settings["do_rescale"]:
+        _warn_if_scaled(rgb, name)
+    is_unit = False
+    if settings["do_resize"]:
+        rgb, is_unit = _resize(rgb, name, settings)
+    pixels = np.asarray(rgb)
+    if pixels.dtype != np.uint8:
+        values = _arithmetic(pixels.transpose(2, 0, 1), settings)
+        return _Prepared(values.transpose(1, 2, 0), None)
+    # Only 256 values can occur, so the float operations are done on those: exact, and several times as fast.
+    bytes_in = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 256))
+    values = _arithmetic(_rescale(bytes_in, 1 / 255) if is_unit else bytes_in, settings)
+    return _Prepared(pixels, None if values is bytes_in else values)
+
+
+def _resize(rgb: Image.Image | np.ndarray, name: str, settings: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The resized picture (uint8), and whether its bytes stand for floats in [0, 1]."""
+    height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
+    new_height, new_width = resize_size(height, width, settings["size"]["shortest_edge"], settings["size_divisor"])
+    if new_height == 0 or new_width == 0:
+        raise ValueError(
+            f"{name}: a picture of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
+            f"the longer one is limited and both are floored to multiples of {settings['size_divisor']}; crop or pad it"
+        )
+    is_unit = False
+    if isinstance(rgb, np.ndarray):
+        pixels, is_unit = quantise(rgb, name)
+        rgb = Image.fromarray(np.ascontiguousarray(pixels))
+    return rgb.resize((new_width, new_height), resample=settings["resample"]), is_unit
+
+
+def _arithmetic(values: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+    """Rescale and normalise (3, ...) in transformers' order of operations and dtypes."""
+    if settings["do_rescale"]:
+        values = _rescale(values, settings["rescale_factor"])
+    if settings["do_normalize"]:
+        if values.dtype.kind != "f":
+            values = values.astype(np.float32)
+        shape = (-1,) + (1,) * (values.ndim - 1)
+        mean, std = (np.array(settings[key], dtype=values.dtype).reshape(shape) for key in ("image_mean", "image_std"))
+        values = (values - mean) / std
+    return values
+
+
+def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
+    # 5.x multiplies in float64 and rounds once; 4.37 multiplied float32 input in float32.
+    return (values.astype(np.float64) * factor).astype(np.float32)
+
+
+def _warn_if_scaled(pixels: np.ndarray, name: str) -> None:
+    if pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
+        warnings.warn(
+            f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False", stacklevel=5
+        )
+
+
+def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
+    sizes = [picture.pixels.shape[:2] for picture in prepared]
+    if not do_pad and kind is None:
+        return BatchFeature({"pixel_values": [_stack([picture], size, layout)[0]
+                                              for picture, size in zip(prepared, sizes, strict=True)]})
+    if not do_pad and len(set(sizes)) > 1:
+        raise ValueError(
+            f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
+            "return_tensors=None for a list"
+        )
+    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
+    data = {"pixel_values": _stack(prepared, largest, layout)}
+    if do_pad:
+        data["pixel_mask"] = np.zeros((len(prepared), *largest), dtype=np.int64)
+        for mask, (height, width) in zip(data["pixel_mask"], sizes, strict=True):
+            mask[:height, :width] = 1
+    if kind is None:
+        data = {key: list(value) for key, value in data.items()}
+    return BatchFeature(data, kind)
+
+
+def _stack(prepared: list[_Prepared], size: tuple[int, int], layout: str) -> np.ndarray:
+    """All pictures in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
+    dtype = np.result_type(*(picture.dtype for picture in prepared))
+    first = layout == "channels_first"
+    batch = np.empty((len(prepared), 3, *size) if first else (len(prepared), *size, 3), dtype=dtype)
+    for picture, out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
+        height, width = picture.pixels.shape[:2]
+        out[:, height:] = 0
+        out[:, :height, width:] = 0
+        picture.write(out[:, :height, :width])
+    return batch

@@ -1,0 +1,293 @@
+"""Any picture a caller may hold, as RGB: the one place where user pixels are opened and checked.
+
+How each kind becomes RGB (Hugging Face's processor crashes on all but RGB; where it works, the bits are its own):
+    files           opened with Pillow and turned upright by their EXIF orientation, as Hugging Face 5.x does for paths
+    PIL             taken as it is: EXIF orientation is not applied, as in Hugging Face
+    1, L, P, CMYK   Pillow's `convert("RGB")`; so are YCbCr, HSV and LAB
+    RGBA, LA, PA    the alpha channel is dropped, as `convert("RGB")` does
+    16-bit          v -> round(v / 257), so 65535 becomes 255 (Pillow would saturate at 255); "I" counts as 16-bit
+                    when a value is above 255
+    F               [0, 1] is scaled to 0..255, otherwise 0..255 is rounded
+    arrays, tensors (H, W), (H, W, C) or (C, H, W) with 1 (grey), 2 (grey + alpha), 3 or 4 (RGB + alpha) channels;
+                    uint16 as 16-bit, bool as black and white; other integers and floats keep their dtype
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+CHANNELS = (1, 2, 3, 4)
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WANTED = "a path, a PIL image, a NumPy array, a torch tensor, or a list of these"
+
+
+def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
+    """All pictures of an argument in order, each with the name that an error gives it, such as "images[3]".
+
+    One picture is a list of one. Nested lists and 4-D arrays are flattened, as Hugging Face does.
+
+    Raises:
+        ValueError: there is no picture at all.
+    """
+    pictures = list(_walk(images, name))
+    if not pictures:
+        raise ValueError(f"{name}: got an empty {type(images).__name__}, wanted {_WANTED}")
+    return pictures
+
+
+def _walk(item: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(item, list | tuple) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 4):
+        for index, part in enumerate(item):
+            yield from _walk(part, f"{name}[{index}]")
+    else:
+        yield name, item
+
+
+def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "images") -> np.ndarray:
+    """Decode one picture of any kind into 8-bit RGB.
+
+    Args:
+        image: a path, a PIL image, a NumPy array or a torch tensor (see the head of this file).
+        input_data_format: "channels_first", "channels_last" or None to infer it; for 3-D arrays only.
+        name: what errors call the picture.
+
+    Returns:
+        uint8 (H, W, 3), C-contiguous. Floats in [0, 1] are scaled to 0..255.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: anything else that keeps it from being a picture; the message names it.
+    """
+    picture = load_picture(image, input_data_format, name)
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture)
+    return np.ascontiguousarray(quantise(picture, name)[0])
+
+
+def load_picture(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:
+    """One picture of any kind as an RGB PIL image, or as an array (H, W, 3) of its own dtype.
+
+    Raises:
+        FileNotFoundError, ValueError: as `decode_rgb`.
+    """
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image, name)
+    if isinstance(image, str | os.PathLike):
+        return _open(os.fspath(image), name)
+    if isinstance(image, torch.Tensor):
+        image = _tensor_to_array(image)
+    if isinstance(image, np.ndarray):
+        return _array_to_rgb(image, input_data_format, name)
+    hint = "; open bytes with PIL.Image.open(io.BytesIO(...))" if isinstance(image, bytes | bytearray) else ""
+    raise ValueError(f"{name}: got {type(image).__name__}, wanted {_WANTED}{hint}")
+
+
+def quantise(pixels: np.ndarray, name: str = "images") -> tuple[np.ndarray, bool]:
+    """Pixels of any dtype as uint8, by the rule of Hugging Face's resize.
+
+    Whole numbers in 0..255 are taken as they are; other values in [0, 1] are multiplied by 255 and truncated.
+
+    Returns:
+        The uint8 pixels, and whether they were scaled up from [0, 1].
+
+    Raises:
+        ValueError: values outside these ranges.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels, False
+    low, high = pixels.min(), pixels.max()
+    if low >= 0 and high <= 255:
+        if pixels.dtype.kind in "iu" or np.allclose(pixels, pixels.astype(np.int64)):
+            return pixels.astype(np.uint8), False
+        if high <= 1:
+            # Through float32, and truncated: bit for bit what Hugging Face resizes.
+            return (pixels.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
+    raise ValueError(
+        f"{name}: got {pixels.dtype} pixels in [{low}, {high}], which cannot be resized as 8-bit; "
+        "wanted whole numbers in 0..255 or floats in [0, 1] (or do_resize=False)"
+    )
+
+
+def _open(path: str | bytes, name: str) -> Image.Image:
+    path = os.fsdecode(path)
+    if path.startswith(("http://", "https://", "data:")):
+        raise ValueError(f"{name}: got {path[:60]!r}, wanted a local file; download the picture first")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{name}: no such file: {path!r}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{name}: {path!r} is a directory, wanted a picture file")
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{name}: {path!r} is empty")
+    try:
+        image = Image.open(path)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(_bomb_message(f"{name}: {path!r}", str(error))) from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name}: {path!r} is not a picture that Pillow can read") from error
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a broken header fails with whatever its format's reader raises
+        raise ValueError(f"{name}: {path!r} is damaged or truncated ({error})") from error
+    with image:
+        where = f"{name}: {path!r}"
+        _check_pixel_count(image, where)
+        _load(image, where)
+        return _pil_to_rgb(_turn_upright(image), where)
+
+
+def _load(image: Image.Image, name: str) -> None:
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # as in _open; a PIL image is lazy until here
+        raise ValueError(f"{name}: the picture is damaged or truncated ({error})") from error
+
+
+def _check_pixel_count(image: Image.Image, name: str) -> None:
+    """Pillow only warns between its limit and twice the limit; a server must not decode such a file by accident."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(_bomb_message(name, f"{image.width}x{image.height} pixels, above {limit}"))
+
+
+def _bomb_message(name: str, reason: str) -> str:
+    return (
+        f"{name} could be a decompression bomb ({reason}); "
+        "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
+    )
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # EXIF blocks are often broken in ways of their own; the pixels are fine without them
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.width == 0 or image.height == 0:
+        raise ValueError(f"{name}: got a picture of size {image.width}x{image.height}, wanted at least 1x1")
+    _load(image, name)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        return Image.fromarray(_integers_to_bytes(np.asarray(image), name)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_floats_to_bytes(np.asarray(image), name)).convert("RGB")
+    if image.mode == "La":  # Pillow has no direct way from premultiplied grey
+        image = image.convert("LA")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; the direct way warns about the transparency
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ValueError(f"{name}: a picture of mode {image.mode!r} cannot become RGB ({error})") from error
+
+
+def _integers_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Modes I and I;16: 16-bit by their type, 32-bit by their largest value."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"{name}: got integer pixels in [{low}, {high}], wanted 0..255 or 0..65535")
+    return values.astype(np.uint8) if values.dtype.itemsize > 2 and high <= 255 else _sixteen_to_eight(values)
+
+
+def _floats_to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    _check_finite(values, name)
+    low, high = values.min(), values.max()
+    if low < 0 or high > 255:
+        raise ValueError(f"{name}: got float pixels in [{low}, {high}], wanted [0, 1] or 0..255")
+    is_unit = high <= 1 and not np.array_equal(values, np.rint(values))
+    return np.rint(values * 255 if is_unit else values).astype(np.uint8)
+
+
+def _sixteen_to_eight(values: np.ndarray) -> np.ndarray:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v / 257); 257 is odd: no ties
+
+
+def _tensor_to_array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
+
+
+def _array_to_rgb(array: np.ndarray, input_data_format: str | None, name: str) -> np.ndarray:
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name}: got an array of dtype {array.dtype}, wanted integers, floats or bool")
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{name}: got an array of shape {array.shape}, wanted (H, W), (H, W, C) or (C, H, W)")
+    if array.size == 0:
+        raise ValueError(f"{name}: got an array of shape {array.shape}, wanted at least one pixel")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    elif _channel_axis(array.shape, input_data_format, name) == 0:
+        array = array.transpose(1, 2, 0)
+    if array.shape[2] != 3:
+        colours = array[:, :, :1] if array.shape[2] < 3 else array[:, :, :3]
+        array = np.broadcast_to(colours, array.shape[:2] + (3,))
+    if array.dtype.kind == "f":
+        _check_finite(array, name)
+    if array.dtype == np.uint16:
+        return _sixteen_to_eight(array)
+    return array * np.uint8(255) if array.dtype == np.bool_ else array
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+    if not np.isfinite(values).all():
+        count = int(values.size - np.isfinite(values).sum())
+        raise ValueError(f"{name}: got {count} NaN or infinite pixel values, wanted finite ones")
+
+
+def _channel_axis(shape: tuple[int, ...], input_data_format: str | None, name: str) -> int:
+    """The channel axis, 0 or 2: given, or inferred (1 or 3 channels before 2 or 4, the first axis before the last)."""
+    given = check_data_format(input_data_format, "input_data_format")
+    if given is not None:
+        axis = 0 if given == "channels_first" else 2
+        if shape[axis] not in CHANNELS:
+            raise ValueError(f"{name}: got shape {shape} as {given}, wanted {_one_of(CHANNELS)} channels")
+        return axis
+    for counts in ((1, 3), CHANNELS):
+        first, last = shape[0] in counts, shape[2] in counts
+        if first and last:
+            warnings.warn(
+                f"{name}: shape {shape} may be (C, H, W) or (H, W, C); the first is assumed, as Hugging Face does. "
+                "Pass input_data_format to choose.",
+                stacklevel=2,
+            )
+        if first or last:
+            return 0 if first else 2
+    raise ValueError(f"{name}: got shape {shape}, wanted (H, W, C) or (C, H, W) with {_one_of(CHANNELS)} channels")
+
+
+def check_data_format(value: Any, argument: str) -> str | None:
+    """A channel layout as a plain string, or None; "none" (greyscale) counts as None.
+
+    Raises:
+        ValueError: another value.
+    """
+    value = getattr(value, "value", value)
+    if value not in (None, "channels_first", "channels_last", "none"):
+        raise ValueError(f'{argument}: got {value!r}, wanted "channels_first", "channels_last" or None')
+    return None if value == "none" else value
+
+
+def _one_of(values: tuple[int, ...]) -> str:
+    return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"

@@ -1,0 +1,179 @@
+"""`ViltProcessor`: a picture processor and a tokenizer behind one call."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from .batch import BatchEncoding, tensor_kind
+from .image import ViltImageProcessor
+from .saving import split_options, write_files
+from .settings import SETTINGS
+from .text import BertTokenizer
+
+_TEXT_ARGUMENTS = tuple(inspect.signature(BertTokenizer.__call__).parameters)[1:]
+_IMAGE_ARGUMENTS = tuple(inspect.signature(ViltImageProcessor.preprocess).parameters)[2:-1]
+# Hugging Face 5.x's way to say which argument is whose.
+_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+
+
+class ViltProcessor:
+    """Pictures and texts -> the inputs of a ViLT model.
+
+    Args:
+        image_processor: a `ViltImageProcessor`.
+        tokenizer: a `BertTokenizer`.
+        feature_extractor: the old name of `image_processor`; deprecated.
+
+    Raises:
+        ValueError: one is missing or of another kind (they may be swapped).
+    """
+
+    attributes = ["image_processor", "tokenizer"]
+    image_processor_class = "ViltImageProcessor"
+    tokenizer_class = ("BertTokenizer", "BertTokenizerFast")
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, *, feature_extractor: Any = None) -> None:
+        if feature_extractor is not None:
+            warnings.warn("feature_extractor is deprecated; use image_processor", FutureWarning, stacklevel=2)
+            image_processor = feature_extractor if image_processor is None else image_processor
+        for name, value, method, wanted in (
+            ("image_processor", image_processor, "preprocess", "a ViltImageProcessor"),
+            ("tokenizer", tokenizer, "batch_decode", "a BertTokenizer"),
+        ):
+            if not hasattr(value, method):
+                raise ValueError(f"{name}: got {type(value).__name__}, wanted {wanted}")
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: Any = None,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        """Prepare pictures, texts, or both.
+
+        Args:
+            images: as for `ViltImageProcessor.preprocess`; None for text only.
+            text: as for `BertTokenizer.__call__`; None for pictures only.
+            kwargs: further arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
+                `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
+
+        Returns:
+            `input_ids`, `token_type_ids`, `attention_mask` (batch, length) and `pixel_values` (N, 3, H, W),
+            `pixel_mask` (N, H, W). Whether the numbers of texts and pictures go together is the model's to say.
+
+        Raises:
+            FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
+            TypeError: an argument that neither has.
+        """
+        arguments = {name: value for name, value in locals().items() if name in _TEXT_ARGUMENTS and name != "text"}
+        if images is None and text is None:
+            raise ValueError("images, text: got neither, wanted at least one")
+        for_text, for_images = _split_arguments({**arguments, **kwargs})
+        kind = tensor_kind(for_text["return_tensors"])
+        data: dict[str, Any] = {}
+        encodings = None
+        if text is not None:
+            encoded = self.tokenizer(text, **for_text)
+            data.update(encoded)
+            encodings = getattr(encoded, "encodings", None)
+        if images is not None:
+            data.update(self.image_processor(images, **{"return_tensors": kind, **for_images}))
+        return BatchEncoding(data, encodings)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokenizer's `batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's `decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The names of all inputs, in the order in which they are returned."""
+        return list(dict.fromkeys([*self.tokenizer.model_input_names, *self.image_processor.model_input_names]))
+
+    @property
+    def feature_extractor(self) -> Any:
+        """The old name of `image_processor`; deprecated."""
+        warnings.warn("feature_extractor is deprecated; use image_processor", FutureWarning, stacklevel=2)
+        return self.image_processor
+
+    @property
+    def feature_extractor_class(self) -> str:
+        """The old name of `image_processor_class`; deprecated."""
+        warnings.warn("feature_extractor_class is deprecated; use image_processor_class", FutureWarning, stacklevel=2)
+        return self.image_processor_class
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> ViltProcessor:
+        """Load what transformers 4.37 or 5.x, or this class, saved.
+
+        Args:
+            pretrained_model_name_or_path: a directory or a hub id.
+            kwargs: settings to override, of the picture processor or else of the tokenizer; revision, cache_dir,
+                token, local_files_only as in `find_file`.
+
+        Raises:
+            FileNotFoundError: a file of one of the two is missing.
+            ValueError: a file is broken, or a setting out of range.
+        """
+        hub, overrides = split_options(kwargs)
+        names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
+        for_images = {name: overrides.pop(name) for name in names}
+        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
+        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        return cls(image_processor, tokenizer)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
+        """Write the files of both, which transformers 4.37 and 5.x load; return their paths.
+
+        Raises:
+            ValueError: the directory is a file.
+            OSError: a file could not be written; every old one stays whole.
+        """
+        files = {
+            **self.tokenizer.files_to_save(type(self).__name__),
+            **self.image_processor.files_to_save(save_directory),
+        }
+        return write_files(save_directory, files)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(\n{self.image_processor!r},\n{self.tokenizer!r})"
+
+
+def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tokenizer's arguments and the picture processor's, out of flat ones and Hugging Face's groups."""
+    flat = dict(arguments)
+    text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
+    unknown = sorted(set(flat) - set(_TEXT_ARGUMENTS) - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
+    if unknown:
+        raise TypeError(f"ViltProcessor() got an unexpected keyword argument {unknown[0]!r}")
+    for_text = {name: value for name, value in flat.items() if name in _TEXT_ARGUMENTS}
+    for_images = {name: value for name, value in flat.items() if name not in _TEXT_ARGUMENTS}
+    for name, value in common.items():
+        if name in _TEXT_ARGUMENTS:
+            for_text[name] = value
+        if name in _IMAGE_ARGUMENTS:
+            for_images[name] = value
+    return {**for_text, **text_group}, {**for_images, **images_group}

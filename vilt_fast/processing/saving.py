@@ -1,0 +1,79 @@
+"""JSON settings in and out: read with an error that names the file, written together or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vilt_fast.files import stage
+from vilt_fast.hub import find_file
+
+# Arguments of `find_file` that every from_pretrained takes.
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+# Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
+IGNORED_OPTIONS = (
+    "_from_auto", "backend", "force_download", "legacy_format", "proxies", "resume_download", "trust_remote_code",
+    "use_fast",
+)  # fmt: skip
+
+
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split the keywords of from_pretrained into those of `find_file` and the rest, dropping the meaningless."""
+    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
+    rest = {key: value for key, value in options.items() if key not in hub and key not in IGNORED_OPTIONS}
+    return hub, rest
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: the file is not UTF-8, not JSON, or holds no object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path}: not a valid JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got a JSON {type(content).__name__}, wanted an object")
+    return content
+
+
+def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The content of one optional JSON file of a directory or hub repository; None where there is none."""
+    path = find_file(name_or_path, filename, required=False, **hub)
+    return None if path is None else read_json(path)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON text as Hugging Face writes it: sorted keys, two spaces, a newline at the end."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> list[str]:
+    """Write text files into a directory (made if needed) and return their paths.
+
+    All are written beside their targets first and renamed after, so that a full disk leaves every old file whole.
+
+    Raises:
+        ValueError: `directory` is a file.
+        OSError: a file could not be written; nothing was changed.
+    """
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"save_directory: {directory} is a file, wanted a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for name, text in files.items():
+            staged.append((stage(directory / name, text), directory / name))
+        while staged:
+            os.replace(*staged[0])
+            staged.pop(0)
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+    return [str(directory / name) for name in files]

@@ -1,0 +1,249 @@
+"""The files of a BERT tokenizer in and out, and the `tokenizers.Tokenizer` made from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+
+from vilt_fast.hub import find_file
+
+from .saving import find_json, read_json, to_json
+
+# In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
+SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_TOKEN_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> dict[str, int]:
+    """Token -> id from a vocab.txt, one token a line; of a repeated token the last line counts, as in Hugging Face.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is empty or not UTF-8.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"vocab_file: no such file: {str(path)!r}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"vocab_file: {str(path)!r} is not UTF-8 text ({error})") from error
+    if not vocabulary:
+        raise ValueError(f"vocab_file: {str(path)!r} is empty")
+    return vocabulary
+
+
+def build_backend(
+    vocabulary: Mapping[str, int],
+    unk_token: str,
+    do_lower_case: bool = True,
+    tokenize_chinese_chars: bool = True,
+    strip_accents: bool | None = None,
+) -> Tokenizer:
+    """BERT's tokenizer over a vocabulary: clean and lower the text, split words and punctuation, then word pieces.
+
+    Raises:
+        ValueError: `vocabulary` maps no strings to non-negative integers.
+    """
+    try:
+        model = WordPiece(dict(vocabulary), unk_token=unk_token)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"vocab: got a mapping that is not str -> non-negative int ({error})") from error
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(
+        clean_text=True,
+        handle_chinese_chars=tokenize_chinese_chars,
+        strip_accents=strip_accents,
+        lowercase=do_lower_case,
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    return backend
+
+
+def load_backend(
+    path: str | os.PathLike[str],
+    do_lower_case: bool | None = None,
+    tokenize_chinese_chars: bool | None = None,
+    strip_accents: bool | None = None,
+) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; the settings given here override those in the file, as in transformers 4.37.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no tokenizer, or not one of word pieces.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"tokenizer_file: no such file: {str(path)!r}")
+    kind = (read_json(path).get("model") or {}).get("type", "WordPiece")
+    if kind != "WordPiece":
+        raise ValueError(f"tokenizer_file: {str(path)!r} holds a {kind} model, wanted WordPiece (BERT)")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"tokenizer_file: {str(path)!r} is not a valid tokenizer.json ({error})") from error
+    normalizer = backend.normalizer
+    if isinstance(normalizer, normalizers.BertNormalizer):
+        if do_lower_case is not None:
+            normalizer.lowercase = do_lower_case
+        if tokenize_chinese_chars is not None:
+            normalizer.handle_chinese_chars = tokenize_chinese_chars
+        # None is a value of its own here ("as do_lower_case"), so it counts only beside an explicit do_lower_case.
+        if strip_accents is not None or do_lower_case is not None:
+            normalizer.strip_accents = strip_accents
+        backend.normalizer = normalizer
+    return backend
+
+
+def make_backend(
+    vocab_file: Any,
+    vocab: Any,
+    tokenizer_file: Any,
+    special: Mapping[str, AddedToken],
+    do_lower_case: bool | None,
+    tokenize_chinese_chars: bool | None,
+    strip_accents: bool | None,
+) -> Tokenizer:
+    """The backend of the one vocabulary that is given: a path or mapping, or a tokenizer.json.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_vocabulary`, `build_backend` and `load_backend`; ValueError also where
+            there is not exactly one vocabulary, or it lacks the unknown token.
+    """
+    given = [value for value in (vocab_file, vocab, tokenizer_file) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"vocab_file, vocab, tokenizer_file: got {len(given)} of them, wanted exactly one")
+    if "unk_token" not in special:
+        raise ValueError("unk_token: got None, wanted the token that stands for unknown words")
+    unk_token = special["unk_token"].content
+    if tokenizer_file is not None:
+        backend = load_backend(tokenizer_file, do_lower_case, tokenize_chinese_chars, strip_accents)
+        model = backend.model
+        if model.unk_token != unk_token:
+            model.unk_token = unk_token
+            backend.model = model
+    else:
+        vocabulary = given[0] if isinstance(given[0], Mapping) else read_vocabulary(given[0])
+        lower = do_lower_case is None or do_lower_case
+        chinese = tokenize_chinese_chars is None or tokenize_chinese_chars
+        backend = build_backend(vocabulary, unk_token, lower, chinese, strip_accents)
+    if unk_token not in backend.get_vocab(with_added_tokens=False):
+        raise ValueError(f"unk_token: {unk_token!r} is not in the vocabulary")
+    return backend
+
+
+def set_template(backend: Tokenizer, cls_token: str, sep_token: str) -> None:
+    """Make the rows `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`, with type 1 for the pair and its [SEP]."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
+    )
+
+
+def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
+    """A token as given by a caller or a JSON file (a string, a dict, an `AddedToken`) with its matching flags.
+
+    Raises:
+        ValueError: `value` is none of these.
+    """
+    if isinstance(value, AddedToken):
+        return value
+    if isinstance(value, str):
+        return AddedToken(value, normalized=not special, special=special)
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        flags = {key: value[key] for key in _TOKEN_FLAGS if key in value}
+        return AddedToken(**{"special": special, "normalized": not special, **flags})
+    raise ValueError(f"{name}: got {value!r}, wanted a string or an AddedToken")
+
+
+def token_to_dict(token: AddedToken) -> dict[str, Any]:
+    """An `AddedToken` as JSON files hold it."""
+    return {flag: getattr(token, flag) for flag in _TOKEN_FLAGS}
+
+
+def read_saved(name_or_path: str | os.PathLike[str], hub: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's keywords for what transformers 4.37 (slow and fast) or 5.x saved under a name.
+
+    Raises:
+        FileNotFoundError: neither a tokenizer.json nor a vocab.txt.
+        ValueError: a JSON file is broken.
+    """
+    if Path(name_or_path).is_file():
+        key = "tokenizer_file" if str(name_or_path).endswith(".json") else "vocab_file"
+        return {key: str(name_or_path)}
+    settings = find_json(name_or_path, "tokenizer_config.json", hub) or {}
+    # Paths in a downloaded config are not followed: they could point anywhere.
+    for key in ("vocab_file", "tokenizer_file", "special_tokens_map_file", "name_or_path", "vocab"):
+        settings.pop(key, None)
+    if "added_tokens_decoder" not in settings:  # until 4.33, these were files of their own
+        settings.update(find_json(name_or_path, "special_tokens_map.json", hub) or {})
+        added = find_json(name_or_path, "added_tokens.json", hub) or {}
+        specials = {_content(settings.get(name)) for name in SPECIAL_NAMES}
+        settings["added_tokens_decoder"] = {
+            index: to_added_token(token, "added_tokens.json", special=token in specials)
+            for token, index in added.items()
+        }
+    for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
+        path = find_file(name_or_path, filename, required=False, **hub)
+        if path is not None:
+            return {**settings, key: str(path)}
+    raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def saved_files(tokenizer: Any, processor_class: str | None = None) -> dict[str, str]:
+    """What transformers 4.37 (slow and fast) and 5.x want to find of a `BertTokenizer`: file name -> text."""
+    backend = tokenizer.backend_tokenizer
+    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+    if tokenizer.extra_special_tokens:
+        special["additional_special_tokens"] = tokenizer.extra_special_tokens  # 4.37's name, which 5.x reads too
+    added = {str(index): token_to_dict(token) for index, token in tokenizer.added_tokens_decoder.items()}
+    config = {
+        **tokenizer.init_kwargs,
+        **special,
+        "do_lower_case": getattr(backend.normalizer, "lowercase", True),
+        "tokenize_chinese_chars": getattr(backend.normalizer, "handle_chinese_chars", True),
+        "strip_accents": getattr(backend.normalizer, "strip_accents", None),
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "clean_up_tokenization_spaces": tokenizer.clean_up_tokenization_spaces,
+        "split_special_tokens": tokenizer.split_special_tokens,
+        "added_tokens_decoder": added,
+        "tokenizer_class": "BertTokenizer",
+    }
+    if tokenizer.model_input_names != type(tokenizer).model_input_names:
+        config["model_input_names"] = tokenizer.model_input_names
+    if processor_class is not None:
+        config["processor_class"] = processor_class
+    return {
+        "vocab.txt": _vocabulary_text(backend),
+        "tokenizer.json": _backend_text(backend),
+        "tokenizer_config.json": to_json(config),
+        "special_tokens_map.json": to_json(special),
+    }
+
+
+def _vocabulary_text(backend: Tokenizer) -> str:
+    """The model's own vocabulary as a vocab.txt; an id that no token has becomes a line, to keep the count."""
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    by_id = {index: token for token, index in vocabulary.items()}
+    lines = [by_id.get(index, f"[unused-{index}]") for index in range(max(by_id, default=-1) + 1)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _backend_text(backend: Tokenizer) -> str:
+    """The tokenizer.json of a backend, without the padding and truncation of its last call."""
+    content = json.loads(backend.to_str())
+    content["padding"] = content["truncation"] = None
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,260 @@
+"""Weight files as they lie on the disk: safetensors and PyTorch's .bin and .ckpt, whole or in shards.
+
+Weights are data: PyTorch files are opened with `weights_only=True`, and no code from one runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from vilt_fast.hub import find_file
+
+SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
+# In this order, as in transformers: the first that is there holds the weights.
+WEIGHT_NAMES = (SAFE_NAME, SAFE_NAME + ".index.json", TORCH_NAME, TORCH_NAME + ".index.json")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+# What an earlier save left; a directory must not hold two of them.
+_SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|pytorch_model(-\d{5}-of-\d{5})?\.bin|.*\.index\.json")
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
+_TRAINERS = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "numpy", "sacred", "omegaconf",
+             "argparse", "pathlib", "vilt")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a checkpoint, read when asked."""
+
+    name: str  # as stored
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+    derived: bool = False  # made from another tensor; the file does not name it
+
+
+@dataclass
+class StoredWeights:
+    """The tensors of a checkpoint by name, the file that was opened, and what else a trainer put there."""
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@contextmanager
+def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[StoredWeights]:
+    """Open the weights of a directory, a hub id or one file; tensors can be read until the context ends.
+
+    Args:
+        name_or_path: a directory or hub id that holds one of `WEIGHT_NAMES`, or a file (.safetensors, .bin, .ckpt).
+        **hub: `revision`, `cache_dir`, `token`, `local_files_only` of `hub.find_file`.
+
+    Raises:
+        FileNotFoundError: nothing there, or a shard that the index names is absent.
+        ValueError: a file is truncated or no weight file, or holds Python objects; names the file.
+    """
+    path = _weight_file(name_or_path, hub)
+    with ExitStack() as stack:
+        if path.name.endswith(".index.json"):
+            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
+        else:
+            yield _open_file(path, stack)
+
+
+def _weight_file(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    for name in WEIGHT_NAMES:
+        found = find_file(name_or_path, name, required=False, **hub)
+        if found is not None:
+            return found
+    held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""
+    raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(WEIGHT_NAMES)})")
+
+
+def _open_file(path: Path, stack: ExitStack) -> StoredWeights:
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` where it was cloned")
+    if path.suffix == ".safetensors":
+        return StoredWeights(path, _open_safetensors(path, stack))
+    if path.suffix in TORCH_SUFFIXES:
+        content = _load_torch(path, is_zip=head.startswith(b"PK"))
+        return StoredWeights(path, *_state_dict(content, path))
+    raise ValueError(f"{path}: got a file ending in {path.suffix!r}, wanted .safetensors, {', '.join(TORCH_SUFFIXES)}")
+
+
+def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        tensors = {}
+        for name in file.keys():  # noqa: SIM118 - the handle is no mapping
+            part, read = file.get_slice(name), partial(file.get_tensor, name)
+            dtype = _DTYPES.get(part.get_dtype()) or read().dtype
+            tensors[name] = StoredTensor(name, tuple(part.get_shape()), dtype, read)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+    return tensors
+
+
+def _open_shards(index: Path, find: Callable[[str], Path], stack: ExitStack) -> dict[str, StoredTensor]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = {name: [n for n, s in weight_map.items() if s == name] for name in sorted(set(weight_map.values()))}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of shards (an object with a weight_map): {error!r}") from error
+    tensors = {}
+    for shard, names in shards.items():
+        if Path(shard).name != shard:
+            raise ValueError(f"{index}: shards must lie beside it, got {shard!r}")
+        stored = _open_file(find(shard), stack).tensors
+        absent = sorted(set(names) - set(stored))
+        if absent:
+            raise ValueError(f"{index} places tensors in {shard} that it does not hold: {listing(absent)}")
+        tensors.update((name, stored[name]) for name in names)
+    return tensors
+
+
+class _Inert:
+    """Stands in for an object of a trainer's class: takes anything and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def _load_torch(path: Path, is_zip: bool) -> Any:
+    refused: list[str] = []
+    try:
+        # Listing reads names only. A name of a trainer's package is given to a class that does nothing.
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
+        refused = sorted(name for name in foreign if name.split(".")[0] not in _TRAINERS)
+        if not refused:
+            with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no PyTorch weight file, or holds Python objects that are not weights and are "
+                         f"not run: {str(error).splitlines()[0]}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is truncated or no PyTorch weight file: {reason}") from error
+    raise ValueError(f"{path} holds Python objects that are not weights and are not run: {listing(refused)}")
+
+
+def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of a state dict, and the rest of the trainer's checkpoint around it."""
+    extra: dict[str, Any] = {}
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content, extra = content[key], {k: v for k, v in content.items() if k != key}
+            break
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: got a {type(content).__name__}, wanted a dictionary of tensors")
+    usable = {
+        name: tensor for name, tensor in content.items()
+        if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+    }
+    bad = [str(name) for name in content if name not in usable]
+    if bad:
+        raise ValueError(f"{path}: entries that are not dense tensors with data: {listing(bad)}")
+    return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, partial(_same, t)) for n, t in usable.items()}, extra
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def listing(names: list[str], limit: int = 20) -> str:
+    """Names for an error message, at most `limit` of them."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path, *, safe_serialization: bool) -> None:
+    """Write tensors to one file, as safetensors or with `torch.save`.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    # A view would drag its whole storage into the file.
+    tensors = {n: t if t.untyped_storage().nbytes() == t.nbytes and t.is_contiguous()
+               else t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    try:
+        if safe_serialization:
+            save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            with open(path, "wb") as file:
+                torch.save(tensors, file)
+    except (SafetensorError, RuntimeError) as error:
+        raise _disk_error(error) from error
+
+
+def _disk_error(error: BaseException) -> OSError:
+    """The system's error that safetensors hides in its message and PyTorch in the context."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    found = re.search(r"os error (\d+)", str(error))
+    number = cause.errno if isinstance(cause, OSError) else int(found.group(1)) if found else None
+    return OSError(number, os.strerror(number) if number else str(error).splitlines()[0])
+
+
+def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[list[str]]:
+    """Names of the tensors of each shard: in order, each shard at most `max_shard_size` bytes or one tensor."""
+    limit = _bytes(max_shard_size)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def _bytes(size: int | str) -> int:
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+             "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    found = re.fullmatch(r"\s*(\d+)\s*([A-Z]*)\s*", str(size).upper())
+    value = int(found.group(1)) * units.get(found.group(2), 0) if found else 0
+    if value < 1:
+        raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or a text such as '200MB'")
+    return value
+
+
+def shard_name(name: str, shard: int, count: int) -> str:
+    """Hugging Face's name of shard 1, 2, ... of `count`: model-00001-of-00002.safetensors."""
+    stem, suffix = name.rsplit(".", 1)
+    return f"{stem}-{shard:05d}-of-{count:05d}.{suffix}"
+
+
+def earlier_files(directory: Path) -> list[Path]:
+    """Weight files and indices that lie in a directory."""
+    indices = {name for name in WEIGHT_NAMES if name.endswith(".index.json")}
+    return sorted(p for p in directory.iterdir()
+                  if _SAVED.fullmatch(p.name) and (not p.name.endswith(".index.json") or p.name in indices))
