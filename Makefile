@@ -19,7 +19,7 @@ demo: .venv/.run
 
 # One thread a process: the pictures and models of the tests are too small to share between threads.
 test: lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -q -n $(JOBS) --durations=10
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $(JOBS) --durations=10
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

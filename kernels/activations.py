@@ -1,7 +1,8 @@
 """Activations of an fp32 accumulator, as epilogues of a product.
 
 Exact GELU is x Phi(x) (Hendrycks & Gimpel 2016, section 2). For 16-bit outputs Phi is taken from a sigmoid of a
-polynomial: 13 instructions an element instead of erf's 31, and the error of 3e-6 is far below what the output's rounding loses.
+polynomial: 13 instructions an element on sm_90 where erf takes 31, and its error of 3e-6 is far below what the
+rounding of the output loses.
 """
 
 import triton
@@ -58,7 +59,7 @@ def activate(x, ACTIVATION: tl.constexpr, OUT_16BIT: tl.constexpr):
     elif ACTIVATION == "gelu_tanh":
         z = x * tl.fma(x * x, 0.044715, 1.0)
         if OUT_16BIT:
-            x = _times_sigmoid(x, _TANH_SCALE * z)
+            x = _times_sigmoid(x, z * _TANH_SCALE)
         else:
             x = 0.5 * x * (1.0 + _tanh(0.7978845608028654 * z))
     elif ACTIVATION == "relu":

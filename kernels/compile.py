@@ -4,7 +4,7 @@ Each kernel file exposes `shipped_configurations(target)`; this module turns eve
 reads registers, spills, shared memory and matrix instructions from it. `@triton.jit` of a process under
 TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes:
 
-    python -m vilt_fast.kernels.compile sm90 [SHARD COUNT]      one JSON row a line
+    python -m vilt_fast.kernels.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row a line
 """
 
 import importlib
@@ -133,8 +133,8 @@ def compile_one(target: str, configuration: tuple) -> dict[str, Any]:
     }
 
 
-def _start(target: str, shard: int, count: int, operations: Sequence[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", __spec__.name, target, str(shard), str(count), *operations]
+def _start(targets: Sequence[str], operations: Sequence[str], shard: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", __spec__.name, ",".join(targets), ",".join(operations), str(shard), str(count)]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -158,33 +158,28 @@ def compile_all(
     """
     for target in targets:
         gpu_target(target)
-    jobs = jobs or os.cpu_count() or 1
-    waiting = [(target, shard, jobs, operations) for target in targets for shard in range(jobs)]
+    count = jobs or os.cpu_count() or 1
+    children = [_start(targets, operations, shard, count) for shard in range(count)]
     rows: list[dict[str, Any]] = []
-    running: list[subprocess.Popen] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(*waiting.pop(0)))
-            child = running[0]
+        for child in children:
             out, errors = child.communicate()
-            running.pop(0)
             if child.returncode:
                 raise RuntimeError(f"a kernel does not compile:\n{errors}")
             rows += map(json.loads, out.splitlines())
     finally:
-        for child in running:
+        for child in children:
             child.kill()
             child.wait()
     order = {target: i for i, target in enumerate(targets)}
     return sorted(rows, key=lambda row: (order[row["target"]], row["kernel"], row["config"]))
 
 
-def _main(target: str, shard: int = 0, count: int = 1, *operations: str) -> None:
-    for i, configuration in enumerate(shipped(target, operations or OPERATIONS)):
-        if i % count == shard:
-            print(json.dumps(compile_one(target, configuration)), flush=True)
+def _main(targets: str, operations: str, shard: str = "0", count: str = "1") -> None:
+    work = [(target, entry) for target in targets.split(",") for entry in shipped(target, operations.split(","))]
+    for target, configuration in work[int(shard) :: int(count)]:
+        print(json.dumps(compile_one(target, configuration)), flush=True)
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], *map(int, sys.argv[2:4]), *sys.argv[4:])
+    _main(*sys.argv[1:])

@@ -2,7 +2,8 @@
 
 Triton's interpreter keeps a bfloat16 block as uint16 and computes on the bit patterns; its fp32 -> bf16 cast
 truncates. `mend()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
-a GPU does. Test code only: nothing in the package calls it.
+a GPU does, and keeps NumPy from warning of infinities, which a GPU does not. Test code only: nothing in the package
+calls it.
 """
 
 import functools
@@ -51,9 +52,11 @@ def _mend_operator(original: Callable, arity: int) -> Callable:
         handles, op = arguments[:arity], arguments[arity]
         # A select and the bitwise operations move bit patterns, and they are right as they are.
         if op is np.where or op in _BITWISE or not any(_is_bf16(h) for h in handles):
-            return original(self, *arguments)
+            with np.errstate(all="ignore"):
+                return original(self, *arguments)
         dtype = handles[-1].dtype if arity == 3 else handles[0].dtype
-        return _rounded(op(*map(_values, handles)), dtype)
+        with np.errstate(all="ignore"):
+            return _rounded(op(*map(_values, handles)), dtype)
 
     return operator
 
@@ -83,8 +86,9 @@ def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):
     return _Handle(product + d.data, d.dtype.scalar)
 
 
-def _mend_fma(self, x, y, z):
-    return _rounded(_values(x) * _values(y) + _values(z), z.dtype)
+def _fma(self, x, y, z):
+    with np.errstate(all="ignore"):
+        return _rounded(_values(x) * _values(y) + _values(z), z.dtype)
 
 
 def _mend_reduction(original: Callable) -> Callable:
@@ -122,7 +126,7 @@ def mend() -> None:
     for name in ("cast_impl", "create_fp_to_fp"):
         setattr(builder, name, _mend_cast(getattr(builder, name)))
     builder.create_dot = _dot
-    builder.create_fma = _mend_fma
+    builder.create_fma = _fma
     builder.create_rsqrt = lambda self, arg: _rounded(1 / np.sqrt(_values(arg)), arg.dtype)
     for name in ("sum", "min_max"):
         setattr(reductions, name, _mend_reduction(getattr(reductions, name)))

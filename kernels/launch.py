@@ -90,6 +90,11 @@ def input_precision(dtype: torch.dtype) -> str:
     return "tf32" if wants_tf32 and not torch.version.hip else "ieee"
 
 
+def row_major(tensor: Tensor) -> Tensor:
+    """A matrix whose rows are contiguous: the same one, or a copy where they are not."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +129,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_text())["entries"]
-        assert all(isinstance(entry["op"], str) and isinstance(entry["config"], dict) for entry in entries)
+        assert all(isinstance(entry["op"], str | list) and isinstance(entry["config"], dict) for entry in entries)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise ValueError(f'{path}: got no table, wanted {{"entries": [{{"op": ..., "config": {{...}}}}]}}') from error
     return entries
@@ -140,13 +145,14 @@ def _entries(arch: str) -> list[dict[str, Any]]:
 
 
 def _matches(entry: dict[str, Any], op: str, N: int, K: int, bucket: str, dtype: str) -> bool:
+    """Whether an entry applies; a key is one value or a list of them, and a key that is not there fits everything."""
+
     def allows(key: str, value: Any) -> bool:
         wanted = entry.get(key)
         return wanted is None or value in (wanted if isinstance(wanted, list) else [wanted])
 
-    return entry["op"] == op and all(
-        allows(k, v) for k, v in (("N", N), ("K", K), ("bucket", bucket), ("dtype", dtype))
-    )
+    sought = {"op": op, "N": N, "K": K, "bucket": bucket, "dtype": dtype}
+    return all(allows(key, value) for key, value in sought.items())
 
 
 @functools.cache

@@ -155,50 +155,95 @@ def _linear_descriptor(
 
 
 def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) -> dict[str, Any]:
-    """Tiles where no table has an entry: large where there are tiles enough to fill the chip, 64 rows elsewhere.
+    """Tiles where no table has an entry: 128 rows where there are tiles enough to fill the chip, 64 elsewhere.
 
     Args:
         op: "linear_pointer", "linear_descriptor" or "linear_descriptor_residual".
         arch, N, K, bucket: see `launch.configuration`.
-        dtype: "float16", "bfloat16", "tf32" or "float32" (fp32 without rounding of the inputs).
+        dtype: "float16", "bfloat16", "tf32" or "float32" (fp32 inputs as they are).
     """
-    big = bucket in ("medium", "large")
-    wide = dtype in ("float32", "tf32")
-    config = {"BLOCK_M": 128 if big else 64, "BLOCK_N": 128 if big else 64, "BLOCK_K": 32 if wide else 64, "GROUP_M": 8}
-    config |= {"num_warps": 8 if big else 4, "num_stages": 3}
-    if launch.family(arch) == "interpreter":
-        # The interpreter pays for every operation and not for its size.
-        return config | {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 256} | _walk(op, programs=1)
-    if dtype == "float32":
+    chip, big = launch.family(arch), bucket in ("medium", "large")
+    # The interpreter pays for every operation and hardly for its size.
+    tile = (128, 256, 256) if chip == "interpreter" else (128, 128, 64) if big else (64, 64, 64)
+    config: dict[str, Any] = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), tile, strict=True))
+    config |= {"GROUP_M": 8, "num_warps": 8 if big else 4, "num_stages": 3}
+    if dtype in ("tf32", "float32"):
+        config["BLOCK_K"] //= 2
+    if dtype == "float32" and chip != "interpreter":
         # Multiply-adds without a matrix unit: a tile of 128x128 would need every register there is.
         config |= {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4}
-    if launch.family(arch) == "gfx942":
+    if chip == "gfx942":
         # One instruction shape for every tile keeps the order of the sums; 64 KB of shared memory hold two stages.
-        return config | {"num_stages": 2, "matrix_instr_nonkdim": 16}
-    return config | _walk(op, programs=2)
+        config |= {"num_stages": 2, "matrix_instr_nonkdim": 16}
+    if op != "linear_pointer":
+        # A flattened loop fetches the next tile during the epilogue, and keeps the residual's own shared memory alive:
+        # with a residual, not flattening lets two programs fit, which hide each other's epilogues.
+        config |= {"SUBTILES": 2, "FLATTEN": op == "linear_descriptor", "programs": 2}
+    return config
 
 
-def _walk(op: str, programs: int) -> dict[str, Any]:
-    """How a descriptor kernel walks over its tiles, with `programs` on a multiprocessor; nothing for the other."""
-    if op == "linear_pointer":
-        return {}
-    # A flattened loop fetches the next tile during the epilogue, and keeps the residual's own shared memory alive:
-    # with a residual, not flattening lets two programs fit, and they hide each other's epilogues.
-    return {"SUBTILES": 2, "FLATTEN": op == "linear_descriptor", "programs": programs}
+def _choose(op: str, arch: str, N: int, K: int, rows: int, dtype: str) -> dict[str, Any]:
+    return launch.configuration(op, arch=arch, N=N, K=K, rows=rows, dtype=dtype, heuristic=heuristic)
 
 
-def _choose(op: str, input: Tensor, weight: Tensor) -> dict[str, Any]:
-    rows, (N, K) = input.shape[0], weight.shape
-    tf32 = launch.input_precision(input.dtype) == "tf32"
-    dtype = "tf32" if tf32 else input.dtype
-    return launch.configuration(op, arch=launch.arch_of(input), N=N, K=K, rows=rows, dtype=dtype, heuristic=heuristic)
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    qkv, out, up, down = (
+        (2304, 768, None, False),
+        (768, 768, None, True),
+        (3072, 768, "gelu", False),
+        (768, 3072, None, True),
+    )
+    # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
+    best = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
+    best += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up)]
+    best += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
+    # Rows that TMA cannot describe take the pointer kernel; the longest epilogue is here for its registers.
+    plain = [("bf16", 53831, 3072, 768, "gelu_tanh", True), ("bf16", 226, 30522, 768, None, False)]
+    plain += [("fp32", 53831, 3072, 768, "gelu_tanh", True)]
+    descriptors = target in ("sm90", "sm100")
+    cases = [(descriptors, *case) for case in best] + [(False, *case) for case in plain]
+    found: dict[str, tuple] = {}
+    for case in cases:
+        if target != "gfx942" or case[1] != "tf32":
+            entry = _specialise(target, *case)
+            found.setdefault(str((entry[1].__name__, *entry[2:])), entry)
+    return list(found.values())
+
+
+def _specialise(
+    target: str, descriptors: bool, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool
+) -> tuple:
+    """What one launch compiles, as `shipped_configurations` returns it."""
+    op = f"linear_descriptor{'_residual' if residual else ''}" if descriptors else "linear_pointer"
+    name = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}[dtype]
+    config = dict(_choose(op, target, N, K, rows, name))
+    tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
+    label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"
+    label += f" w{config['num_warps']} s{config['num_stages']}"
+    options = {key: config.pop(key) for key in ("num_warps", "num_stages", "matrix_instr_nonkdim") if key in config}
+    config.pop("programs", None)
+    element = "fp32" if dtype == "tf32" else dtype
+    constexprs = config | {"N": N, "K": K, "ACTIVATION": activation, "PRECISION": "tf32" if dtype == "tf32" else "ieee"}
+    types = {"bias_ptr": f"*{element}:16", "rows": "i32"}
+    even = ":16" if N % 16 == 0 else ""
+    if descriptors:
+        block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
+        types["out_desc"] = f"tensordesc<{element}[{block_m}, {block_n // config['SUBTILES']}]>"
+        types["x_desc"] = f"tensordesc<{element}[{block_m}, {block_k}]>"
+        types["w_desc"] = f"tensordesc<{element}[{block_n}, {block_k}]>"
+        given = {"residual_desc": types["out_desc"]}
+    else:
+        types |= {key: f"*{element}:16" for key in ("out_ptr", "x_ptr", "w_ptr")}
+        types |= {"stride_om": f"i32{even}", "stride_xm": "i32:16", "stride_wn": "i32:16"}
+        given = {"residual_ptr": f"*{element}:16", "stride_rm": f"i32{even}"}
+    types |= given if residual else {}
+    constexprs |= {} if residual else dict.fromkeys(given)
+    fn = _linear_descriptor if descriptors else _linear_pointer
+    return (label, fn, *describe(fn, types, constexprs), options)
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------
-
-
-def _row_major(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 
 def _describable(tensor: Tensor) -> bool:
@@ -257,8 +302,9 @@ def _launch_descriptor(
     _linear_descriptor[grid](*descriptors, bias, residual_desc, rows, N, K, activation, precision, **options)
 
 
-def _uses_descriptors(arch: str, precision: str, dtype: torch.dtype, tensors: tuple[Tensor | None, ...]) -> bool:
-    if launch.family(arch) not in ("sm90", "sm100") or (dtype == torch.float32 and precision == "ieee"):
+def _uses_descriptors(arch: str, dtype: str, tensors: tuple[Tensor | None, ...]) -> bool:
+    # fp32 as it is has no matrix unit to feed, so the plain kernel does.
+    if launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
         return False
     return all(tensor is None or _describable(tensor) for tensor in tensors)
 
@@ -270,21 +316,20 @@ def _uses_descriptors(arch: str, precision: str, dtype: torch.dtype, tensors: tu
 def _linear(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
-    launch.check_device("linear", input, weight, bias, residual)
     rows, N = input.shape[0], weight.shape[0]
     out = input.new_empty((rows, N))
     if rows == 0 or N == 0:
         return out
-    x, w = _row_major(input), _row_major(weight)
+    x, w = launch.row_major(input), launch.row_major(weight)
     bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else _row_major(residual)
-    precision = launch.input_precision(input.dtype)
+    residual = None if residual is None else launch.row_major(residual)
+    arch, precision = launch.arch_of(input), launch.input_precision(input.dtype)
+    dtype = "tf32" if precision == "tf32" else launch.dtype_name(input.dtype)
+    op, start = "linear_pointer", _launch_pointer
+    if _uses_descriptors(arch, dtype, (out, x, w, residual)):
+        op, start = "linear_descriptor" if residual is None else "linear_descriptor_residual", _launch_descriptor
     with launch.on_device(input):
-        if _uses_descriptors(launch.arch_of(input), precision, input.dtype, (out, x, w, residual)):
-            op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
-            _launch_descriptor(out, x, w, bias, residual, activation, _choose(op, x, w))
-        else:
-            _launch_pointer(out, x, w, bias, residual, activation, _choose("linear_pointer", x, w))
+        start(out, x, w, bias, residual, activation, _choose(op, arch, N, input.shape[1], rows, dtype))
     return out
 
 
@@ -327,4 +372,5 @@ def linear(
         launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
+    launch.check_device("linear", input, weight, bias, residual)
     return _linear(input, weight, bias, activation, residual)

@@ -31,8 +31,7 @@ from torch import Tensor
 from . import launch
 from .compile import describe
 
-HORIZONTAL_FIRST = "horizontal_first"
-ADAPTIVE = "adaptive"
+RULES = ("horizontal_first", "tall_vertical_first", "adaptive")
 PRECISION_BITS = tl.constexpr(22)  # of the weights: 32 bits less 8 for a pixel and 2 for lobes that overshoot
 HALF = tl.constexpr(1 << 21)  # rounds to nearest
 MAX_SIDE = 1 << 24  # Pillow keeps the box it reads in float32, which is exact up to here
@@ -150,7 +149,7 @@ def _cubic(x: Tensor) -> Tensor:
 def _table(in_size: int, out_size: int) -> Tensor:
     """(1 + taps, out_size) int32 on the CPU: the first tap of every output pixel, then the weights of all taps.
 
-    Every tap lies in the picture: where Pillow has fewer, zeros fill up. Cached: not to be written to.
+    Every tap lies in the picture: where Pillow has fewer, the cubic is zero. Cached: not to be written to.
     """
     if in_size == out_size:
         return torch.stack([torch.arange(out_size), torch.full((out_size,), 1 << PRECISION_BITS.value)]).int()
@@ -164,7 +163,6 @@ def _table(in_size: int, out_size: int) -> Tensor:
     first = begin.clamp(max=in_size - taps)
     position = first + torch.arange(taps, device="cpu")[:, None]  # (taps, out_size)
     weights = _cubic((position - centre + 0.5) * (1.0 / filter_scale))
-    weights = torch.where((position >= begin) & (position < end), weights, 0.0)
     total = torch.zeros_like(centre)
     for tap in weights:  # one after the other, as Pillow adds them: sum() pairs them and can differ in the last bit
         total += tap
@@ -206,9 +204,11 @@ class _Plan(NamedTuple):
 
 
 def _vertical_first(height: int, width: int, out_height: int, out_width: int, rule: str) -> bool:
-    """Pillow 13's rule, see the reference. Where one axis stays the order is free, and horizontal first is faster."""
+    """Pillow's rules, see the reference. Where one axis stays the order is free, and horizontal first is faster."""
     rows_lost = height - out_height
-    return rule == ADAPTIVE and width != out_width and rows_lost > max(0, 2 * (width - out_width))
+    if rule == "tall_vertical_first":
+        return width != out_width and rows_lost > 0 and height > 100 * width
+    return rule == "adaptive" and width != out_width and rows_lost > max(0, 2 * (width - out_width))
 
 
 def _tiles(rows: int, row_bytes: int) -> int:
@@ -283,7 +283,7 @@ def shipped_configurations(target: str) -> list[tuple]:
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
-def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = ADAPTIVE) -> list[Tensor]:
+def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = "adaptive") -> list[Tensor]:
     """Pictures at new sizes, bit for bit as `PIL.Image.resize(..., BICUBIC)` makes them.
 
     Every channel is resized alone: multiply by alpha beforehand where a picture has it (Pillow's RGBA and LA do).
@@ -291,7 +291,8 @@ def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: 
     Args:
         images: pictures (H, W, C) uint8, of any strides, on one device.
         sizes: (height, width) of each result.
-        rule: order of the passes, "horizontal_first" (Pillow up to 12.3) or "adaptive" (from 13.0).
+        rule: order of the passes, one of RULES: "horizontal_first" (Pillow up to 12.1), "tall_vertical_first" (12.2
+            and 12.3) or "adaptive" (from 13.0).
 
     Returns:
         contiguous (height, width, C) uint8: views of one buffer; a copy where the size does not change.
@@ -320,7 +321,7 @@ def resize_packed(
     sizes: Sequence[tuple[int, int]],
     *,
     offsets: Sequence[int] | None = None,
-    rule: str = ADAPTIVE,
+    rule: str = "adaptive",
 ) -> tuple[Tensor, list[int]]:
     """`resize` for pictures that lie in one flat buffer, into one flat buffer without padding.
 
@@ -358,8 +359,8 @@ def resize_packed(
 
 
 def _check(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], rule: str) -> None:
-    if rule not in (HORIZONTAL_FIRST, ADAPTIVE):
-        raise ValueError(f"rule: got {rule!r}, wanted {HORIZONTAL_FIRST!r} or {ADAPTIVE!r}")
+    if rule not in RULES:
+        raise ValueError(f"rule: got {rule!r}, wanted one of {', '.join(RULES)}")
     if len(shapes) != len(sizes):
         raise ValueError(f"sizes: got {len(sizes)} for {len(shapes)} pictures, wanted one (height, width) each")
     for index, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):

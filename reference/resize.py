@@ -6,6 +6,7 @@ stretched over the pixels that an output pixel covers. Read in Pillow's src/libI
 """
 
 import math
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -14,38 +15,43 @@ import torch
 from torch import Tensor
 
 HORIZONTAL_FIRST = "horizontal_first"
+TALL_VERTICAL_FIRST = "tall_vertical_first"
 ADAPTIVE = "adaptive"
+RULES = (HORIZONTAL_FIRST, TALL_VERTICAL_FIRST, ADAPTIVE)
 PRECISION_BITS = 22  # of the weights: 32 bits less 8 for a pixel and 2 for lobes that overshoot
 MAX_SIDE = 1 << 24  # Pillow keeps the box it reads in float32, which is exact up to here
 ROWS_AT_A_TIME = 32  # int32 copies of so many rows stay in the cache of one core
 
 
 def pillow_rule(version: str) -> str:
-    """The pass order of a Pillow release, as the `rule` of `resize`.
+    """The pass order of a Pillow release, as the `rule` of `resize`: `vertical_first` says what each means.
 
-    Up to 12.3 it is horizontal first. From 13.0 it adapts to the sizes: see `vertical_first`. (Run: 9.5, 10.4, 11.3,
-    12.1, 12.2, 12.3 and 13.0.)
+    "horizontal_first" up to 12.1, "tall_vertical_first" in 12.2 and 12.3 (Image.resize in Python decides), "adaptive"
+    from 13.0 (Resample.c decides). Run: 10.1, 11.3, 12.0, 12.1, 12.2, 12.3 and 13.0.
 
     Args:
         version: `PIL.__version__`.
 
     Raises:
-        ValueError: the version does not start with a number.
+        ValueError: the version does not start with two numbers.
     """
-    major = version.split(".")[0]
-    if not major.isdecimal():
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if not numbers:
         raise ValueError(f"version: got {version!r}, wanted a Pillow version such as '13.0.0'")
-    return ADAPTIVE if int(major) >= 13 else HORIZONTAL_FIRST
+    release = tuple(map(int, numbers.groups()))
+    return HORIZONTAL_FIRST if release < (12, 2) else TALL_VERTICAL_FIRST if release < (13, 0) else ADAPTIVE
 
 
 def vertical_first(in_height: int, in_width: int, out_height: int, out_width: int, rule: str) -> bool:
     """Whether the rows are combined before the columns.
 
-    `adaptive` does so where the height loses rows, and more of them than twice the columns that the width loses (a
-    width that grows loses a negative number); `horizontal_first` never does.
+    "horizontal_first": never. "tall_vertical_first": where the height shrinks and is more than 100 times the width.
+    "adaptive": where the height shrinks by more than twice of what the width shrinks by (less than 0 if it grows).
     """
     rows_lost = in_height - out_height
-    return rule == ADAPTIVE and rows_lost > 0 and rows_lost > 2 * (in_width - out_width)
+    if rule == TALL_VERTICAL_FIRST:
+        return rows_lost > 0 and in_height > 100 * in_width
+    return rule == ADAPTIVE and rows_lost > max(0, 2 * (in_width - out_width))
 
 
 def _cubic(x: Tensor) -> Tensor:
@@ -65,8 +71,8 @@ def bicubic_table(in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         first (out_size,) int64 and weights (out_size, taps) int32 on the CPU, cached: do not write to them. A row of
-        the weights sums to about 2^22. 0 <= first and first + taps <= in_size: where Pillow has fewer taps, zeros fill
-        the row, and every tap lies in the picture.
+        the weights sums to about 2^22. 0 <= first and first + taps <= in_size: every tap lies in the picture, and where
+        Pillow has fewer taps the cubic is zero at the others.
     """
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
@@ -79,7 +85,6 @@ def bicubic_table(in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
 
     position = first + torch.arange(taps, device="cpu")[:, None]  # (taps, out_size)
     weights = _cubic((position - centre + 0.5) * (1.0 / filter_scale))
-    weights = torch.where((position >= begin) & (position < end), weights, 0.0)
     total = torch.zeros_like(centre)
     for tap in weights:  # one after the other, as Pillow adds them: sum() pairs them and can differ in the last bit
         total += tap
@@ -109,8 +114,8 @@ def _resample(image: Tensor, out_size: int, dim: int) -> Tensor:
 
 
 def _check(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], rule: str) -> None:
-    if rule not in (HORIZONTAL_FIRST, ADAPTIVE):
-        raise ValueError(f"rule: got {rule!r}, wanted {HORIZONTAL_FIRST!r} or {ADAPTIVE!r}")
+    if rule not in RULES:
+        raise ValueError(f"rule: got {rule!r}, wanted one of {', '.join(RULES)}")
     if len(shapes) != len(sizes):
         raise ValueError(f"sizes: got {len(sizes)} for {len(shapes)} pictures, wanted one (height, width) each")
     for index, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
@@ -136,7 +141,7 @@ def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: 
     Args:
         images: pictures (H, W, C) uint8, of any strides.
         sizes: (height, width) of each result.
-        rule: order of the passes, "horizontal_first" or "adaptive": `pillow_rule` names a release's.
+        rule: order of the passes, one of RULES: `pillow_rule` names the rule of a release.
 
     Returns:
         contiguous (height, width, C) uint8, on the device of its picture; a copy where the size does not change.

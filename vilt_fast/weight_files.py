@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,7 @@ SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 # In this order, as in transformers: the first that is there holds the weights.
 WEIGHT_NAMES = (SAFE_NAME, SAFE_NAME + ".index.json", TORCH_NAME, TORCH_NAME + ".index.json")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# What an earlier save left; a directory must not hold two of them.
-_SAVED = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|pytorch_model(-\d{5}-of-\d{5})?\.bin|.*\.index\.json")
+_SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors)|(pytorch_model-\d{5}-of-\d{5}\.bin)")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
 _TRAINERS = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "numpy", "sacred", "omegaconf",
@@ -131,7 +131,7 @@ def _open_shards(index: Path, find: Callable[[str], Path], stack: ExitStack) -> 
 
 
 class _Inert:
-    """Stands in for an object of a trainer's class: takes anything and does nothing."""
+    """Stands in for a class or function of a trainer's package: takes anything and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return object.__new__(cls)
@@ -142,8 +142,16 @@ class _Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
+
+class _InertDict:
+    """Stands in for a trainer's kind of dictionary (Lightning's AttributeDict): becomes an ordinary one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:  # a type that PyTorch's unpickler fills
+        return OrderedDict()
+
+
+def _stand_in(name: str) -> tuple[type, str]:
+    return (_InertDict if name.endswith("Dict") else _Inert), name
 
 
 def _load_torch(path: Path, is_zip: bool) -> Any:
@@ -153,17 +161,22 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
         refused = sorted(name for name in foreign if name.split(".")[0] not in _TRAINERS)
         if not refused:
-            with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
+            with torch.serialization.safe_globals([_stand_in(name) for name in foreign]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is no PyTorch weight file, or holds Python objects that are not weights and are "
-                         f"not run: {str(error).splitlines()[0]}") from error
-    except (OSError, MemoryError):
+                         f"not run: {_first_line(str(error).split('WeightsUnpickler error:')[-1])}") from error
+    except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # a damaged file raises anything, OSError too: it could be opened a moment ago
+        reason = _first_line(str(error)) or type(error).__name__
         raise ValueError(f"{path} is truncated or no PyTorch weight file: {reason}") from error
     raise ValueError(f"{path} holds Python objects that are not weights and are not run: {listing(refused)}")
+
+
+def _first_line(text: str) -> str:
+    """PyTorch's advice on the lines below would have the user run code from the file."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "").split(". Please")[0]
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
@@ -254,7 +267,6 @@ def shard_name(name: str, shard: int, count: int) -> str:
 
 
 def earlier_files(directory: Path) -> list[Path]:
-    """Weight files and indices that lie in a directory."""
-    indices = {name for name in WEIGHT_NAMES if name.endswith(".index.json")}
-    return sorted(p for p in directory.iterdir()
-                  if _SAVED.fullmatch(p.name) and (not p.name.endswith(".index.json") or p.name in indices))
+    """Indices and weight files that lie in a directory, in the order in which they can go: no index without shards."""
+    found = [path for path in directory.iterdir() if path.name in WEIGHT_NAMES or _SHARD.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (not path.name.endswith(".index.json"), path.name))

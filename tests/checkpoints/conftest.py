@@ -139,7 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": COMMITS[revision]}
         if name is None:
             files = [{"rfilename": path.name} for path in folder.iterdir()]
-            return self._answer(200, json.dumps({"id": repository, "sha": COMMITS[revision], "siblings": files}).encode())
+            content = {"id": repository, "sha": COMMITS[revision], "siblings": files}
+            return self._answer(200, json.dumps(content).encode())
         path = folder / name
         if not path.is_file():
             return self._answer(404, b"", {**headers, "X-Error-Code": "EntryNotFound"})

@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vilt_fast import ops
 from vilt_fast.config import ViltConfig
-from vilt_fast.models.vilt import ViltModel
-from vilt_fast.packing import Layout
+from vilt_fast.models.vilt import ViltForQuestionAnswering, ViltModel
 from vilt_fast.reference import vilt as paper
 
 # Same terms, other matrix shapes: the library may sum in another order. eps = 6e-8, a few layers deep.
@@ -111,6 +110,19 @@ def paper_shape(inputs):
     """(words, CLS + patches) of the padded batch."""
     height, width = inputs["pixel_values"].shape[-2:]
     return inputs["input_ids"].shape[1], 1 + height // 8 * (width // 8)
+
+
+def test_a_head_that_reads_one_row_a_pair_costs_less_in_the_last_block(oracle, monkeypatch):
+    """Up to the last attention every real token; after it nobody reads more than one row a pair."""
+    model = oracle.randomise(ViltForQuestionAnswering(ViltConfig(**CONFIG))).eval()
+    inputs = oracle.batch(model.config, seed=1, size=4)
+    tokens = count_tokens(inputs)
+    rows = record_rows(monkeypatch)
+    with torch.no_grad():
+        model(**inputs)
+    attention_of_the_last_block = 7 * model.config.num_hidden_layers - 5
+    assert set(rows[: attention_of_the_last_block + 1]) == {tokens}
+    assert set(rows[attention_of_the_last_block + 1 :]) == {4}
 
 
 def test_twice_the_padding_costs_no_more(oracle, model, monkeypatch):
@@ -224,6 +236,20 @@ def test_any_masks_and_sizes_against_the_padded_reference(oracle, model64, case)
     assert got.last_hidden_state[~expected.mask].eq(0).all()
 
 
+@pytest.mark.parametrize("image_size, patch_size", [((24, 40), 8), ((40, 16), 8), (8, 8), (20, 4), (32, (8, 8))])
+def test_any_position_table(oracle, image_size, patch_size):
+    """Tables that are no square, of one entry, or larger than any picture."""
+    config = ViltConfig(**{**CONFIG, "image_size": image_size, "patch_size": patch_size})
+    model = oracle.randomise(ViltModel(config), seed=5).double().eval()
+    for size in ((8, 8), (24, 40), (48, 16)):
+        pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])).double()
+        inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": pixels}
+        with torch.no_grad():
+            got = model(**inputs).last_hidden_state
+            expected = paper.encode(model.state_dict(), config, prefix="", **inputs).last_hidden_state
+        assert oracle.relative(got, expected) <= REFERENCE
+
+
 def test_the_padding_of_pixels_is_never_read(oracle, model):
     """NaN where the mask is zero changes nothing."""
     inputs = oracle.batch(model.config, seed=6)
@@ -266,77 +292,3 @@ def test_patch_mask_may_drop_every_patch_of_a_picture(oracle, model64):
         got = model64(**inputs)
         expected = paper.encode(model64.state_dict(), model64.config, prefix="", **inputs)
     oracle.assert_rows(got.last_hidden_state, expected.last_hidden_state, expected.mask, REFERENCE)
-
-
-def picks(size=1, grid=(3, 4), *, count, seed=0, image_index=None, patch_mask=None, pixel_mask=None):
-    """(B, GH, GW) bool: the patches that a layout keeps."""
-    words = torch.ones(size, 2, dtype=torch.bool)
-    index = None if image_index is None else torch.tensor(image_index)
-    layout = Layout.build(
-        words, pixel_mask, patch_mask, grid, max_patches=count, seed=seed, image_index=index
-    )
-    chosen = torch.zeros(size * grid[0] * grid[1], dtype=torch.bool)
-    chosen[layout.patch_index.long()] = True
-    # In raster order, picture after picture, each at the row after the one before.
-    assert layout.patch_index.diff().gt(0).all()
-    return chosen.view(size, *grid)
-
-
-def test_the_sample_is_a_function_of_seed_and_image_index():
-    first = picks(6, count=5, seed=11)
-    assert first.sum((1, 2)).tolist() == [5] * 6
-    assert torch.equal(first, picks(6, count=5, seed=11))
-    assert not torch.equal(first, picks(6, count=5, seed=12))
-    assert len({tuple(mask.flatten().tolist()) for mask in first}) > 1  # pictures of one batch differ
-    assert torch.equal(first, picks(6, count=5, seed=11, image_index=range(6)))
-    for place, index in enumerate((4, 0, 2)):
-        several = picks(3, count=5, seed=11, image_index=(4, 0, 2))
-        assert torch.equal(several[place], first[index])
-        assert torch.equal(picks(count=5, seed=11, image_index=(index,))[0], first[index])
-
-
-def test_the_sample_does_not_depend_on_padding():
-    """The same 3 x 4 picture inside a larger padded grid keeps the same patches."""
-    tight = picks(count=5, seed=3, image_index=(9,))
-    mask = torch.zeros(1, 5 * 8, 7 * 8)
-    mask[:, :24, :32] = 1
-    loose = picks(grid=(5, 7), count=5, seed=3, image_index=(9,), pixel_mask=mask)
-    assert torch.equal(loose[:, :3, :4], tight) and loose.sum() == 5
-
-
-@pytest.mark.parametrize("count", [1, 5, 11])
-def test_the_sample_is_uniform(count):
-    """Chi-square over the 12 patches; the critical value is p = 1e-4 at 11 degrees of freedom."""
-    draws = 3000
-    chosen = picks(draws, count=count, seed=5).flatten(1).double()
-    assert chosen.sum(1).eq(count).all()
-    p = count / 12
-    # For a fixed count the twelve indicators have covariance p (1 - p) (12 I - 1) / 11, hence 11/12 and 11 d.o.f.
-    statistic = ((chosen.sum(0) - draws * p) ** 2).sum() / (draws * p * (1 - p)) * 11 / 12
-    assert statistic.item() < 37.4
-
-
-def test_the_sample_is_uniform_over_pairs_of_patches():
-    """Every pair of 12 patches is kept together equally often: 66 outcomes, p = 1e-4 at 65 degrees of freedom."""
-    draws = 6000
-    chosen = picks(draws, count=2, seed=6).flatten(1).double()
-    together = (chosen.T @ chosen)[torch.triu_indices(12, 12, 1).unbind()]
-    expected = draws / 66
-    assert ((together - expected) ** 2 / expected).sum().item() < 116.2
-
-
-def test_seeds_give_independent_samples():
-    """Over seeds, as over pictures, each patch is kept equally often."""
-    chosen = torch.cat([picks(count=5, seed=seed) for seed in range(1500)]).flatten(1).double()
-    p = 5 / 12
-    statistic = ((chosen.sum(0) - 1500 * p) ** 2).sum() / (1500 * p * (1 - p)) * 11 / 12
-    assert statistic.item() < 37.4
-
-
-def test_small_pictures_are_not_sampled_and_dropped_patches_never_come_back():
-    keep = torch.rand(4, 3, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    chosen = picks(4, count=5, patch_mask=keep)
-    assert not (chosen & ~keep).any()
-    assert chosen.sum((1, 2)).tolist() == keep.sum((1, 2)).clamp(max=5).tolist()
-    assert torch.equal(picks(2, count=12), torch.ones(2, 3, 4, dtype=torch.bool))
-    assert torch.equal(picks(2, count=-1), torch.ones(2, 3, 4, dtype=torch.bool))

@@ -196,7 +196,7 @@ def test_the_good_call_is_good(models):
     assert out.last_hidden_state.isfinite().all()
 
 
-@pytest.mark.parametrize("index", [-1, 3])
+@pytest.mark.parametrize("index", [-1, 3, 1.5, torch.tensor([1, 3]), torch.tensor([1, 2, 1])], ids=str)
 def test_modality_out_of_range(models, index):
     with pytest.raises(ValueError, match="image_token_type_idx"):
         models("ViltModel")(**inputs(image_token_type_idx=index))

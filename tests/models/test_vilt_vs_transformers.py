@@ -98,6 +98,10 @@ def test_every_class(oracle, tmp_path, index):
             )
             got = run_ours(name, ours, inputs, masks, output_hidden_states=True, output_attentions=True)
             check_outputs(oracle, got, expected, inputs, real, OUTPUT[dtype])
+            if dtype == torch.float64:  # without states the last block of most heads runs on one row a pair
+                got = run_ours(name, ours, inputs, masks)
+                expected = type(expected)(**{k: v for k, v in expected.items() if k in got})
+                check_outputs(oracle, got, expected, inputs, real, OUTPUT[dtype])
             objective(expected, inputs, real).backward()
             objective(got, inputs, real).backward()
             check_gradients(oracle, ours, theirs, dtype)
@@ -235,25 +239,35 @@ def test_inputs_embeds_is_left_as_it_was(oracle, tmp_path):
 
 
 def test_image_embeds_for_several_pictures(oracle, tmp_path):
+    """Every row keeps the place in which it was given, masked or not, in every state and attention too."""
     name = "ViltForImagesAndTextClassification"
     theirs = oracle.build(name, oracle.config_kwargs(5), dtype=torch.float64)
     ours = load_ours(name, theirs, tmp_path, dtype=torch.float64)
     given = embeds(oracle, theirs.config, 2, several=theirs.config.num_images)
+    given["pixel_mask"][:, 0, -1] = 0  # a last place that no pair uses
+    asked = {"output_hidden_states": True, "output_attentions": True}
     with torch.no_grad():
-        # The first pass of transformers would change inputs_embeds for the second one.
-        expected = [
+        # By hand: the first pass of transformers would change inputs_embeds for the second one.
+        passes = [
             theirs.vilt(
                 attention_mask=given["attention_mask"],
                 inputs_embeds=given["inputs_embeds"].clone(),
                 image_embeds=given["image_embeds"][:, i],
                 pixel_mask=given["pixel_mask"][:, i],
                 image_token_type_idx=i + 1,
-            ).pooler_output
+                **asked,
+            )
             for i in range(theirs.config.num_images)
         ]
-        expected = theirs.classifier(torch.cat(expected, -1))
-        got = ours(**given).logits
-    assert oracle.relative(got, expected) <= OUTPUT[torch.float64]
+        logits = theirs.classifier(torch.cat([out.pooler_output for out in passes], -1))
+        got = ours(**given, **asked)
+    assert oracle.relative(got.logits, logits) <= OUTPUT[torch.float64]
+    for i, out in enumerate(passes):
+        real = torch.cat([given["attention_mask"], given["pixel_mask"][:, i]], 1) != 0
+        for x, y in zip(got.hidden_states[i], out.hidden_states, strict=True):
+            oracle.assert_rows(x, y, real, OUTPUT[torch.float64])
+        for x, y in zip(got.attentions[i], out.attentions, strict=True):
+            oracle.assert_attentions(x, y, real, OUTPUT[torch.float64])
 
 
 def test_image_embeds_without_a_mask(oracle, tmp_path):
@@ -342,24 +356,6 @@ def test_float_masks_and_half_precision(oracle, tmp_path):
     assert oracle.relative(logits.float(), expected) < 0.1
 
 
-def test_training_is_random_only_through_dropout(oracle, tmp_path):
-    theirs = oracle.build("ViltForQuestionAnswering", {**oracle.config_kwargs(2), "max_image_length": -1})
-    ours = load_ours("ViltForQuestionAnswering", theirs, tmp_path)
-    inputs = oracle.batch(theirs.config, seed=8)
-    with torch.no_grad():
-        expected = ours(**inputs).logits
-        assert torch.equal(ours.train()(**inputs).logits, expected)
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            dropping = packed.ViltForQuestionAnswering.from_pretrained(tmp_path, **{field: 0.5})
-            assert torch.equal(dropping.eval()(**inputs).logits, expected)
-            dropping.train()
-            torch.manual_seed(0)
-            first, second = dropping(**inputs).logits, dropping(**inputs).logits
-            assert not torch.equal(first, second)
-            torch.manual_seed(0)
-            assert torch.equal(dropping(**inputs).logits, first)
-
-
 def photographs():
     """scikit-learn's two real photographs, (427, 640, 3) uint8 each."""
     datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn carries the photographs")
@@ -387,5 +383,4 @@ def test_full_size_on_photographs(oracle, tmp_path):
         expected, masks, real = oracle.run(theirs, inputs, output_hidden_states=True)
         got = ours(**inputs, output_hidden_states=True)
     assert masks[0].sum((1, 2)).tolist() == [12 * 18] * 2
-    # Twelve blocks with sums of up to 3,072 terms.
-    check_outputs(oracle, got, expected, inputs, real, 2e-5)
+    check_outputs(oracle, got, expected, inputs, real, OUTPUT[torch.float32])

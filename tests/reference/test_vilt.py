@@ -2,12 +2,14 @@
 
 import importlib.util
 import math
+import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+import vilt_fast
 from vilt_fast.reference import vilt
 
 # fp64 on both sides, so what is left is the order of sums: a missing term or a wrong epsilon is 1e-6 and more.
@@ -304,6 +306,12 @@ def test_masked_lm_head_reads_the_word_table_without_a_decoder_of_its_own(oracle
     del state["mlm_score.decoder.weight"]
     state["mlm_score.bias"] = bias  # transformers 4.37's name
     assert torch.equal(vilt.masked_lm(state, model.config, rows), full)
+
+
+def test_the_packed_model_does_not_use_it():
+    for folder in ("models", "layers"):
+        for path in (Path(vilt_fast.__file__).parent / folder).glob("*.py"):
+            assert not re.search(r"reference(\.| import )vilt\b", path.read_text()), path
 
 
 def test_it_imports_torch_only():

@@ -33,12 +33,14 @@ def draw_board(answered: list[Answered], title: str, model: str) -> bytes:
     """The PNG file: a title, one card for each question, and the legend."""
     cards = [_draw_card(one) for one in answered]
     width = cards[0].width + 2 * MARGIN
-    head, foot = 96, 62
+    head, foot = 130, 62
     height = head + sum(card.height + GAP for card in cards) + foot
     board = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(board)
     draw.text((MARGIN, 24), _clip(title, 32, width - 2 * MARGIN), INK, font=_font(32))
     draw.text((MARGIN, 64), _clip(model, 17, width - 2 * MARGIN), MUTED, font=_font(17))
+    for column, label in enumerate(("picture", "where the model looked", "question and answers")):
+        draw.text((MARGIN + GAP + column * (BOX + GAP), 104), label, MUTED, font=_font(15))
     y = head
     for card in cards:
         board.paste(card, (MARGIN, y))
@@ -62,7 +64,7 @@ def overlay(picture: Image.Image, attention: np.ndarray) -> Image.Image:
     heat = np.asarray(smooth).clip(0, 1)[..., None].astype(np.float64)  # (H, W, 1)
     grey = np.asarray(ImageOps.grayscale(picture), np.float64)[..., None]
     # The colder a place, the more of the picture shows through.
-    opacity = 0.45 + 0.35 * heat
+    opacity = 0.38 + 0.42 * heat
     mixed = (1 - opacity) * grey + opacity * _heat_color(heat[..., 0])
     return Image.fromarray(mixed.round().astype(np.uint8), "RGB")
 
@@ -95,8 +97,9 @@ def _draw_answers(draw: ImageDraw.ImageDraw, one: Answered, x: int, y: int) -> N
     draw.text((x, y), _clip(one.answers[0][0], 34, PANEL), BEST_BAR, font=_font(34))
     y += 54
     label, number = 150, 62
-    row = min(26, (BOX + GAP - y) // max(len(one.answers), 1))
-    for index, (answer, chance) in enumerate(one.answers[:5]):
+    shown = one.answers[:5]
+    row = min(26, (BOX + GAP - y) // len(shown))
+    for index, (answer, chance) in enumerate(shown):
         draw.text((x, y), _clip(answer, 17, label - 10), INK if index == 0 else MUTED, font=_font(17))
         longest = PANEL - label - number
         bar = (x + label, y + 5, x + label + max(1, round(longest * chance)), y + 17)

@@ -20,10 +20,10 @@ COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black"
 SPLITS = {"train": 0, "test": 1, "example": 2}
 ASPECTS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3))  # width : height
 SHORT_SIDES = (96, 150)  # pixels, so that the longer side reaches 225
-LARGEST = {1: 0.20, 2: 0.185, 3: 0.165, 4: 0.145, 5: 0.13}  # size of the largest thing by number of things
-SMALLEST = 0.09
+LARGEST = {1: 0.24, 2: 0.22, 3: 0.19, 4: 0.17, 5: 0.15}  # size of the largest thing by number of things
+SMALLEST = 0.11
 MOST_THINGS = 5
-MAX_TILT = {"circle": 0.0, "square": 0.25, "triangle": 0.35, "star": 0.6, "heart": 0.25}  # radians
+MAX_TILT = {"circle": 0.0, "square": 0.25, "triangle": 0.25, "star": 0.3, "heart": 0.25}  # radians
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,8 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _repeating(rng: np.random.Generator, names: tuple[str, ...], number: int) -> list[str]:
-    """`number` names; half the time drawn from one or two only, so that high counts are not rare."""
-    few = rng.random() < 0.5
+    """`number` names; often drawn from one or two only, so that high counts are not rare."""
+    few = rng.random() < 0.4
     pool = rng.choice(len(names), size=int(rng.integers(1, 3)) if few else len(names), replace=False)
     return [names[i] for i in rng.choice(pool, size=number)]
 

@@ -16,7 +16,7 @@ from vilt_fast.models.vilt import ViltForQuestionAnswering
 
 
 class DenseOutput(NamedTuple):
-    """Logits (B, labels), and the rows of the patches (B, patches, d) after each block."""
+    """Logits (B, labels), and the rows of the patches (B, patches, d) after each block but the last."""
 
     logits: Tensor
     patches: list[Tensor]
@@ -38,9 +38,11 @@ def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_valu
     mask[:, :words] = input_ids != 0
     bias = torch.zeros(mask.shape, dtype=torch.float32, device=x.device).masked_fill_(~mask, -1e9)[:, None, None, :]
     patches = []
-    for layer in vilt.encoder.layer:
+    *layers, last = vilt.encoder.layer
+    for layer in layers:
         x = _block(layer, x, bias, model.config.num_attention_heads)
         patches.append(x[:, words + 1 :])
+    x = _block(last, x, bias, model.config.num_attention_heads, rows=1)  # nobody reads the others
     pooled = torch.tanh(vilt.pooler.dense(vilt.layernorm(x[:, 0])))
     return DenseOutput(model.classifier(pooled).float(), patches)
 
@@ -66,13 +68,14 @@ def _embed_image(model: ViltForQuestionAnswering, pixel_values: Tensor) -> Tenso
     return torch.cat((first, rows.to(first.dtype)), 1) + embeddings.token_type_embeddings.weight[1]
 
 
-def _block(layer: nn.Module, x: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    attention = layer.attention.attention
-    modules = (attention.query, attention.key, attention.value)
-    weight = torch.cat([module.weight for module in modules])
-    qkv = F.linear(layer.layernorm_before(x), weight, torch.cat([module.bias for module in modules]))
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, head_dim)
+def _block(layer: nn.Module, x: Tensor, bias: Tensor, num_heads: int, rows: int | None = None) -> Tensor:
+    """One block; `rows`: only so many rows at the start are wanted."""
+    attention, normed = layer.attention.attention, layer.layernorm_before(x)
+    query = attention.query(normed[:, :rows]).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    weight = torch.cat([attention.key.weight, attention.value.weight])
+    both = F.linear(normed, weight, torch.cat([attention.key.bias, attention.value.bias]))
+    key, value = both.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, head_dim)
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2) + bias.to(query.dtype)
     context = (scores.softmax(-1).to(value.dtype) @ value).transpose(1, 2).flatten(2)
-    x = x + layer.attention.output.dense(context)
+    x = x[:, :rows] + layer.attention.output.dense(context)
     return x + layer.output.dense(F.gelu(layer.intermediate.dense(layer.layernorm_after(x))))

@@ -164,7 +164,7 @@ def check_side(value: Any, argument: str) -> str:
     return value
 
 
-def check_lengths(strategy: Strategy, stride: int, multiple: int | None, num_special: int) -> None:
+def check_lengths(strategy: Strategy, stride: int, multiple: int | None, num_special: int, is_pair: bool) -> None:
     """Catch what the backend would ignore or answer with a panic.
 
     Raises:
@@ -181,8 +181,10 @@ def check_lengths(strategy: Strategy, stride: int, multiple: int | None, num_spe
     room = strategy.max_length - num_special
     if room < 0:
         raise ValueError(f"max_length: got {strategy.max_length}, wanted room for {num_special} special tokens")
+    if is_pair and strategy.truncation == "longest_first":
+        room //= 2  # what each of two long texts keeps
     if stride and stride >= room:
-        raise ValueError(f"stride: got {stride}, wanted less than the {room} tokens of text in a row")
+        raise ValueError(f"stride: got {stride}, wanted less than the {room} tokens of a text that a row holds")
 
 
 def to_columns(

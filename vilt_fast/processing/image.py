@@ -336,7 +336,7 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
 def _warn_if_scaled(pixels: np.ndarray, name: str) -> None:
     if pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
         warnings.warn(
-            f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False", stacklevel=5
+            f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False", stacklevel=6
         )
 
 

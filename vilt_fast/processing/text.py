@@ -156,7 +156,7 @@ class BertTokenizer(TokenTable):
         strategy = choose_strategy(padding, truncation, max_length, self.model_max_length, verbose)
         is_pair = any(isinstance(row, tuple) for row in rows)
         num_special = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
-        check_lengths(strategy, stride, pad_to_multiple_of, num_special)
+        check_lengths(strategy, stride, pad_to_multiple_of, num_special, is_pair)
         side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         encodings = self._encode_rows(
@@ -333,10 +333,12 @@ class BertTokenizer(TokenTable):
             backend.encode_special_tokens = split_special_tokens
             try:
                 return backend.encode_batch(rows, is_pretokenized, add_special_tokens)
-            except Exception as error:  # the library raises a bare Exception where "only_second" cannot cut enough
-                raise ValueError(
-                    f"truncation: got {strategy.truncation!r} with max_length={strategy.max_length}: {error}"
-                ) from error
+            except BaseException as error:
+                # A bare Exception where "only_second" cannot cut enough, a panic where a stride does not fit.
+                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                    raise
+                cause = f"truncation: got {strategy.truncation!r}" if isinstance(error, Exception) else f"stride: got {stride}"
+                raise ValueError(f"{cause} with max_length={strategy.max_length}: {error}") from error
 
     def _warn_if_too_long(self, rows: list[list[int]], strategy: Strategy, verbose: bool) -> None:
         longest = max(map(len, rows))

@@ -1,0 +1,148 @@
+"""y = (x - mean) / sqrt(var + eps) * w + b over each row (Ba et al. 2016, equation 4; biased variance).
+
+One program holds ROWS rows in registers, so that memory is read once and written once:
+
+                  BLOCK_D >= d
+          +----------------------+
+    ROWS  | row ->  sum, then    |   one warp up to 1024 columns: no shared memory, no barrier;
+          | sum of (x - mean)^2  |   one more for every 1024 columns beyond
+          +----------------------+
+
+Statistics are fp32 and taken in two passes over the registers: no E[x^2] - E[x]^2, which cancels. Tiles depend on d
+and dtype alone, so a row's result does not depend on the other rows.
+
+Not supported: d above 4096, weights of another dtype than the rows, and gradients.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .compile import describe
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_D = 4096
+
+
+@triton.jit
+def _layer_norm_kernel(
+    out_ptr,  # (rows, d)
+    x_ptr,  # (rows, d)
+    weight_ptr,  # (d,)
+    bias_ptr,  # (d,)
+    rows,
+    stride_om,
+    stride_xm,
+    eps,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    m_offs = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
+    d_offs = tl.arange(0, BLOCK_D)[None, :]  # (1, BLOCK_D)
+    d_mask = d_offs < D
+    mask = (m_offs < rows) & d_mask
+    x = tl.load(x_ptr + m_offs * stride_xm + d_offs, mask=mask, other=0.0).to(tl.float32)  # (ROWS, BLOCK_D)
+    weight = tl.load(weight_ptr + d_offs, mask=d_mask, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + d_offs, mask=d_mask, other=0.0).to(tl.float32)
+
+    mean = tl.sum(x, axis=1)[:, None] / D
+    centred = tl.where(d_mask, x - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=1)[:, None] / D
+    scale = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+    y = tl.fma(centred * scale, weight, bias)
+    tl.store(out_ptr + m_offs * stride_om + d_offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) -> dict[str, Any]:
+    """ROWS and num_warps for rows of N columns; the other sizes do not matter."""
+    if launch.family(arch) == "interpreter":
+        return {"ROWS": 64, "num_warps": 4}
+    # 32 columns a thread; up to 1024 columns that is one warp, which sums without shared memory or a barrier.
+    return {"ROWS": 1, "num_warps": max(launch.next_power_of_2(N) // 1024, 1)}
+
+
+def _choose(arch: str, d: int, dtype: str) -> dict[str, Any]:
+    # Asked for one size class only: another tile could add a row's columns in another order.
+    return launch.configuration("layer_norm", arch=arch, N=d, K=0, rows=0, dtype=dtype, heuristic=heuristic)
+
+
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    shipped = []
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    for dtype, d in (("bf16", 768), ("fp16", 768), ("fp32", 768), ("bf16", 1536), ("fp32", 4096)):
+        config = dict(_choose(target, d, names[dtype]))
+        label = f"{dtype} d{d} rows{config['ROWS']} w{config['num_warps']}"
+        types = {f"{name}_ptr": f"*{dtype}:16" for name in ("out", "x", "weight", "bias")}
+        types |= {"rows": "i32", "stride_om": "i32:16", "stride_xm": "i32:16", "eps": "fp32"}
+        options = {"num_warps": config.pop("num_warps")}
+        constexprs = config | {"D": d, "BLOCK_D": launch.next_power_of_2(d)}
+        shipped.append((label, _layer_norm_kernel, *describe(_layer_norm_kernel, types, constexprs), options))
+    return shipped
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("vilt_fast::layer_norm", mutates_args=())
+def _layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    rows, d = input.shape
+    out = input.new_empty((rows, d))
+    if rows == 0:
+        return out
+    x = launch.row_major(input)
+    config = _choose(launch.arch_of(x), d, launch.dtype_name(x.dtype))
+    grid = (launch.cdiv(rows, config["ROWS"]),)
+    with launch.on_device(x):
+        _layer_norm_kernel[grid](
+            out,
+            x,
+            weight.contiguous(),
+            bias.contiguous(),
+            rows,
+            out.stride(0),
+            x.stride(0),
+            eps,
+            D=d,
+            BLOCK_D=launch.next_power_of_2(d),
+            **config,
+        )
+    return out
+
+
+@_layer_norm.register_fake
+def _(input, weight, bias, eps):
+    return input.new_empty(input.shape)
+
+
+def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer normalisation of rows, with fp32 statistics. No gradients yet.
+
+    Args:
+        input: (rows, d), fp32, fp16 or bf16; rows may be strided; d is at most 4096.
+        weight: (d,), dtype of `input`.
+        bias: (d,), dtype of `input`.
+        eps: added to the variance.
+
+    Returns:
+        (rows, d) in the dtype of `input`.
+
+    Raises:
+        ValueError: a shape, dtype or device that is not one of these.
+    """
+    launch.check_tensor("layer_norm", "input", input, ("rows", "d"), DTYPES)
+    d = input.shape[1]
+    if not 0 < d <= MAX_D:
+        raise ValueError(f"layer_norm: input: got {d} columns, wanted 1 to {MAX_D}")
+    launch.check_tensor("layer_norm", "weight", weight, (d,), input.dtype)
+    launch.check_tensor("layer_norm", "bias", bias, (d,), input.dtype)
+    launch.check_device("layer_norm", input, weight, bias)
+    return _layer_norm(input, weight, bias, eps)

@@ -1,0 +1,436 @@
+"""Pixels of chosen patches -> rows of the packed tensor, in one pass (Kim et al. 2021, section 3.1).
+
+    row = W patch + b + bilinear(position table -> the picture's grid)[y, x] + modality[picture]
+    CLS = cls_token + position[0] + modality[picture]
+
+A matrix product whose left operand is gathered from the pictures as they are: no im2col buffer, no padding read. K runs
+over (channel, patch row, patch column), so that a patch row is one contiguous piece of a picture row:
+
+         picture b, channel c                 BLOCK_K = STEP_ROWS patch rows of PATCH_COLUMNS pixels
+        +------+------+------+                 (PATCH_COLUMNS is `patch` rounded up to a power of two)
+        | p x p|######|      |            +-----------+        W^T        +-----------+
+        +------+------+------+   BLOCK_M  | row | row |  x  (BLOCK_K,  =  |  BLOCK_N  | + bias + position + modality
+        |######|      |      |   patches  +-----------+      BLOCK_N)     +-----------+
+        +------+------+------+                                     positions are read from the table in the epilogue
+
+Programs past the blocks of patches write the CLS rows. The tile depends on shapes of the model, dtype and chip alone:
+a picture's rows are bit for bit the same in any batch. Not supported: integer pixels, backward.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .compile import describe
+from .no_backward import refuse_backward
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PATCH_SIZES = (8, 14, 16, 32)
+
+
+@triton.jit
+def _load_pixels(
+    patch_ptrs,  # (BLOCK_M, 1), the first pixel of each patch
+    channel,
+    first_row,  # of the patch
+    stride_c,
+    stride_h,
+    stride_w,
+    PATCH: tl.constexpr,
+    PATCH_COLUMNS: tl.constexpr,
+    STEP_ROWS: tl.constexpr,
+):
+    """(BLOCK_M, STEP_ROWS * PATCH_COLUMNS) pixels of one channel, in their own dtype, zero outside the patch."""
+    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
+    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
+    ptrs = patch_ptrs + channel * stride_c + first_row * stride_h + (row * stride_h + column * stride_w)[None, :]
+    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
+        pixels = tl.load(ptrs)
+    else:
+        pixels = tl.load(ptrs, mask=((first_row + row < PATCH) & (column < PATCH))[None, :], other=0.0)
+    return pixels
+
+
+@triton.jit
+def _load_weight(
+    weight_ptrs,  # (BLOCK_N, 1), the first weight of each output
+    channel,
+    first_row,
+    PATCH: tl.constexpr,
+    PATCH_COLUMNS: tl.constexpr,
+    STEP_ROWS: tl.constexpr,
+):
+    """(BLOCK_N, STEP_ROWS * PATCH_COLUMNS) weights in the order of `_load_pixels`, zero outside the patch."""
+    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
+    ptrs = weight_ptrs + (channel * PATCH + first_row) * PATCH
+    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
+        weight = tl.load(ptrs + k_offs[None, :])
+    else:
+        row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
+        mask = (first_row + row < PATCH) & (column < PATCH)
+        weight = tl.load(ptrs + (row * PATCH + column)[None, :], mask=mask[None, :], other=0.0)
+    return weight
+
+
+@triton.jit
+def _taps(cell, cells, SIZE: tl.constexpr):
+    """The two table entries on one axis around each cell of a grid of `cells`, and the weight of the second."""
+    step = tl.where(cells > 1, (SIZE - 1.0) / tl.maximum(cells - 1, 1).to(tl.float32), 0.0)
+    place = cell.to(tl.float32) * step
+    first = tl.minimum(place.to(tl.int32), SIZE - 1)
+    return first, tl.minimum(first + 1, SIZE - 1), place - first.to(tl.float32)
+
+
+@triton.jit
+def _positions(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr):
+    """(BLOCK_M, BLOCK_N) fp32: the table read bilinearly, corners aligned, at cell (y, x) of a (height, width) grid."""
+    top, bottom, down = _taps(y, height, TABLE_ROWS)
+    left, right, across = _taps(x, width, TABLE_COLUMNS)
+    down, across = down[:, None], across[:, None]
+    top, bottom, left, right = top[:, None], bottom[:, None], left[:, None], right[:, None]
+    top_left = tl.load(table_ptrs + (top * TABLE_COLUMNS + left) * stride, mask=mask, other=0.0).to(tl.float32)
+    top_right = tl.load(table_ptrs + (top * TABLE_COLUMNS + right) * stride, mask=mask, other=0.0).to(tl.float32)
+    upper = (1 - across) * top_left + across * top_right
+    bottom_left = tl.load(table_ptrs + (bottom * TABLE_COLUMNS + left) * stride, mask=mask, other=0.0).to(tl.float32)
+    bottom_right = tl.load(table_ptrs + (bottom * TABLE_COLUMNS + right) * stride, mask=mask, other=0.0).to(tl.float32)
+    lower = (1 - across) * bottom_left + across * bottom_right
+    return (1 - down) * upper + down * lower
+
+
+@triton.jit
+def _write_patches(
+    products, tables, patches, n_first, hidden, strides, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr
+):
+    """Epilogue of `products`, (BLOCK_M, columns) from column `n_first` on: what is added, and the rows they go to."""
+    tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr = tables
+    index, picture, y, x, row = patches  # (BLOCK_M,) each
+    stride_token, stride_position, stride_modality = strides
+    n_offs = n_first + tl.arange(0, products.shape[1])
+    mask = (index >= 0)[:, None] & (n_offs < hidden)[None, :]
+    height, width = tl.load(grid_ptr + picture * 2), tl.load(grid_ptr + picture * 2 + 1)
+    kind = tl.load(pair_modality_ptr + picture)
+    table_ptrs = position_ptr + stride_position + n_offs[None, :]
+    added = _positions(table_ptrs, mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
+    modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
+    added += tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        added += tl.load(bias_ptr + n_offs, mask=n_offs < hidden, other=0.0).to(tl.float32)[None, :]
+    tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
+    tl.store(tokens_ptrs, (products + added).to(tokens_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _halves(block):
+    """The left and the right half of the columns of a block."""
+    halves = tl.reshape(block, (block.shape[0], 2, block.shape[1] // 2))
+    return tl.split(tl.permute(halves, (0, 2, 1)))
+
+
+@triton.jit
+def _write_cls(
+    tokens_ptr, cls_token_ptr, position_ptr, modality_ptr, pair_modality_ptr, cls_row_ptr, first, pairs, hidden,
+    n_offs, stride_token, stride_position, stride_modality, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """CLS rows of BLOCK_M pairs from `first` on, columns `n_offs`."""
+    b_offs = first + tl.arange(0, BLOCK_M)
+    n_mask = n_offs < hidden
+    row = tl.load(cls_row_ptr + b_offs, mask=b_offs < pairs, other=-1)
+    mask = (row >= 0)[:, None] & n_mask[None, :]
+    shared = tl.load(cls_token_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
+    shared += tl.load(position_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
+    kind = tl.load(pair_modality_ptr + b_offs, mask=b_offs < pairs, other=0)
+    modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
+    out = shared[None, :] + tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
+    tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
+    tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def patch_embed_kernel(
+    tokens_ptr,  # (rows, hidden)
+    pixels_ptr,  # (B, CHANNELS, H, W)
+    weight_ptr,  # (hidden, CHANNELS, PATCH, PATCH), contiguous
+    bias_ptr,  # (hidden,) or None
+    position_ptr,  # (1 + TABLE_ROWS * TABLE_COLUMNS, hidden)
+    cls_token_ptr,  # (hidden,)
+    modality_ptr,  # (M, hidden)
+    pair_modality_ptr,  # (B,) int64
+    grid_ptr,  # (B, 2) int32
+    patch_index_ptr,  # (places,) int32
+    patch_row_ptr,  # (places,) int32
+    cls_row_ptr,  # (B,) int32
+    pairs,
+    places,
+    hidden,
+    grid_rows,
+    grid_columns,
+    stride_token,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
+    stride_position,
+    stride_modality,
+    CHANNELS: tl.constexpr,
+    PATCH: tl.constexpr,
+    PATCH_COLUMNS: tl.constexpr,
+    TABLE_ROWS: tl.constexpr,
+    TABLE_COLUMNS: tl.constexpr,
+    INPUT_PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STEP_ROWS: tl.constexpr,
+    SUBTILES: tl.constexpr,
+):
+    n_blocks = tl.cdiv(hidden, BLOCK_N)
+    n_first = tl.program_id(0) % n_blocks * BLOCK_N
+    n_offs = n_first + tl.arange(0, BLOCK_N)
+    m_block = tl.program_id(0) // n_blocks
+    m_blocks = tl.cdiv(places, BLOCK_M)
+    if m_block >= m_blocks:
+        _write_cls(
+            tokens_ptr, cls_token_ptr, position_ptr, modality_ptr, pair_modality_ptr, cls_row_ptr,
+            (m_block - m_blocks) * BLOCK_M, pairs, hidden, n_offs, stride_token, stride_position, stride_modality,
+            BLOCK_M,
+        )  # fmt: skip
+        return
+    m_offs = m_block * BLOCK_M + tl.arange(0, BLOCK_M)
+    index = tl.load(patch_index_ptr + m_offs, mask=m_offs < places, other=-1)
+    if tl.max(index, 0) < 0:
+        return
+
+    # An unused place of a block reads patch 0 and a column past the last reads the last: the loop has no mask for it.
+    cell = tl.maximum(index, 0)
+    x = cell % grid_columns
+    y = cell // grid_columns % grid_rows
+    picture = cell // (grid_columns * grid_rows)
+    patch_offs = picture.to(tl.int64) * stride_b + (y * PATCH).to(tl.int64) * stride_h + x * PATCH * stride_w
+    patch_ptrs = pixels_ptr + patch_offs[:, None]
+    weight_ptrs = weight_ptr + tl.minimum(n_offs, hidden - 1)[:, None] * (CHANNELS * PATCH * PATCH)
+
+    STEPS: tl.constexpr = (PATCH + STEP_ROWS - 1) // STEP_ROWS
+    accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for step in range(0, CHANNELS * STEPS):
+        channel, first_row = step // STEPS, step % STEPS * STEP_ROWS
+        pixels = _load_pixels(
+            patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
+        )
+        weight = _load_weight(weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
+        accumulator = tl.dot(
+            pixels.to(weight.dtype), tl.trans(weight), accumulator, input_precision=INPUT_PRECISION
+        )  # fmt: skip
+
+    row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=0)
+    patches = (index, picture, y, x, row)
+    tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
+    strides = (stride_token, stride_position, stride_modality)
+    if SUBTILES == 1:
+        _write_patches(accumulator, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+    else:
+        # A quarter of the columns at a time: the epilogue reads five rows of tables for every patch, and in registers
+        # they would leave room for one program only on a multiprocessor.
+        left, right = _halves(accumulator)
+        first, second = _halves(left)
+        third, fourth = _halves(right)
+        QUARTER: tl.constexpr = BLOCK_N // 4
+        _write_patches(first, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+        _write_patches(second, tables, patches, n_first + QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+        _write_patches(third, tables, patches, n_first + 2 * QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+        _write_patches(fourth, tables, patches, n_first + 3 * QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) -> dict[str, Any]:
+    """Tile by hidden size (N), chip and dtype of the weight; BLOCK_K is the pixels of a step, about."""
+    family = launch.family(arch)
+    if dtype == "float32":
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1, "SUBTILES": 1}
+    if dtype == "tf32":
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3, "SUBTILES": 1}
+    # The tile of the linear kernels: 128 x 128 keeps two programs on a multiprocessor, one writes while one multiplies.
+    tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "SUBTILES": 4}
+    if family == "gfx942":
+        tile["num_stages"] = 2
+    return tile
+
+
+def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
+    """BLOCK_*, STEP_ROWS, num_warps and num_stages. A pair may not depend on its batch, nor may these (rows=0)."""
+    hidden, channels, patch, _ = weight.shape
+    name = "tf32" if precision == "tf32" else launch.dtype_name(weight.dtype)
+    tile = dict(
+        launch.configuration(
+            "patch_embed", arch=arch, N=hidden, K=channels * patch * patch, rows=0, dtype=name, heuristic=heuristic
+        )
+    )
+    columns = launch.next_power_of_2(patch)
+    rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
+    tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
+    return {"PATCH_COLUMNS": columns, "STEP_ROWS": rows, **tile}
+
+
+@torch.library.custom_op("vilt_fast::patch_embed", mutates_args=("tokens",))
+def _patch_embed(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    cls_token: Tensor,
+    modality: Tensor,
+    pair_modality: Tensor,
+    grid: Tensor,
+    patch_index: Tensor,
+    patch_row: Tensor,
+    cls_row: Tensor,
+    table_rows: int,
+    table_columns: int,
+) -> None:
+    (pairs, channels, height, width), (hidden, _, patch, _) = pixels.shape, weight.shape
+    places = patch_index.shape[0]
+    if pairs == 0:
+        return
+    precision = launch.input_precision(weight.dtype)
+    tile = _configuration(launch.arch_of(tokens), weight, precision)
+    blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
+    with launch.on_device(tokens):
+        patch_embed_kernel[(blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)](
+            tokens,
+            pixels,
+            weight.contiguous(),
+            bias,
+            position,
+            cls_token,
+            modality,
+            pair_modality,
+            grid,
+            patch_index,
+            patch_row,
+            cls_row,
+            pairs,
+            places,
+            hidden,
+            height // patch,
+            width // patch,
+            tokens.stride(0),
+            *pixels.stride(),
+            position.stride(0),
+            modality.stride(0),
+            CHANNELS=channels,
+            PATCH=patch,
+            TABLE_ROWS=table_rows,
+            TABLE_COLUMNS=table_columns,
+            INPUT_PRECISION=precision,
+            **tile,
+        )
+
+
+@_patch_embed.register_fake
+def _(tokens, *arguments):
+    return None
+
+
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
+    cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32)] + ([] if target.startswith("gfx") else [("fp32", "tf32", 32)])
+    shipped = []
+    for pixel_dtype, name, patch in cases:
+        dtype, precision = ("fp32", "tf32") if name == "tf32" else (name, "ieee")
+        weight = torch.empty(768, 3, patch, patch, dtype=DTYPES[dtype], device="meta")
+        constexprs = _configuration(target, weight, precision)
+        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
+        constexprs |= {"CHANNELS": 3, "PATCH": patch, "TABLE_ROWS": 12, "TABLE_COLUMNS": 12, "stride_w": 1}
+        constexprs["INPUT_PRECISION"] = precision
+        types = dict.fromkeys(("pairs", "places", "grid_rows", "grid_columns"), "i32")
+        strides = ("hidden", "stride_token", "stride_b", "stride_c", "stride_h", "stride_position", "stride_modality")
+        types |= dict.fromkeys(strides, "i32:16")
+        indices = ("grid_ptr", "patch_index_ptr", "patch_row_ptr", "cls_row_ptr")
+        types |= dict.fromkeys(indices, "*i32:16") | {"pair_modality_ptr": "*i64:16"}
+        missing = [n for n in patch_embed_kernel.arg_names if n not in types and n not in constexprs]
+        types |= dict.fromkeys(missing, f"*{dtype}:16") | {"pixels_ptr": f"*{pixel_dtype}:16"}
+        described = describe(patch_embed_kernel, types, constexprs)
+        shipped.append((f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, *described, options))
+    return shipped
+
+
+# --- public function --------------------------------------------------------------------------------------------------
+
+
+def patch_embed(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    cls_token: Tensor,
+    modality: Tensor,
+    pair_modality: Tensor,
+    grid: Tensor,
+    patch_index: Tensor,
+    patch_row: Tensor,
+    cls_row: Tensor,
+    *,
+    table_size: tuple[int, int],
+) -> Tensor:
+    """Project the chosen patches of a padded batch and write each, and every picture's CLS, at its row.
+
+    Args:
+        tokens: (rows, d), written in place; rows that nothing goes to keep what they hold.
+        pixels: (B, C, H, W) fp32, fp16 or bf16, 1 to 4 channels; rounded to the dtype of `weight`.
+        weight: (d, C, p, p), p one of 8, 14, 16, 32 and d a multiple of 16; bias: (d,) or None. fp32 is multiplied as
+            torch.get_float32_matmul_precision() says.
+        position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
+        cls_token: (d,).
+        modality: (M, d); pair_modality: (B,) int64, the row of it that picture b gets.
+        grid: (B, 2) int32, the valid patches (height, width) of each picture: the table is interpolated to it.
+        patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
+        patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32, -1 for a picture without CLS.
+        table_size: (P, Q).
+
+    Returns:
+        `tokens`.
+
+    Raises:
+        ValueError: an argument of another shape, dtype or device than that.
+    """
+    floats = (tokens, pixels, weight, bias, position, cls_token, modality)
+    indices = (pair_modality, grid, patch_index, patch_row, cls_row)
+    launch.check_device("patch_embed", *floats, *indices)
+    _check_floats(*floats, table_size)
+    _check_indices(*indices, pixels.shape[0])
+    arguments = (pixels, weight, bias, position, cls_token, modality)
+    _patch_embed(tokens, *arguments, *indices, *table_size)
+    return refuse_backward("patch_embed", tokens, *arguments)
+
+
+def _check_floats(tokens, pixels, weight, bias, position, cls_token, modality, table_size) -> None:
+    op, dtypes = "patch_embed", tuple(DTYPES.values())
+    launch.check_tensor(op, "pixels", pixels, ("B", "C", "H", "W"), dtypes)
+    launch.check_tensor(op, "weight", weight, ("d", pixels.shape[1], "p", "p"), dtypes)
+    hidden, channels, patch, patch_columns = weight.shape
+    if patch != patch_columns or patch not in PATCH_SIZES or hidden % 16 or not 1 <= channels <= 4:
+        wanted = f"(a multiple of 16, 1 to 4, p, p) with p one of {PATCH_SIZES}"
+        raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted {wanted}")
+    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), dtypes, row_major=True)
+    if bias is not None:
+        launch.check_tensor(op, "bias", bias, (hidden,), dtypes, row_major=True)
+    cells = table_size[0] * table_size[1]
+    launch.check_tensor(op, "position", position, (1 + cells, hidden), dtypes, row_major=True)
+    launch.check_tensor(op, "cls_token", cls_token, (hidden,), dtypes, row_major=True)
+    launch.check_tensor(op, "modality", modality, ("M", hidden), dtypes, row_major=True)
+
+
+def _check_indices(pair_modality, grid, patch_index, patch_row, cls_row, pairs: int) -> None:
+    op = "patch_embed"
+    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64, row_major=True)
+    launch.check_tensor(op, "grid", grid, (pairs, 2), torch.int32, row_major=True)
+    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32, row_major=True)
+    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32, row_major=True)
+    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32, row_major=True)

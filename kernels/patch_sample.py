@@ -1,0 +1,424 @@
+"""Which patch of which picture becomes a token, and at which row of the packed tensor every token stands.
+
+Two launches, one program a pair in each, and nothing is read back by the host:
+
+    select   grid of the picture, words and patches kept; where there are more valid patches than `max_patches`, the
+             largest sampling key that wins
+    place    prefix sums over the pairs before this one, then the rows of words, CLS and patches in raster order
+
+The sample is uniform without replacement: every valid patch draws one Philox4x32-10 number (Salmon et al. 2011) from
+(seed, index of the picture, its ordinal in the picture's own grid), and the smallest (draw, ordinal) win. The last
+winner is found bit by bit, from the top: a bit is set if fewer than `max_patches` keys lie below what is then known.
+
+      key = draw << ORDINAL_BITS | ordinal      0 1 0 ? ? ? ...      cells in blocks of BLOCK_C, of which the
+                                                    ^ 1 if count(keys < 0101000...) < n       first stays in registers
+
+Not supported: masks that are no rectangle at the top left (the grid is read along column 0 and row 0), 2**31 cells.
+"""
+
+import ctypes
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .compile import describe
+
+# Cells, words and pairs that a program handles at a time.
+_BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
+
+
+class Plan(NamedTuple):
+    """Where every token of a batch comes from and goes to. B pairs, L word columns, N patch places."""
+
+    grid: Tensor  # (B, 2) int32: valid patches (height, width) of each picture
+    text_count: Tensor  # (B,) int32: words kept
+    patch_count: Tensor  # (B,) int32: patches kept
+    cu_seqlens: Tensor  # (B + 1,) int32: first row of each pair; a pair is words, CLS, patches
+    text_row: Tensor  # (B, L) int32: row of each word, -1 where masked
+    cls_row: Tensor  # (B,) int32: row of each CLS, -1 without CLS
+    patch_index: Tensor  # (N,) int32: b * GH * GW + y * GW + x of the kept patches, ascending, then -1
+    patch_row: Tensor  # (N,) int32: row of each kept patch, then -1
+
+
+@triton.jit
+def _valid_patches(mask_ptrs, stride, pixels, patches, step, BLOCK_G: tl.constexpr):
+    """Number of patches along one axis whose nearest pixel, floor(i * step) in fp32, is not zero in the mask."""
+    g_offs = tl.arange(0, BLOCK_G)
+    pixel = tl.minimum((g_offs.to(tl.float32) * step).to(tl.int32), pixels - 1)
+    value = tl.load(mask_ptrs + pixel.to(tl.int64) * stride, mask=g_offs < patches, other=0)
+    return tl.sum((value != 0).to(tl.int32), 0)
+
+
+@triton.jit
+def _cells(patch_mask_ptr, first, grid_height, grid_width, cells, columns, BLOCK_C: tl.constexpr):
+    """Of a block of cells of the padded grid: whether each holds a patch to keep, and its ordinal."""
+    c_offs = first + tl.arange(0, BLOCK_C)
+    y, x = c_offs // columns, c_offs % columns
+    valid = (c_offs < cells) & (y < grid_height) & (x < grid_width)
+    if patch_mask_ptr is not None:
+        valid = valid & (tl.load(patch_mask_ptr + c_offs, mask=valid, other=0) != 0)
+    return valid, y * grid_width + x
+
+
+@triton.jit
+def _keys(valid, ordinal, seed, picture, ORDINAL_BITS: tl.constexpr):
+    """(draw, ordinal) in one int64; a cell that is not valid gets a key above all others."""
+    low = (picture & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    high = (picture >> 32).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    draw, _, _, _ = tl.philox(seed, ordinal.to(tl.uint32), low, high, tl.zeros_like(low))
+    return tl.where(valid, (draw.to(tl.int64) << ORDINAL_BITS) + ordinal, 1 << (32 + ORDINAL_BITS))
+
+
+@triton.jit(do_not_specialize=["seed", "max_patches"])
+def select_kernel(
+    grid_ptr,  # (B, 2)
+    text_count_ptr,  # (B,)
+    patch_count_ptr,  # (B,)
+    last_key_ptr,  # (B,) int64 or None
+    attention_mask_ptr,  # (B, L)
+    pixel_mask_ptr,  # (B, H, W) or None
+    patch_mask_ptr,  # (B, GH, GW) or None
+    image_index_ptr,  # (B,) int64
+    words,
+    height,
+    width,
+    rows,
+    columns,
+    stride_xb,
+    stride_xh,
+    stride_xw,
+    step_height,
+    step_width,
+    max_patches,
+    seed: tl.int64,
+    BLOCK_L: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ORDINAL_BITS: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    l_offs = tl.arange(0, BLOCK_L)
+    text_count = 0
+    for start in range(0, words, BLOCK_L):
+        word = tl.load(attention_mask_ptr + pair * words + start + l_offs, mask=start + l_offs < words, other=0)
+        text_count += tl.sum((word != 0).to(tl.int32), 0)
+    tl.store(text_count_ptr + pair, text_count)
+
+    grid_height, grid_width = rows, columns
+    if pixel_mask_ptr is not None:
+        pixel_mask_ptr += pair * stride_xb
+        grid_height = _valid_patches(pixel_mask_ptr, stride_xh, height, rows, step_height, BLOCK_G)
+        grid_width = _valid_patches(pixel_mask_ptr, stride_xw, width, columns, step_width, BLOCK_G)
+    tl.store(grid_ptr + pair * 2, grid_height)
+    tl.store(grid_ptr + pair * 2 + 1, grid_width)
+
+    cells = rows * columns
+    if patch_mask_ptr is not None:
+        patch_mask_ptr += pair * cells
+    count = 0
+    for start in range(0, cells, BLOCK_C):
+        valid, _ = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
+        count += tl.sum(valid.to(tl.int32), 0)
+    if last_key_ptr is not None:
+        picture = tl.load(image_index_ptr + pair)
+        last_key = tl.full((), (1 << (32 + ORDINAL_BITS)) - 1, dtype=tl.int64)
+        if count > max_patches:
+            last_key = _nth_key(
+                patch_mask_ptr, grid_height, grid_width, cells, columns, max_patches, seed, picture,
+                BLOCK_C, ORDINAL_BITS,
+            )  # fmt: skip
+            count = max_patches
+        tl.store(last_key_ptr + pair, last_key)
+    tl.store(patch_count_ptr + pair, count)
+
+
+@triton.jit
+def _nth_key(
+    patch_mask_ptr, grid_height, grid_width, cells, columns, n, seed, picture,
+    BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr,
+):  # fmt: skip
+    """The n-th smallest key of a picture, or -1 where n is 0."""
+    valid, ordinal = _cells(patch_mask_ptr, 0, grid_height, grid_width, cells, columns, BLOCK_C)
+    keys = _keys(valid, ordinal, seed, picture, ORDINAL_BITS)
+    known = tl.full((), 0, dtype=tl.int64)
+    one = tl.full((), 1, dtype=tl.int64)
+    for bit in range(32 + ORDINAL_BITS):
+        candidate = known + (one << (31 + ORDINAL_BITS - bit))
+        below = tl.sum((keys < candidate).to(tl.int32), 0)
+        for start in range(BLOCK_C, cells, BLOCK_C):
+            valid, ordinal = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
+            below += tl.sum((_keys(valid, ordinal, seed, picture, ORDINAL_BITS) < candidate).to(tl.int32), 0)
+        known = tl.where(below < n, candidate, known)
+    return tl.where(n == 0, -1, known)
+
+
+@triton.jit
+def _sums_before(pair, text_count_ptr, patch_count_ptr, pairs, HAS_CLS: tl.constexpr, BLOCK_B: tl.constexpr):
+    """Rows and patches of the pairs before this one, and patches of all pairs."""
+    row, patch, patches = 0, 0, 0
+    for start in range(0, pairs, BLOCK_B):
+        b_offs = start + tl.arange(0, BLOCK_B)
+        before = b_offs < pair
+        text_count = tl.load(text_count_ptr + b_offs, mask=before, other=0)
+        patch_count = tl.load(patch_count_ptr + b_offs, mask=b_offs < pairs, other=0)
+        patches += tl.sum(patch_count, 0)
+        patch_count = tl.where(before, patch_count, 0)
+        patch += tl.sum(patch_count, 0)
+        row += tl.sum(text_count + patch_count + tl.where(before, HAS_CLS, 0), 0)
+    return row, patch, patches
+
+
+@triton.jit(do_not_specialize=["seed"])
+def place_kernel(
+    cu_seqlens_ptr,  # (B + 1,)
+    text_row_ptr,  # (B, L)
+    cls_row_ptr,  # (B,)
+    patch_index_ptr,  # (B * places,)
+    patch_row_ptr,  # (B * places,)
+    grid_ptr,  # (B, 2)
+    text_count_ptr,  # (B,)
+    patch_count_ptr,  # (B,)
+    last_key_ptr,  # (B,) int64 or None
+    attention_mask_ptr,  # (B, L)
+    patch_mask_ptr,  # (B, GH, GW) or None
+    image_index_ptr,  # (B,) int64
+    pairs,
+    words,
+    rows,
+    columns,
+    places,
+    seed: tl.int64,
+    HAS_CLS: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ORDINAL_BITS: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    row, patch, patches = _sums_before(pair, text_count_ptr, patch_count_ptr, pairs, HAS_CLS, BLOCK_B)
+    tl.store(cu_seqlens_ptr + pair, row)
+
+    c_offs = tl.arange(0, BLOCK_C)
+    # The places past the last patch of the batch: each program fills those that fall among its own.
+    for start in range(0, places, BLOCK_C):
+        place = pair * places + start + c_offs
+        unused = (start + c_offs < places) & (place >= patches)
+        tl.store(patch_index_ptr + place, -1, mask=unused)
+        tl.store(patch_row_ptr + place, -1, mask=unused)
+
+    l_offs = tl.arange(0, BLOCK_L)
+    for start in range(0, words, BLOCK_L):
+        column = start + l_offs
+        word = tl.load(attention_mask_ptr + pair * words + column, mask=column < words, other=0)
+        kept = (word != 0).to(tl.int32)
+        text_row = tl.where(kept != 0, row + tl.cumsum(kept, 0) - 1, -1)
+        tl.store(text_row_ptr + pair * words + column, text_row, mask=column < words)
+        row += tl.sum(kept, 0)
+
+    if HAS_CLS:
+        tl.store(cls_row_ptr + pair, row)
+    else:
+        tl.store(cls_row_ptr + pair, -1)
+    row += HAS_CLS
+
+    cells = rows * columns
+    grid_height, grid_width = tl.load(grid_ptr + pair * 2), tl.load(grid_ptr + pair * 2 + 1)
+    if patch_mask_ptr is not None:
+        patch_mask_ptr += pair * cells
+    first_patch = patch
+    for start in range(0, cells, BLOCK_C):
+        valid, ordinal = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
+        if last_key_ptr is not None:
+            keys = _keys(valid, ordinal, seed, tl.load(image_index_ptr + pair), ORDINAL_BITS)
+            valid = valid & (keys <= tl.load(last_key_ptr + pair))
+        place = patch + tl.cumsum(valid.to(tl.int32), 0) - 1
+        tl.store(patch_index_ptr + place, (pair * cells).to(tl.int32) + start + c_offs, mask=valid)
+        tl.store(patch_row_ptr + place, row + place - first_patch, mask=valid)
+        patch += tl.sum(valid.to(tl.int32), 0)
+    row += patch - first_patch
+    if pair == pairs - 1:
+        tl.store(cu_seqlens_ptr + pairs, row)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+def _step(pixels: int, patches: int) -> float:
+    """pixels / patches, rounded to fp32."""
+    return ctypes.c_float(pixels / patches).value if patches else 0.0
+
+
+def _blocks(words: int, grid_size: tuple[int, int]) -> tuple[dict[str, int], int]:
+    """Block sizes of both kernels, and their warps."""
+    cells = grid_size[0] * grid_size[1]
+    blocks = {"BLOCK_L": min(launch.next_power_of_2(words), _BLOCK_L)}
+    blocks["BLOCK_C"] = max(min(launch.next_power_of_2(cells), _BLOCK_C), 16)
+    blocks["ORDINAL_BITS"] = max(cells - 1, 0).bit_length()
+    return blocks, 4 if blocks["BLOCK_C"] <= 1024 else 8
+
+
+def _new_plan(attention_mask: Tensor, places: int) -> Plan:
+    """The Plan's tensors, not initialised; `places` patch places a pair."""
+    batch, words = attention_mask.shape
+    shapes = ((batch, 2), (batch,), (batch,), (batch + 1,), (batch, words), (batch,))
+    shapes += ((batch * places,), (batch * places,))
+    return Plan(*(attention_mask.new_empty(shape, dtype=torch.int32) for shape in shapes))
+
+
+def _places(grid_size: tuple[int, int], max_patches: int) -> int:
+    cells = grid_size[0] * grid_size[1]
+    return min(cells, max_patches) if max_patches >= 0 else cells
+
+
+@torch.library.custom_op("vilt_fast::patch_sample", mutates_args=())
+def _patch_sample(
+    attention_mask: Tensor,
+    pixel_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    rows: int,
+    columns: int,
+    max_patches: int,
+    seed: int,
+    image_index: Tensor,
+    has_cls: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    attention_mask = attention_mask.contiguous()
+    patch_mask = None if patch_mask is None else patch_mask.contiguous()
+    batch, words = attention_mask.shape
+    places = _places((rows, columns), max_patches)
+    plan = _new_plan(attention_mask, places)
+    if batch == 0:
+        plan.cu_seqlens.zero_()
+        return tuple(plan)
+    limited = 0 <= max_patches < rows * columns
+    last_key = attention_mask.new_empty(batch, dtype=torch.int64) if limited else None
+    height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
+    blocks, warps = _blocks(words, (rows, columns))
+    with launch.on_device(attention_mask):
+        select_kernel[(batch,)](
+            plan.grid,
+            plan.text_count,
+            plan.patch_count,
+            last_key,
+            attention_mask,
+            pixel_mask,
+            patch_mask,
+            image_index,
+            words,
+            height,
+            width,
+            rows,
+            columns,
+            *(pixel_mask.stride() if pixel_mask is not None else (0, 0, 0)),
+            _step(height, rows),
+            _step(width, columns),
+            max_patches,
+            seed,
+            BLOCK_G=launch.next_power_of_2(max(rows, columns)),
+            num_warps=warps,
+            **blocks,
+        )
+        place_kernel[(batch,)](
+            plan.cu_seqlens,
+            plan.text_row,
+            plan.cls_row,
+            plan.patch_index,
+            plan.patch_row,
+            plan.grid,
+            plan.text_count,
+            plan.patch_count,
+            last_key,
+            attention_mask,
+            patch_mask,
+            image_index,
+            batch,
+            words,
+            rows,
+            columns,
+            places,
+            seed,
+            HAS_CLS=int(has_cls),
+            BLOCK_B=min(launch.next_power_of_2(batch), _BLOCK_B),
+            num_warps=warps,
+            **blocks,
+        )
+    return tuple(plan)
+
+
+@_patch_sample.register_fake
+def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index, has_cls):
+    return tuple(_new_plan(attention_mask, _places((rows, columns), max_patches)))
+
+
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    shipped = []
+    for cells, limited in ((240, False), (240, True), (3840, True)):
+        blocks, warps = _blocks(40, (1, cells))
+        masks = {"attention_mask_ptr": "*i1:16", "patch_mask_ptr": "*i1:16", "image_index_ptr": "*i64:16"}
+        outputs = ("grid", "text_count", "patch_count", "cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row")
+        pointers = {f"{name}_ptr": "*i32:16" for name in outputs}
+        pointers |= masks | {"pixel_mask_ptr": "*i64:16", "last_key_ptr": "*i64:16"}
+        numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
+        given = {**blocks, "BLOCK_G": 32, "BLOCK_B": 256, "HAS_CLS": 1}
+        given |= {"stride_xw": 1} | ({} if limited else {"last_key_ptr": None})
+        for kernel in (select_kernel, place_kernel):
+            constexprs = {name: value for name, value in given.items() if name in kernel.arg_names}
+            types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}
+            name = f"{cells} cells" + ", sampled" * limited
+            shipped.append((name, kernel, *describe(kernel, types, constexprs), {"num_warps": warps}))
+    return shipped
+
+
+# --- public function --------------------------------------------------------------------------------------------------
+
+
+def patch_sample(
+    attention_mask: Tensor,
+    pixel_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    grid_size: tuple[int, int],
+    max_patches: int,
+    seed: int,
+    image_index: Tensor,
+    *,
+    has_cls: bool = True,
+) -> Plan:
+    """Plan a batch of pairs on the device.
+
+    Args:
+        attention_mask: (B, L) bool, True for words that become tokens.
+        pixel_mask: (B, H, W), any integer, bool or float dtype, nonzero for real pixels, a rectangle at the top left of
+            each picture; None: all real.
+        patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
+        grid_size: (GH, GW), the patches of the padded batch.
+        max_patches: at most so many patches of each picture, chosen uniformly; negative: no limit.
+        seed: key of the draw, 0 <= seed < 2**63.
+        image_index: (B,) int64 >= 0, counter of the draw: the same picture index gives the same draw.
+        has_cls: whether each picture has a CLS row.
+
+    Returns:
+        A Plan whose patch lists hold N = B * min(GH * GW, max_patches) places, -1 where unused.
+
+    Raises:
+        ValueError: an argument of another shape, dtype, device or range than that.
+    """
+    op, (rows, columns) = "patch_sample", grid_size
+    launch.check_device(op, attention_mask, pixel_mask, patch_mask, image_index)
+    launch.check_tensor(op, "attention_mask", attention_mask, ("B", "L"), torch.bool)
+    batch = attention_mask.shape[0]
+    if pixel_mask is not None:
+        launch.check_tensor(op, "pixel_mask", pixel_mask, (batch, "H", "W"), pixel_mask.dtype)
+    if patch_mask is not None:
+        launch.check_tensor(op, "patch_mask", patch_mask, (batch, rows, columns), torch.bool)
+    launch.check_tensor(op, "image_index", image_index, (batch,), torch.int64)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"{op}: seed: got {seed}, wanted 0 <= seed < 2**63")
+    if rows < 0 or columns < 0 or batch * rows * columns >= 2**31:
+        raise ValueError(f"{op}: grid_size: got {grid_size} for {batch} pairs, wanted fewer than 2**31 cells")
+    arguments = (attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index.contiguous())
+    return Plan(*_patch_sample(*arguments, has_cls))

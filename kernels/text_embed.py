@@ -1,0 +1,219 @@
+"""LayerNorm(word + position + type) + modality, each row written at its place (Kim et al. 2021, section 3.1).
+
+One program a word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
+the whole row of `hidden` columns in registers between the statistics and the normalisation.
+
+      grid (B, L)      word[id] + position[l] + token_type[t]    [ hidden .... | pad ]    BLOCK_D columns, one program
+                       (x - mean) / sqrt(var + eps) * w + b + modality -> tokens[text_row[b, l]]
+
+Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. Not supported: backward.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .compile import describe
+from .no_backward import refuse_backward
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MAX_HIDDEN = 16384
+
+
+@triton.jit
+def text_embed_kernel(
+    tokens_ptr,  # (rows, hidden)
+    text_row_ptr,  # (B, L) int32
+    input_ids_ptr,  # (B, L) int64, or None with inputs_embeds
+    token_type_ids_ptr,  # (B, L) int64
+    inputs_embeds_ptr,  # (B, L, hidden) or None
+    word_ptr,  # (vocabulary, hidden)
+    position_ptr,  # (positions, hidden)
+    token_type_ptr,  # (types, hidden)
+    ln_weight_ptr,  # (hidden,)
+    ln_bias_ptr,  # (hidden,)
+    modality_ptr,  # (hidden,)
+    hidden,
+    stride_token,
+    stride_rb,
+    stride_rl,
+    stride_ib,
+    stride_il,
+    stride_tb,
+    stride_tl,
+    stride_eb,
+    stride_el,
+    stride_word,
+    stride_position,
+    stride_type,
+    eps,
+    BLOCK_D: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1).to(tl.int64)
+    row = tl.load(text_row_ptr + pair * stride_rb + place * stride_rl)
+    if row < 0:
+        return
+    d_offs = tl.arange(0, BLOCK_D)
+    mask = d_offs < hidden
+    if inputs_embeds_ptr is None:
+        word = tl.load(input_ids_ptr + pair * stride_ib + place * stride_il).to(tl.int64)
+        x = tl.load(word_ptr + word * stride_word + d_offs, mask=mask, other=0.0).to(tl.float32)
+    else:
+        embeds_ptr = inputs_embeds_ptr + pair * stride_eb + place * stride_el
+        x = tl.load(embeds_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
+    kind = tl.load(token_type_ids_ptr + pair * stride_tb + place * stride_tl).to(tl.int64)
+    x += tl.load(position_ptr + place * stride_position + d_offs, mask=mask, other=0.0).to(tl.float32)
+    x += tl.load(token_type_ptr + kind * stride_type + d_offs, mask=mask, other=0.0).to(tl.float32)
+
+    mean = tl.sum(x, 0) / hidden
+    centred = tl.where(mask, x - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, 0) / hidden + eps)
+    weight = tl.load(ln_weight_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
+    bias = tl.load(ln_bias_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
+    modality = tl.load(modality_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
+    out = centred * scale * weight + bias + modality
+    tokens_ptrs = tokens_ptr + row.to(tl.int64) * stride_token + d_offs
+    tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)
+
+
+# --- launchers --------------------------------------------------------------------------------------------------------
+
+
+def _configuration(hidden: int) -> dict[str, int]:
+    """BLOCK_D and num_warps: eight columns a thread, as wide as one load of 16-bit numbers."""
+    block = launch.next_power_of_2(hidden)
+    return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
+
+
+@torch.library.custom_op("vilt_fast::text_embed", mutates_args=("tokens",))
+def _text_embed(
+    tokens: Tensor,
+    text_row: Tensor,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor,
+    inputs_embeds: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    modality: Tensor,
+    eps: float,
+) -> None:
+    if text_row.numel() == 0:
+        return
+    with launch.on_device(tokens):
+        text_embed_kernel[tuple(text_row.shape)](
+            tokens,
+            text_row,
+            input_ids,
+            token_type_ids,
+            inputs_embeds,
+            word,
+            position,
+            token_type,
+            ln_weight,
+            ln_bias,
+            modality,
+            tokens.shape[1],
+            tokens.stride(0),
+            *text_row.stride(),
+            *((0, 0) if input_ids is None else input_ids.stride()),
+            *token_type_ids.stride(),
+            *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
+            word.stride(0),
+            position.stride(0),
+            token_type.stride(0),
+            eps,
+            **_configuration(tokens.shape[1]),
+        )
+
+
+@_text_embed.register_fake
+def _(tokens, *arguments):
+    return None
+
+
+def shipped_configurations(target: str) -> list[tuple]:
+    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+    shipped = []
+    for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
+        constexprs = _configuration(768)
+        options = {"num_warps": constexprs.pop("num_warps")}
+        constexprs |= dict.fromkeys(("stride_rl", "stride_il", "stride_tl"), 1)
+        constexprs["input_ids_ptr" if embeds else "inputs_embeds_ptr"] = None
+        types = {"text_row_ptr": "*i32:16", "input_ids_ptr": "*i64:16", "token_type_ids_ptr": "*i64:16", "eps": "fp32"}
+        strides = ("hidden", "stride_token", "stride_eb", "stride_el", "stride_word", "stride_position", "stride_type")
+        types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(("stride_rb", "stride_ib", "stride_tb"), "i32")
+        names = [name for name in text_embed_kernel.arg_names if name not in constexprs]
+        types = {name: types.get(name, f"*{dtype}:16") for name in names}
+        described = describe(text_embed_kernel, types, constexprs)
+        shipped.append((f"{dtype}" + ", inputs_embeds" * embeds, text_embed_kernel, *described, options))
+    return shipped
+
+
+# --- public function --------------------------------------------------------------------------------------------------
+
+
+def text_embed(
+    tokens: Tensor,
+    text_row: Tensor,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor,
+    inputs_embeds: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    modality: Tensor,
+    eps: float,
+) -> Tensor:
+    """Embed the words of a padded batch and write each at its row of the packed tensor.
+
+    Args:
+        tokens: (rows, d) fp32, fp16 or bf16, written in place; rows that no word goes to keep what they hold.
+        text_row: (B, L) int32, the row of each word, -1 for a word that is masked.
+        input_ids: (B, L) int64, or None with `inputs_embeds`.
+        token_type_ids: (B, L) int64.
+        inputs_embeds: (B, L, d) in place of the word table's rows, or None.
+        word: (vocabulary, d); position: (positions, d), position l is column l; token_type: (types, d).
+        ln_weight, ln_bias: (d,).
+        modality: (d,), added after the normalisation.
+        eps: of the normalisation.
+
+    Returns:
+        `tokens`.
+
+    Raises:
+        ValueError: an argument of another shape, dtype or device than that. Ids are not checked: that would need the
+            device to be waited for.
+    """
+    op, dtypes = "text_embed", tuple(DTYPES.values())
+    tables = {"word": word, "position": position, "token_type": token_type}
+    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
+    parameters = (*tables.values(), *vectors.values())
+    launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
+    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), dtypes, row_major=True)
+    launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
+    hidden, (batch, words) = tokens.shape[1], text_row.shape
+    if not 1 <= hidden <= MAX_HIDDEN:
+        raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
+    if inputs_embeds is not None:
+        launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes, row_major=True)
+    else:
+        launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
+    launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
+    for name, table in tables.items():
+        launch.check_tensor(op, name, table, ("entries", hidden), dtypes, row_major=True)
+    for name, vector in vectors.items():
+        launch.check_tensor(op, name, vector, (hidden,), dtypes, row_major=True)
+    if words > position.shape[0]:
+        raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
+    _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
+    return refuse_backward(op, tokens, inputs_embeds, *parameters)

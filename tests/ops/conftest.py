@@ -1,0 +1,56 @@
+"""Fixtures of the kernels' tests: where kernels run here, and how far from the reference they may be."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+
+def _load(name: str) -> ModuleType:
+    # tests/ is no package, so a helper module beside the tests is loaded by path.
+    spec = importlib.util.spec_from_file_location(f"ops_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tolerances() -> ModuleType:
+    """tests/ops/tolerances.py: `tolerances.check(name, got, out64, torch_out)`."""
+    return _load("tolerances")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: the CPU under the interpreter (with bfloat16 mended), a GPU otherwise."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from vilt_fast.kernels import interpreter, launch
+
+    if launch.INTERPRETED:
+        interpreter.mend()
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> torch.device:
+    """The GPU, for tests of real sizes."""
+    if device.type != "cuda":
+        pytest.skip("needs a CUDA GPU")
+    return device
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Fills what torch.empty returns with NaN, so that an element nobody writes is seen."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,107 @@
+"""layer_norm: the kernel beside the fp64 reference, for any width, with strides and at hard numbers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vilt_fast.reference.layer_norm import layer_norm as reference
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+from vilt_fast.kernels import layer_norm as kernel  # noqa: E402
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _inputs(rows: int, d: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(shape, generator=g) for shape in ((rows, d), (d,), (d,)))
+    return [t.to(device, dtype) for t in (x * 3 + 1, weight, bias)]
+
+
+def _check(tolerances, inputs: list[Tensor], eps: float) -> None:
+    wanted = reference(*(t.double() for t in inputs), eps)
+    tolerances.check("layer_norm", kernel.layer_norm(*inputs, eps), wanted, reference(*inputs, eps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "d"), [(1, 768), (63, 16), (64, 100), (65, 769), (197, 768), (281, 192), (3, 4096), (2, 1)]
+)
+def test_against_fp64(rows, d, dtype, device, tolerances, poisoned) -> None:
+    for eps in (1e-12, 1e-6):
+        # One column has no variance: eps is all there is, and 1e-12 would ask for the rounding of a zero.
+        if d > 1 or eps > 1e-12:
+            _check(tolerances, _inputs(rows, d, dtype, device, seed=d), eps)
+
+
+def test_strided_rows(device, tolerances, poisoned) -> None:
+    whole, weight, bias = _inputs(64, 256, torch.bfloat16, device)
+    view = whole[1:52:3, 8:200]
+    weight, bias = weight.repeat_interleave(2)[: 2 * 192 : 2], bias[:192]
+    kept = view.clone()
+    whole.fill_(float("nan"))
+    view.copy_(kept)
+    assert view.stride(0) == 3 * 256
+    _check(tolerances, [view, weight, bias], 1e-6)
+    columns_apart = kept.t().contiguous().t()
+    assert torch.equal(
+        kernel.layer_norm(columns_apart, weight, bias, 1e-6), kernel.layer_norm(kept, weight, bias, 1e-6)
+    )
+
+
+def test_large_mean_small_variance(device, tolerances) -> None:
+    """What E[x^2] - E[x]^2 would lose: a mean a thousand times the deviation."""
+    x, weight, bias = _inputs(65, 768, torch.float32, device)
+    _check(tolerances, [x + 3000.0, weight, bias], 1e-12)
+
+
+def test_a_row_does_not_depend_on_its_batch(device) -> None:
+    x, weight, bias = _inputs(150, 768, torch.float32, device)
+    batch = kernel.layer_norm(x, weight, bias, 1e-12)
+    for start, stop in ((0, 1), (70, 135), (149, 150)):
+        assert torch.equal(kernel.layer_norm(x[start:stop], weight, bias, 1e-12), batch[start:stop])
+
+
+def test_nan_stays_in_its_row(device) -> None:
+    x, weight, bias = _inputs(5, 64, torch.float32, device)
+    x[2, 7] = float("nan")
+    nans = kernel.layer_norm(x, weight, bias, 1e-6).isnan().all(dim=1)
+    assert nans.tolist() == [False, False, True, False, False]
+    assert not kernel.layer_norm(x, weight, bias, 1e-6)[[0, 1, 3, 4]].isnan().any()
+
+
+def test_no_rows(device) -> None:
+    assert kernel.layer_norm(*_inputs(0, 8, torch.float32, device), 1e-6).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        (((2, 3, 4), (4,), (4,)), r"input: got shape \(2, 3, 4\), wanted \(rows, d\)"),
+        (((2, 4), (5,), (4,)), r"weight: got shape \(5,\), wanted \(4,\)"),
+        (((2, 4), (4,), (4, 1)), r"bias: got shape \(4, 1\), wanted \(4,\)"),
+        (((2, 4097), (4097,), (4097,)), "got 4097 columns, wanted 1 to 4096"),
+        (((2, 0), (0,), (0,)), "got 0 columns, wanted 1 to 4096"),
+    ],
+)
+def test_bad_shapes(shapes, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        kernel.layer_norm(*(torch.ones(shape) for shape in shapes), 1e-6)
+
+
+def test_bad_dtypes() -> None:
+    x = torch.ones(2, 4)
+    with pytest.raises(ValueError, match="weight: got dtype torch.float64, wanted torch.float32"):
+        kernel.layer_norm(x, x[0].double(), x[0], 1e-6)
+    with pytest.raises(ValueError, match="input: got dtype torch.int64"):
+        kernel.layer_norm(x.long(), x[0].long(), x[0].long(), 1e-6)
+
+
+def test_registration(device) -> None:
+    inputs = _inputs(5, 24, torch.float32, device)
+    torch.library.opcheck(torch.ops.vilt_fast.layer_norm.default, (*inputs, 1e-6))
+    compiled = torch.compile(lambda *t: kernel.layer_norm(*t, 1e-6), fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(*inputs), kernel.layer_norm(*inputs, 1e-6))
+    inputs[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        kernel.layer_norm(*inputs, 1e-6).sum().backward()

@@ -1,0 +1,208 @@
+"""linear: both kernels beside the fp64 reference, at edges, with strides, with every epilogue."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vilt_fast.reference.linear import linear as reference
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+from vilt_fast.kernels import launch  # noqa: E402
+from vilt_fast.kernels import linear as kernel  # noqa: E402
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+EPILOGUES = [
+    (None, False),
+    (None, True),
+    ("gelu", False),
+    ("gelu", True),
+    ("gelu_tanh", True),
+    ("relu", True),
+    ("tanh", False),
+]
+POINTER = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 3, "num_warps": 4, "num_stages": 2}
+DESCRIPTOR = POINTER | {"SUBTILES": 2, "FLATTEN": True, "programs": 2}
+CONFIGS = {"pointer": POINTER, "descriptor": DESCRIPTOR}
+
+
+def _rand(generator: torch.Generator, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def _inputs(rows: int, N: int, K: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    options = {"dtype": dtype, "device": device}
+    x, w = _rand(g, rows, K, **options), _rand(g, N, K, **options) * K**-0.5 * 2
+    return {"input": x, "weight": w, "bias": _rand(g, N, **options), "residual": _rand(g, rows, N, **options)}
+
+
+def _launch(name: str, inputs: dict[str, Tensor | None], activation: str | None, config: dict | None = None) -> Tensor:
+    """Runs one of the two kernels into an output full of NaN."""
+    x, w = inputs["input"], inputs["weight"]
+    out = torch.full((x.shape[0], w.shape[0]), float("nan"), dtype=x.dtype, device=x.device)
+    if name == "descriptor" and x.is_cuda and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("descriptors need sm_90")
+    start = {"pointer": kernel._launch_pointer, "descriptor": kernel._launch_descriptor}[name]
+    start(out, x, w, inputs["bias"], inputs["residual"], activation, config or CONFIGS[name])
+    return out
+
+
+def _wanted(inputs: dict[str, Tensor | None], activation: str | None) -> tuple[Tensor, Tensor]:
+    """The fp64 reference, and PyTorch's own result in the dtype of the inputs."""
+    wide = {key: None if value is None else value.double() for key, value in inputs.items()}
+    return reference(**wide, activation=activation), reference(**inputs, activation=activation)
+
+
+def _name(activation: str | None) -> str:
+    return "linear" if activation is None else f"linear {activation}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("activation", "residual"), EPILOGUES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_epilogues(name, activation, residual, dtype, device, tolerances) -> None:
+    # 8 columns over a tile, 65 rows and K of two and a half blocks: every edge is there.
+    inputs = _inputs(65, 72, 160, dtype, device)
+    if not residual:
+        inputs["residual"] = None
+    tolerances.check(_name(activation), _launch(name, inputs, activation), *_wanted(inputs, activation))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 197, 281])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows(name, rows, device, tolerances) -> None:
+    for dtype in DTYPES:
+        inputs = _inputs(rows, 136, 64, dtype, device, seed=rows)
+        tolerances.check("linear", _launch(name, inputs, None), *_wanted(inputs, None))
+
+
+@pytest.mark.parametrize(("N", "K"), [(1, 16), (2, 768), (77, 50), (65, 1), (130, 129)])
+def test_odd_sizes(N, K, device, tolerances, poisoned) -> None:
+    for dtype in DTYPES:
+        inputs = _inputs(67, N, K, dtype, device, seed=N)
+        tolerances.check("linear", kernel.linear(**inputs), *_wanted(inputs, None))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_strided(name, device, tolerances) -> None:
+    """Rows of wider matrices, at an offset that TMA can take; nothing beside them is read."""
+    whole = _inputs(200, 256, 256, torch.float16, device)
+    inputs = {"input": whole["input"][3:137:2, 16:144], "weight": whole["weight"][1:81, 16:144]}
+    inputs |= {"bias": whole["bias"][:80], "residual": whole["residual"][3:137:2, 8:88]}
+    wanted = _wanted(inputs, "relu")
+    for matrix in (whole["input"], whole["weight"], whole["residual"]):
+        kept = matrix.clone()
+        matrix.fill_(float("nan"))
+        matrix[1:137, 8:144] = kept[1:137, 8:144]
+    inputs["input"][5] = inputs["input"][4]
+    wanted = _wanted(inputs, "relu")
+    tolerances.check("linear relu", _launch(name, inputs, "relu"), *wanted)
+
+
+def test_columns_that_are_not_contiguous(device, tolerances, poisoned) -> None:
+    inputs = _inputs(33, 48, 40, torch.float32, device)
+    inputs["input"] = inputs["input"].t().contiguous().t()
+    inputs["residual"] = inputs["residual"][:1].expand(33, 48)
+    inputs["bias"] = inputs["bias"].repeat_interleave(2)[::2]
+    tolerances.check("linear", kernel.linear(**inputs), *_wanted(inputs, None))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_row_does_not_depend_on_its_batch(name, device) -> None:
+    """Whole numbers, so that sums are exact: what is left to differ is which elements a tile reads and writes."""
+    g = torch.Generator().manual_seed(1)
+    x, w = (torch.randint(-4, 5, shape, generator=g).to(device, torch.float16) for shape in ((150, 64), (72, 64)))
+    inputs = {"input": x, "weight": w, "bias": None, "residual": None}
+    batch = _launch(name, inputs, None)
+    assert torch.equal(batch, (x.float() @ w.float().T).half())
+    for start, stop in ((0, 1), (70, 135), (149, 150)):
+        alone = _launch(name, inputs | {"input": x[start:stop]}, None)
+        assert torch.equal(alone, batch[start:stop])
+
+
+@pytest.mark.parametrize("activation", kernel.ACTIVATIONS)
+def test_extreme_values(activation, device) -> None:
+    """Saturated, zero and NaN accumulators: saturation is exact, and NaN stays in its row and column."""
+    x = torch.tensor([[0.0], [1e4], [-1e4], [40.0], [-40.0], [float("nan")]])
+    for dtype in DTYPES:
+        got = kernel.linear(
+            x.to(device, dtype), torch.ones(3, 1, dtype=dtype, device=device), activation=activation
+        ).cpu()
+        wanted = reference(x.double(), torch.ones(3, 1).double(), activation=activation)
+        assert torch.equal(got[:5].double(), wanted[:5].to(dtype).double())
+        assert got[5].isnan().all()
+
+
+def test_gelu_is_exact_enough(device) -> None:
+    """The 16-bit form against erf on a fine grid; in fp32 it would be 3e-6 off."""
+    x = torch.linspace(-9, 9, 4001, dtype=torch.float64)
+    for dtype, half_ulp in ((torch.float16, 2**-11), (torch.bfloat16, 2**-8)):
+        rounded = x.to(dtype)
+        got = kernel.linear(
+            rounded[:, None].to(device), torch.ones(1, 1, dtype=dtype, device=device), activation="gelu"
+        )
+        wanted = torch.nn.functional.gelu(rounded.double())
+        assert ((got[:, 0].cpu().double() - wanted).abs() <= 3.1e-6 + half_ulp * wanted.abs() * 1.01).all()
+
+
+def test_no_rows_and_no_columns(device) -> None:
+    x, w = torch.ones(0, 8, device=device), torch.ones(5, 8, device=device)
+    assert kernel.linear(x, w).shape == (0, 5)
+    assert kernel.linear(torch.ones(3, 8, device=device), w[:0]).shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"input": torch.ones(2, 3, 4)}, r"input: got shape \(2, 3, 4\), wanted \(rows, K\)"),
+        ({"input": torch.ones(2, 4, dtype=torch.float64)}, "input: got dtype torch.float64"),
+        ({"weight": torch.ones(3, 5)}, r"weight: got shape \(3, 5\), wanted \(N, 4\)"),
+        ({"weight": torch.ones(3, 4).half()}, "weight: got dtype torch.float16, wanted torch.float32"),
+        ({"bias": torch.ones(4)}, r"bias: got shape \(4,\), wanted \(3,\)"),
+        ({"residual": torch.ones(2, 4)}, r"residual: got shape \(2, 4\), wanted \(2, 3\)"),
+        ({"activation": "silu"}, "activation: got 'silu'"),
+        ({"bias": torch.ones(3, device="meta")}, "got tensors on cpu, meta, wanted one device"),
+    ],
+)
+def test_bad_arguments(change, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        kernel.linear(**({"input": torch.ones(2, 4), "weight": torch.ones(3, 4)} | change))
+
+
+def test_cpu_tensors_without_the_interpreter(monkeypatch) -> None:
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        kernel.linear(torch.ones(2, 4), torch.ones(3, 4))
+
+
+def test_backward_says_that_there_is_none(device) -> None:
+    w = torch.ones(3, 4, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        kernel.linear(torch.ones(2, 4, device=device), w).sum().backward()
+
+
+def test_registration(device) -> None:
+    inputs = _inputs(9, 16, 24, torch.float32, device)
+    operation = torch.ops.vilt_fast.linear.default
+    bare = inputs | {"bias": None, "residual": None}
+    for arguments in (inputs | {"activation": "gelu"}, bare | {"activation": None}):
+        torch.library.opcheck(operation, (), arguments)
+
+
+def _two_layers(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return kernel.linear(kernel.linear(x, w, b, activation="gelu"), w, b, residual=x)
+
+
+def test_compile_and_export(device) -> None:
+    x, w, b = (torch.randn(shape, device=device) for shape in ((9, 16), (16, 16), (16,)))
+    wanted = _two_layers(x, w, b)
+    compiled = torch.compile(_two_layers, fullgraph=True, backend="aot_eager", dynamic=True)
+    assert torch.equal(compiled(x, w, b), wanted)
+    assert torch.equal(compiled(x[:5], w, b), _two_layers(x[:5], w, b))
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+            return _two_layers(x, w, b)
+
+    program = torch.export.export(Module(), (x, w, b), dynamic_shapes=({0: torch.export.Dim("rows")}, None, None))
+    assert torch.equal(program.module()(x[:7], w, b), _two_layers(x[:7], w, b))

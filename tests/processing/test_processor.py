@@ -1,0 +1,166 @@
+"""Pictures and texts together, against transformers, in both generations of saved directories."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizer as TheirTokenizer
+from transformers import ViltProcessor as Theirs
+from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
+
+from vilt_fast import BertTokenizer, ViltImageProcessor, ViltProcessor
+from vilt_fast.processing import BatchEncoding
+
+SMALL = {"size": {"shortest_edge": 64}}
+NAMES = ["input_ids", "token_type_ids", "attention_mask", "pixel_values", "pixel_mask"]
+
+
+@pytest.fixture(scope="module")
+def ours(vocab_file):
+    return ViltProcessor(ViltImageProcessor(**SMALL), BertTokenizer(vocab_file, model_max_length=40))
+
+
+@pytest.fixture(scope="module")
+def theirs(vocab_file):
+    return Theirs(ViltImageProcessorPil(**SMALL), TheirTokenizer(str(vocab_file), model_max_length=40))
+
+
+@pytest.fixture(scope="module")
+def pictures(random_picture):
+    return [random_picture(np.random.default_rng(seed)) for seed in range(3)]
+
+
+TEXTS = ["what colour is the cat ?", "naïve", "how many dogs are there in 東京"]
+
+
+@pytest.mark.parametrize("arguments", [
+    {"return_tensors": "pt", "padding": True}, {"return_tensors": "np", "padding": "max_length"}, {},
+    {"return_tensors": "pt", "padding": "max_length", "truncation": True, "max_length": 7},
+    {"padding": True, "size": {"shortest_edge": 96}, "do_normalize": False, "return_tensors": "pt"},
+    {"text_kwargs": {"padding": True}, "images_kwargs": {"do_rescale": False}, "common_kwargs": {"return_tensors": "pt"}},
+], ids=str)  # fmt: skip
+def test_calls_equal_transformers(arguments, ours, theirs, pictures, assert_same):
+    batch = ours(pictures, TEXTS, **arguments)
+    assert list(batch) == NAMES == ours.model_input_names
+    reference = theirs(pictures, TEXTS, **arguments)
+    for key in NAMES:
+        assert_same({key: list(map(torch.as_tensor, batch[key]))}, {key: list(map(torch.as_tensor, reference[key]))})
+
+
+def test_one_pair_text_only_and_pictures_only(ours, theirs, pictures, assert_same):
+    assert_same(ours(pictures[0], TEXTS[0], return_tensors="pt"), theirs(pictures[0], TEXTS[0], return_tensors="pt"))
+    assert_same(ours(text=TEXTS[0], return_tensors="pt"), theirs(text=TEXTS[0], return_tensors="pt"))
+    assert_same(ours(images=pictures, return_tensors="pt"), theirs(images=pictures, return_tensors="pt"))
+    assert ours(pictures[0], TEXTS[0])["input_ids"] == theirs(pictures[0], TEXTS[0])["input_ids"]  # no batch axis
+    one = ours(pictures[0], TEXTS[0], return_tensors="pt")
+    assert isinstance(one, BatchEncoding) and one.tokens()[0] == "[CLS]"
+    assert one.to("cpu", torch.bfloat16).pixel_values.dtype == torch.bfloat16 and one.input_ids.dtype == torch.int64
+
+
+def test_two_pictures_and_one_text(ours, pictures):
+    batch = ours([pictures[0], pictures[1]], TEXTS[0], return_tensors="pt")  # NLVR2
+    assert batch.pixel_values.shape[0] == 2 and batch.input_ids.shape[0] == 1
+
+
+def test_further_arguments_reach_the_tokenizer(ours, theirs, pictures):
+    batch = ours(pictures[0], ["the", "cat"], is_split_into_words=True, return_offsets_mapping=True, return_length=True)
+    assert batch["input_ids"] == theirs.tokenizer(["the", "cat"], is_split_into_words=True)["input_ids"]
+    assert "offset_mapping" in batch and batch["length"] == [4]
+    pair = ours(pictures[0], "the cat", text_pair="the dog")
+    assert pair["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_decoding(ours):
+    ids = ours.tokenizer(TEXTS)["input_ids"]
+    assert ours.batch_decode(ids, skip_special_tokens=True) == ours.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert ours.decode(ids[0]) == ours.tokenizer.decode(ids[0])
+
+
+def test_bad_input(ours, pictures, vocab_file):
+    with pytest.raises(ValueError, match="images, text: got neither"):
+        ours()
+    with pytest.raises(TypeError, match="paddding"):
+        ours(pictures, TEXTS, paddding=True)
+    with pytest.raises(ValueError, match=r"images\[1\]: got int"):
+        ours([pictures[0], 3], TEXTS)
+    with pytest.raises(ValueError, match=r"text\[0\]: got int"):
+        ours(pictures, [3])
+    with pytest.raises(ValueError, match="padding=True"):
+        ours(pictures, TEXTS, return_tensors="pt")
+    with pytest.raises(ValueError, match="return_tensors"):
+        ours(pictures, TEXTS, return_tensors="jax")
+    with pytest.raises(ValueError, match="image_processor: got BertTokenizer"):
+        ViltProcessor(BertTokenizer(vocab_file), ViltImageProcessor())
+    with pytest.raises(ValueError, match="image_processor: got NoneType"):
+        ViltProcessor(tokenizer=BertTokenizer(vocab_file))
+    with pytest.raises(ValueError, match="tokenizer: got NoneType"):
+        ViltProcessor(ViltImageProcessor())
+
+
+def test_saved_by_us_loads_in_transformers(ours, tmp_path, pictures, assert_same):
+    files = {os.path.basename(path) for path in ours.save_pretrained(tmp_path)}
+    assert files == {
+        "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json"
+    }
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["processor_class"] == "ViltProcessor"
+    tokenizer = TheirTokenizer.from_pretrained(tmp_path)
+    pil = ViltImageProcessorPil.from_pretrained(tmp_path)
+    expected = Theirs(pil, tokenizer)(pictures, TEXTS, padding=True, return_tensors="pt")
+    assert_same(ours(pictures, TEXTS, padding=True, return_tensors="pt"), expected)
+    assert_same(ViltProcessor.from_pretrained(tmp_path)(pictures, TEXTS, padding=True, return_tensors="pt"), expected)
+    assert tokenizer.model_max_length == 40
+
+
+def test_saved_by_transformers_5_loads_here_and_saves_back(ours, theirs, tmp_path, pictures, assert_same):
+    theirs.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()  # 5.x nests it in processor_config.json
+    loaded = ViltProcessor.from_pretrained(str(tmp_path))
+    expected = theirs(pictures, TEXTS, padding=True, return_tensors="pt")
+    assert_same(loaded(pictures, TEXTS, padding=True, return_tensors="pt"), expected)
+    changed = ViltProcessor.from_pretrained(tmp_path, size=96, model_max_length=9)
+    assert changed.image_processor.size == {"shortest_edge": 96} and changed.tokenizer.model_max_length == 9
+    changed.save_pretrained(tmp_path)
+    again = Theirs(ViltImageProcessorPil.from_pretrained(tmp_path), TheirTokenizer.from_pretrained(tmp_path))
+    expected = again(pictures, TEXTS, padding=True, truncation=True, return_tensors="pt")
+    assert expected["pixel_values"].shape[-1] > 64 and expected["input_ids"].shape[1] == 9
+    assert_same(changed(pictures, TEXTS, padding=True, truncation=True, return_tensors="pt"), expected)
+
+
+def test_missing_files_are_named(ours, tmp_path):
+    with pytest.raises(FileNotFoundError, match="preprocessor_config.json"):
+        ViltProcessor.from_pretrained(tmp_path)
+    ours.image_processor.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="vocab.txt"):
+        ViltProcessor.from_pretrained(tmp_path)
+
+
+def test_a_full_disk_leaves_every_old_file(ours, tmp_path, monkeypatch):
+    ours.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    changed = ViltProcessor(ViltImageProcessor(size=99), BertTokenizer({**ours.tokenizer.get_vocab(), "new": 10_000}))
+    with pytest.raises(OSError, match="No space left"):
+        changed.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_deprecated_names(ours):
+    with pytest.warns(FutureWarning, match="image_processor"):
+        processor = ViltProcessor(feature_extractor=ours.image_processor, tokenizer=ours.tokenizer)
+    assert processor.image_processor is ours.image_processor
+    with pytest.warns(FutureWarning):
+        assert processor.feature_extractor is ours.image_processor
+    with pytest.warns(FutureWarning):
+        assert processor.feature_extractor_class == "ViltImageProcessor"
+    assert "ViltImageProcessor" in repr(processor) and "vocab_size" in repr(processor)
