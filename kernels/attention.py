@@ -180,11 +180,13 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
         return {"BLOCK_M": 64, "BLOCK_N": 32 if N <= 64 else 16, "num_warps": 8, "num_stages": 1}
     # Measured best at 211 keys of 64 elements on an H200.
     tile = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
-    if N > 64 and dtype == "tf32":
+    if dtype == "tf32":
         tile["num_stages"] = 2
-    if N > 64 and launch.family(arch) == "sm80":
-        # mma.sync takes its operands from registers: the tile above spills.
-        tile |= {"BLOCK_M": 32} if dtype == "tf32" else {"num_warps": 8}
+    # mma.sync takes its operands from registers, where the tile above spills.
+    if launch.family(arch) == "sm80" and dtype == "tf32":
+        tile |= {"BLOCK_M": 32} if N > 64 else {"BLOCK_M": 128, "num_warps": 8}
+    elif launch.family(arch) == "sm80" and N > 64:
+        tile["num_warps"] = 8
     if launch.family(arch) == "gfx942":
         tile["num_stages"] = 2
     return tile
@@ -198,8 +200,7 @@ def _configuration(arch: str, head_dim: int, dtype: torch.dtype, precision: str)
     return {"BLOCK_D": block, "CHUNK_D": 16 if name == "float32" else block, **tile}
 
 
-@torch.library.custom_op("vilt_fast::attention", mutates_args=())
-def _attention(
+def _launch(
     qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int, scale: float, head_scale: Tensor | None
 ) -> Tensor:
     rows, hidden = qkv.shape[0], qkv.shape[1] // 3
@@ -207,6 +208,8 @@ def _attention(
     out = qkv.new_empty(rows, hidden)
     if rows == 0:
         return out
+    qkv, cu_seqlens = launch.row_major(qkv), cu_seqlens.contiguous()
+    head_scale = None if head_scale is None else head_scale.contiguous()
     precision = launch.input_precision(qkv.dtype)
     configuration = _configuration(launch.arch_of(qkv), head_dim, qkv.dtype, precision)
     grid = (launch.cdiv(max(max_seqlen, 1), configuration["BLOCK_M"]), num_heads, spans + 1)
@@ -226,6 +229,9 @@ def _attention(
             **configuration,
         )
     return out
+
+
+_attention = torch.library.custom_op("vilt_fast::attention", _launch, mutates_args=())
 
 
 @_attention.register_fake

@@ -98,8 +98,7 @@ def attention_rows_kernel(
         tl.store(out_row + n + n_offs, probability.to(out_ptr.dtype.element_ty), mask=n + n_offs < max_seqlen)
 
 
-@torch.library.custom_op("vilt_fast::attention_rows", mutates_args=())
-def _attention_rows(
+def _launch(
     qkv: Tensor,
     cu_seqlens: Tensor,
     query_rows: Tensor,
@@ -113,6 +112,8 @@ def _attention_rows(
     out = qkv.new_empty(query_rows.shape[0], num_heads, max_seqlen)
     if out.numel() == 0:
         return out
+    qkv, cu_seqlens, query_rows = launch.row_major(qkv), cu_seqlens.contiguous(), query_rows.contiguous()
+    head_scale = None if head_scale is None else head_scale.contiguous()
     with launch.on_device(qkv):
         attention_rows_kernel[(query_rows.shape[0], num_heads)](
             out,
@@ -132,6 +133,9 @@ def _attention_rows(
             num_warps=4,
         )
     return out
+
+
+_attention_rows = torch.library.custom_op("vilt_fast::attention_rows", _launch, mutates_args=())
 
 
 @_attention_rows.register_fake
@@ -173,7 +177,7 @@ def attention_rows(
     """
     scale = check_arguments("attention_rows", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale, query_rows)
     launch.check_tensor("attention_rows", "query_rows", query_rows, ("queries",), (torch.int32, torch.int64))
-    return _attention_rows(qkv, cu_seqlens, query_rows.contiguous(), num_heads, max_seqlen, scale, head_scale)
+    return _attention_rows(qkv, cu_seqlens, query_rows, num_heads, max_seqlen, scale, head_scale)
 
 
 def check_arguments(
@@ -188,10 +192,10 @@ def check_arguments(
 ) -> float:
     """Checks what both functions take, and gives the scale."""
     launch.check_device(op, qkv, cu_seqlens, head_scale, query_rows)
-    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), DTYPES.values(), row_major=True)
-    launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32, row_major=True)
+    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), DTYPES.values())
+    launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32)
     if head_scale is not None:
-        launch.check_tensor(op, "head_scale", head_scale, (num_heads,), DTYPES.values(), row_major=True)
+        launch.check_tensor(op, "head_scale", head_scale, (num_heads,), DTYPES.values())
     columns = qkv.shape[1]
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"

@@ -15,12 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 TARGETS = ("sm80", "sm90", "sm100", "gfx942")
-# Kernel files, in the order of the way of a batch; one that is not there yet is skipped.
-OPERATIONS = ("patch_sample", "patch_embed", "text_embed", "layer_norm", "linear", "attention")
+# Kernel files, in the order of the way of a batch.
+OPERATIONS = ("resize", "patch_sample", "patch_embed", "text_embed", "layer_norm", "linear", "attention")
 _MATRIX = {
     "wgmma": r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)",
     "mma": r"(?<!wg)mma\.sync\.aligned\.(m\d+n\d+k\d+)",
@@ -72,11 +71,9 @@ def gpu_target(target: str) -> Any:
 
 
 def shipped(target: str, operations: Iterable[str] = OPERATIONS) -> Iterator[tuple]:
-    """Shipped configurations of every kernel file that is there."""
+    """Shipped configurations of kernel files."""
     for operation in operations:
-        if (Path(__file__).parent / f"{operation}.py").is_file():
-            module = importlib.import_module(f"{__package__}.{operation}")
-            yield from module.shipped_configurations(target)
+        yield from importlib.import_module(f"{__package__}.{operation}").shipped_configurations(target)
 
 
 def matrix_instructions(assembly: str) -> dict[str, list[str]]:
@@ -153,11 +150,13 @@ def compile_all(
         One row a configuration, see `compile_one`.
 
     Raises:
-        ValueError: an unknown target.
+        ValueError: an unknown target or operation.
         RuntimeError: a configuration does not compile; holds the compiler's words.
     """
     for target in targets:
         gpu_target(target)
+    if unknown := sorted(set(operations) - set(OPERATIONS)):
+        raise ValueError(f"operations: got {', '.join(unknown)}, wanted some of {', '.join(OPERATIONS)}")
     count = jobs or os.cpu_count() or 1
     children = [_start(targets, operations, shard, count) for shard in range(count)]
     rows: list[dict[str, Any]] = []

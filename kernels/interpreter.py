@@ -95,11 +95,11 @@ def _mend_reduction(original: Callable) -> Callable:
     """Wraps ReduceOps.sum and .min_max: a bf16 block is widened, reduced, and rounded once."""
 
     @functools.wraps(original)
-    def reduction(self, input, *operations):
+    def reduction(self, input, *operations, **named):
         block = input[0] if isinstance(input, tuple) else input
         if not _is_bf16(block.handle):
-            return original(self, input, *operations)
-        wide = original(self, self.to_tensor(_values(block.handle), tl.float32), *operations)
+            return original(self, input, *operations, **named)
+        wide = original(self, self.to_tensor(_values(block.handle), tl.float32), *operations, **named)
         parts = wide if isinstance(wide, tuple) else (wide,)
         out = tuple(
             self.to_tensor(fp32_to_bf16(part.handle.data), tl.bfloat16) if part.dtype == tl.float32 else part

@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,19 @@ def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, 
     return heuristic(op=op, arch=arch, N=N, K=K, bucket=bucket, dtype=dtype) if heuristic else {}
 
 
+_forced: dict[str, dict[str, Any]] = {}
+
+
+@contextlib.contextmanager
+def forced(op: str, config: dict[str, Any]) -> Iterator[None]:
+    """Makes `configuration` answer `config` for `op` inside a `with` block, so that it can be measured."""
+    _forced[op] = config
+    try:
+        yield
+    finally:
+        del _forced[op]
+
+
 def configuration(
     op: str,
     *,
@@ -183,7 +196,15 @@ def configuration(
         dtype: dtype of the input, or its name in the tables ("float32", "float16", "bfloat16", or "tf32").
         heuristic: called with op, arch, N, K, bucket, dtype (a name) where no entry fits.
     """
+    if op in _forced:
+        return _forced[op]
     return _configuration(op, arch, N, K, size_bucket(rows), dtype_name(dtype), heuristic)
+
+
+def forget_configurations() -> None:
+    """Reads the tables again at the next launch, after one was written."""
+    _entries.cache_clear()
+    _configuration.cache_clear()
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

@@ -29,7 +29,6 @@ from .compile import describe
 from .no_backward import refuse_backward
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PATCH_SIZES = (8, 14, 16, 32)
 
 
 @triton.jit
@@ -86,19 +85,21 @@ def _taps(cell, cells, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _weighted(table_ptrs, mask, entry, weight, stride):
+    """(BLOCK_M, BLOCK_N) fp32: entries of a table, (BLOCK_M,), times a weight each."""
+    return tl.load(table_ptrs + entry[:, None] * stride, mask=mask, other=0.0).to(tl.float32) * weight[:, None]
+
+
+@triton.jit
 def _positions(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr):
     """(BLOCK_M, BLOCK_N) fp32: the table read bilinearly, corners aligned, at cell (y, x) of a (height, width) grid."""
     top, bottom, down = _taps(y, height, TABLE_ROWS)
     left, right, across = _taps(x, width, TABLE_COLUMNS)
-    down, across = down[:, None], across[:, None]
-    top, bottom, left, right = top[:, None], bottom[:, None], left[:, None], right[:, None]
-    top_left = tl.load(table_ptrs + (top * TABLE_COLUMNS + left) * stride, mask=mask, other=0.0).to(tl.float32)
-    top_right = tl.load(table_ptrs + (top * TABLE_COLUMNS + right) * stride, mask=mask, other=0.0).to(tl.float32)
-    upper = (1 - across) * top_left + across * top_right
-    bottom_left = tl.load(table_ptrs + (bottom * TABLE_COLUMNS + left) * stride, mask=mask, other=0.0).to(tl.float32)
-    bottom_right = tl.load(table_ptrs + (bottom * TABLE_COLUMNS + right) * stride, mask=mask, other=0.0).to(tl.float32)
-    lower = (1 - across) * bottom_left + across * bottom_right
-    return (1 - down) * upper + down * lower
+    # Four weights a patch and one multiply-add each, instead of three blends of six operations.
+    out = _weighted(table_ptrs, mask, top * TABLE_COLUMNS + left, (1 - down) * (1 - across), stride)
+    out += _weighted(table_ptrs, mask, top * TABLE_COLUMNS + right, (1 - down) * across, stride)
+    out += _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + left, down * (1 - across), stride)
+    return out + _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + right, down * across, stride)
 
 
 @triton.jit
@@ -220,9 +221,8 @@ def patch_embed_kernel(
             patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
         )
         weight = _load_weight(weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
-        accumulator = tl.dot(
-            pixels.to(weight.dtype), tl.trans(weight), accumulator, input_precision=INPUT_PRECISION
-        )  # fmt: skip
+        pixels = pixels.to(weight.dtype)
+        accumulator = tl.dot(pixels, tl.trans(weight), accumulator, input_precision=INPUT_PRECISION)
 
     row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=0)
     patches = (index, picture, y, x, row)
@@ -231,52 +231,42 @@ def patch_embed_kernel(
     if SUBTILES == 1:
         _write_patches(accumulator, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
     else:
-        # A quarter of the columns at a time: the epilogue reads five rows of tables for every patch, and in registers
-        # they would leave room for one program only on a multiprocessor.
+        # A quarter of the columns at a time: the epilogue reads five rows of tables for every patch, and all of them
+        # in registers would leave room for one program only on a multiprocessor.
         left, right = _halves(accumulator)
-        first, second = _halves(left)
-        third, fourth = _halves(right)
-        QUARTER: tl.constexpr = BLOCK_N // 4
-        _write_patches(first, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
-        _write_patches(second, tables, patches, n_first + QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
-        _write_patches(third, tables, patches, n_first + 2 * QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
-        _write_patches(fourth, tables, patches, n_first + 3 * QUARTER, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+        quarters = _halves(left) + _halves(right)
+        for i in tl.static_range(4):
+            n = n_first + i * (BLOCK_N // 4)
+            _write_patches(quarters[i], tables, patches, n, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
 def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) -> dict[str, Any]:
-    """Tile by hidden size (N), chip and dtype of the weight; BLOCK_K is the pixels of a step, about."""
-    family = launch.family(arch)
+    """Tile by chip and dtype of the weight; BLOCK_K is about the pixels of a step."""
     if dtype == "float32":
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1, "SUBTILES": 1}
     if dtype == "tf32":
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3, "SUBTILES": 1}
     # The tile of the linear kernels: 128 x 128 keeps two programs on a multiprocessor, one writes while one multiplies.
     tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "SUBTILES": 4}
-    if family == "gfx942":
-        tile["num_stages"] = 2
-    return tile
+    return tile | {"num_stages": 2} if launch.family(arch) == "gfx942" else tile
 
 
 def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
     """BLOCK_*, STEP_ROWS, num_warps and num_stages. A pair may not depend on its batch, nor may these (rows=0)."""
     hidden, channels, patch, _ = weight.shape
     name = "tf32" if precision == "tf32" else launch.dtype_name(weight.dtype)
-    tile = dict(
-        launch.configuration(
-            "patch_embed", arch=arch, N=hidden, K=channels * patch * patch, rows=0, dtype=name, heuristic=heuristic
-        )
-    )
+    sizes = {"N": hidden, "K": channels * patch * patch, "rows": 0}
+    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
     columns = launch.next_power_of_2(patch)
     rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
     tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
     return {"PATCH_COLUMNS": columns, "STEP_ROWS": rows, **tile}
 
 
-@torch.library.custom_op("vilt_fast::patch_embed", mutates_args=("tokens",))
-def _patch_embed(
+def _launch(
     tokens: Tensor,
     pixels: Tensor,
     weight: Tensor,
@@ -299,29 +289,17 @@ def _patch_embed(
     precision = launch.input_precision(weight.dtype)
     tile = _configuration(launch.arch_of(tokens), weight, precision)
     blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
+    weight, cls_token, bias = weight.contiguous(), cls_token.contiguous(), None if bias is None else bias.contiguous()
+    position, modality = launch.row_major(position), launch.row_major(modality)
+    indices = [tensor.contiguous() for tensor in (pair_modality, grid, patch_index, patch_row, cls_row)]
+    sizes = (pairs, places, hidden, height // patch, width // patch)
+    strides = (tokens.stride(0), *pixels.stride(), position.stride(0), modality.stride(0))
     with launch.on_device(tokens):
         patch_embed_kernel[(blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)](
-            tokens,
-            pixels,
-            weight.contiguous(),
-            bias,
-            position,
-            cls_token,
-            modality,
-            pair_modality,
-            grid,
-            patch_index,
-            patch_row,
-            cls_row,
-            pairs,
-            places,
-            hidden,
-            height // patch,
-            width // patch,
-            tokens.stride(0),
-            *pixels.stride(),
-            position.stride(0),
-            modality.stride(0),
+            *(tokens, pixels, weight, bias, position, cls_token, modality),
+            *indices,
+            *sizes,
+            *strides,
             CHANNELS=channels,
             PATCH=patch,
             TABLE_ROWS=table_rows,
@@ -329,6 +307,9 @@ def _patch_embed(
             INPUT_PRECISION=precision,
             **tile,
         )
+
+
+_patch_embed = torch.library.custom_op("vilt_fast::patch_embed", _launch, mutates_args=("tokens",))
 
 
 @_patch_embed.register_fake
@@ -383,8 +364,8 @@ def patch_embed(
 
     Args:
         tokens: (rows, d), written in place; rows that nothing goes to keep what they hold.
-        pixels: (B, C, H, W) fp32, fp16 or bf16, 1 to 4 channels; rounded to the dtype of `weight`.
-        weight: (d, C, p, p), p one of 8, 14, 16, 32 and d a multiple of 16; bias: (d,) or None. fp32 is multiplied as
+        pixels: (B, C, H, W) fp32, fp16 or bf16; rounded to the dtype of `weight`.
+        weight: (d, C, p, p) with p from 4 to 64; bias: (d,) or None. fp32 is multiplied as
             torch.get_float32_matmul_precision() says.
         position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
         cls_token: (d,).
@@ -400,37 +381,33 @@ def patch_embed(
     Raises:
         ValueError: an argument of another shape, dtype or device than that.
     """
-    floats = (tokens, pixels, weight, bias, position, cls_token, modality)
+    floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
-    launch.check_device("patch_embed", *floats, *indices)
-    _check_floats(*floats, table_size)
-    _check_indices(*indices, pixels.shape[0])
-    arguments = (pixels, weight, bias, position, cls_token, modality)
-    _patch_embed(tokens, *arguments, *indices, *table_size)
-    return refuse_backward("patch_embed", tokens, *arguments)
+    launch.check_device("patch_embed", tokens, *floats, *indices)
+    _check(tokens, *floats, *indices, table_size)
+    _patch_embed(tokens, *floats, *indices, *table_size)
+    return refuse_backward("patch_embed", tokens, *floats)
 
 
-def _check_floats(tokens, pixels, weight, bias, position, cls_token, modality, table_size) -> None:
-    op, dtypes = "patch_embed", tuple(DTYPES.values())
-    launch.check_tensor(op, "pixels", pixels, ("B", "C", "H", "W"), dtypes)
-    launch.check_tensor(op, "weight", weight, ("d", pixels.shape[1], "p", "p"), dtypes)
-    hidden, channels, patch, patch_columns = weight.shape
-    if patch != patch_columns or patch not in PATCH_SIZES or hidden % 16 or not 1 <= channels <= 4:
-        wanted = f"(a multiple of 16, 1 to 4, p, p) with p one of {PATCH_SIZES}"
-        raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted {wanted}")
-    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), dtypes, row_major=True)
+def _check(
+    tokens, pixels, weight, bias, position, cls_token, modality, pair_modality, grid, patch_index, patch_row, cls_row,
+    table_size,
+) -> None:  # fmt: skip
+    op, floats = "patch_embed", tuple(DTYPES.values())
+    launch.check_tensor(op, "pixels", pixels, ("B", "C", "H", "W"), floats)
+    pairs, channels = pixels.shape[:2]
+    launch.check_tensor(op, "weight", weight, ("d", channels, "p", "p"), floats)
+    hidden, _, patch, columns = weight.shape
+    if patch != columns or not 4 <= patch <= 64:
+        raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted square patches of 4 to 64")
+    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), floats, row_major=True)
     if bias is not None:
-        launch.check_tensor(op, "bias", bias, (hidden,), dtypes, row_major=True)
-    cells = table_size[0] * table_size[1]
-    launch.check_tensor(op, "position", position, (1 + cells, hidden), dtypes, row_major=True)
-    launch.check_tensor(op, "cls_token", cls_token, (hidden,), dtypes, row_major=True)
-    launch.check_tensor(op, "modality", modality, ("M", hidden), dtypes, row_major=True)
-
-
-def _check_indices(pair_modality, grid, patch_index, patch_row, cls_row, pairs: int) -> None:
-    op = "patch_embed"
-    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64, row_major=True)
-    launch.check_tensor(op, "grid", grid, (pairs, 2), torch.int32, row_major=True)
-    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32, row_major=True)
-    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32, row_major=True)
-    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32, row_major=True)
+        launch.check_tensor(op, "bias", bias, (hidden,), floats)
+    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), floats)
+    launch.check_tensor(op, "cls_token", cls_token, (hidden,), floats)
+    launch.check_tensor(op, "modality", modality, ("M", hidden), floats)
+    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
+    launch.check_tensor(op, "grid", grid, (pairs, 2), torch.int32)
+    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
+    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
+    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)

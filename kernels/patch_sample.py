@@ -79,15 +79,15 @@ def select_kernel(
     text_count_ptr,  # (B,)
     patch_count_ptr,  # (B,)
     last_key_ptr,  # (B,) int64 or None
-    attention_mask_ptr,  # (B, L)
     pixel_mask_ptr,  # (B, H, W) or None
+    attention_mask_ptr,  # (B, L)
     patch_mask_ptr,  # (B, GH, GW) or None
     image_index_ptr,  # (B,) int64
     words,
-    height,
-    width,
     rows,
     columns,
+    height,
+    width,
     stride_xb,
     stride_xh,
     stride_xw,
@@ -186,10 +186,10 @@ def place_kernel(
     attention_mask_ptr,  # (B, L)
     patch_mask_ptr,  # (B, GH, GW) or None
     image_index_ptr,  # (B,) int64
-    pairs,
     words,
     rows,
     columns,
+    pairs,
     places,
     seed: tl.int64,
     HAS_CLS: tl.constexpr,
@@ -274,8 +274,7 @@ def _places(grid_size: tuple[int, int], max_patches: int) -> int:
     return min(cells, max_patches) if max_patches >= 0 else cells
 
 
-@torch.library.custom_op("vilt_fast::patch_sample", mutates_args=())
-def _patch_sample(
+def _launch(
     attention_mask: Tensor,
     pixel_mask: Tensor | None,
     patch_mask: Tensor | None,
@@ -298,21 +297,14 @@ def _patch_sample(
     last_key = attention_mask.new_empty(batch, dtype=torch.int64) if limited else None
     height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
     blocks, warps = _blocks(words, (rows, columns))
+    masks, sizes = (attention_mask, patch_mask, image_index.contiguous()), (words, rows, columns)
     with launch.on_device(attention_mask):
         select_kernel[(batch,)](
-            plan.grid,
-            plan.text_count,
-            plan.patch_count,
-            last_key,
-            attention_mask,
-            pixel_mask,
-            patch_mask,
-            image_index,
-            words,
+            *(plan.grid, plan.text_count, plan.patch_count, last_key, pixel_mask),
+            *masks,
+            *sizes,
             height,
             width,
-            rows,
-            columns,
             *(pixel_mask.stride() if pixel_mask is not None else (0, 0, 0)),
             _step(height, rows),
             _step(width, columns),
@@ -323,22 +315,11 @@ def _patch_sample(
             **blocks,
         )
         place_kernel[(batch,)](
-            plan.cu_seqlens,
-            plan.text_row,
-            plan.cls_row,
-            plan.patch_index,
-            plan.patch_row,
-            plan.grid,
-            plan.text_count,
-            plan.patch_count,
-            last_key,
-            attention_mask,
-            patch_mask,
-            image_index,
+            *(plan.cu_seqlens, plan.text_row, plan.cls_row, plan.patch_index, plan.patch_row),
+            *(plan.grid, plan.text_count, plan.patch_count, last_key),
+            *masks,
+            *sizes,
             batch,
-            words,
-            rows,
-            columns,
             places,
             seed,
             HAS_CLS=int(has_cls),
@@ -347,6 +328,9 @@ def _patch_sample(
             **blocks,
         )
     return tuple(plan)
+
+
+_patch_sample = torch.library.custom_op("vilt_fast::patch_sample", _launch, mutates_args=())
 
 
 @_patch_sample.register_fake
@@ -420,5 +404,5 @@ def patch_sample(
         raise ValueError(f"{op}: seed: got {seed}, wanted 0 <= seed < 2**63")
     if rows < 0 or columns < 0 or batch * rows * columns >= 2**31:
         raise ValueError(f"{op}: grid_size: got {grid_size} for {batch} pairs, wanted fewer than 2**31 cells")
-    arguments = (attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index.contiguous())
-    return Plan(*_patch_sample(*arguments, has_cls))
+    masks = (attention_mask, pixel_mask, patch_mask)
+    return Plan(*_patch_sample(*masks, rows, columns, max_patches, seed, image_index, has_cls))

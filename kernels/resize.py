@@ -145,14 +145,15 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)  # some 15 KB each; photographs come in many sizes
 def _table(in_size: int, out_size: int) -> Tensor:
     """(1 + taps, out_size) int32 on the CPU: the first tap of every output pixel, then the weights of all taps.
 
     Every tap lies in the picture: where Pillow has fewer, the cubic is zero. Cached: not to be written to.
     """
     if in_size == out_size:
-        return torch.stack([torch.arange(out_size), torch.full((out_size,), 1 << PRECISION_BITS.value)]).int()
+        first = torch.arange(out_size, dtype=torch.int32, device="cpu")
+        return torch.stack([first, torch.full_like(first, 1 << PRECISION_BITS.value)])
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
     support = 2.0 * filter_scale
@@ -234,7 +235,7 @@ def _plan(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
         scratch_bytes += rows * stride
         starts.append(starts[-1] + h * out_bytes)
         vertical_last &= not vertical
-    words = torch.cat([torch.tensor(jobs).view(torch.int32).flatten(), *tables.parts])
+    words = torch.cat([torch.tensor(jobs, device="cpu").view(torch.int32).flatten(), *tables.parts])
     return _Plan(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
 
 
@@ -337,23 +338,14 @@ def resize_packed(
     Raises:
         ValueError: as in `resize`, or `source` is not flat uint8, or a picture does not lie in it.
     """
-    launch.check_device("resize_packed", source)
-    launch.check_tensor("resize_packed", "source", source, ("bytes",), torch.uint8, row_major=True)
-    _check(shapes, sizes, rule)
-    lengths = [math.prod(shape) for shape in shapes]
-    offsets = list(accumulate(lengths, initial=0))[:-1] if offsets is None else offsets
-    if len(offsets) != len(lengths):
-        raise ValueError(f"offsets: got {len(offsets)} for {len(lengths)} pictures, wanted one each")
-    for index, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
-        if start < 0 or start + length > len(source):
-            raise ValueError(f"offsets[{index}]: got {start}, wanted {length} bytes inside the {len(source)} of source")
-    if not lengths:
+    offsets = _check_packed(source, shapes, sizes, offsets, rule)
+    if not offsets:
         return source.new_empty(0), [0]
     plan = _plan(shapes, sizes, offsets, rule)
     words = plan.words.pin_memory() if source.is_cuda else plan.words
     words = words.to(source.device, non_blocking=True)
     out = _resize(
-        source, words, len(lengths), *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last
+        source, words, len(offsets), *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last
     )
     return out, plan.starts
 
@@ -368,3 +360,20 @@ def _check(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], ru
             raise ValueError(f"images[{index}]: got shape {tuple(shape)}, wanted (H, W, C), each from 1 to 2^24 - 1")
         if len(size) != 2 or min(size) < 1 or max(size) >= MAX_SIDE:
             raise ValueError(f"sizes[{index}]: got {size!r}, wanted (height, width), each from 1 to 2^24 - 1")
+
+
+def _check_packed(
+    source: Tensor, shapes: Sequence, sizes: Sequence, offsets: Sequence[int] | None, rule: str
+) -> Sequence[int]:
+    """The offsets, given or made; ValueError where a picture does not lie in the buffer."""
+    launch.check_device("resize_packed", source)
+    launch.check_tensor("resize_packed", "source", source, ("bytes",), torch.uint8, row_major=True)
+    _check(shapes, sizes, rule)
+    lengths = [math.prod(shape) for shape in shapes]
+    offsets = list(accumulate(lengths, initial=0))[:-1] if offsets is None else offsets
+    if len(offsets) != len(lengths):
+        raise ValueError(f"offsets: got {len(offsets)} for {len(lengths)} pictures, wanted one each")
+    for index, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
+        if start < 0 or start + length > len(source):
+            raise ValueError(f"offsets[{index}]: got {start}, wanted {length} bytes inside the {len(source)} of source")
+    return offsets

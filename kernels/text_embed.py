@@ -88,8 +88,7 @@ def _configuration(hidden: int) -> dict[str, int]:
     return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
 
 
-@torch.library.custom_op("vilt_fast::text_embed", mutates_args=("tokens",))
-def _text_embed(
+def _launch(
     tokens: Tensor,
     text_row: Tensor,
     input_ids: Tensor | None,
@@ -105,6 +104,9 @@ def _text_embed(
 ) -> None:
     if text_row.numel() == 0:
         return
+    inputs_embeds = None if inputs_embeds is None else launch.row_major(inputs_embeds)
+    word, position, token_type = map(launch.row_major, (word, position, token_type))
+    ln_weight, ln_bias, modality = ln_weight.contiguous(), ln_bias.contiguous(), modality.contiguous()
     with launch.on_device(tokens):
         text_embed_kernel[tuple(text_row.shape)](
             tokens,
@@ -130,6 +132,9 @@ def _text_embed(
             eps,
             **_configuration(tokens.shape[1]),
         )
+
+
+_text_embed = torch.library.custom_op("vilt_fast::text_embed", _launch, mutates_args=("tokens",))
 
 
 @_text_embed.register_fake
@@ -205,14 +210,14 @@ def text_embed(
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
     if inputs_embeds is not None:
-        launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes, row_major=True)
+        launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes)
     else:
         launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
     launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
     for name, table in tables.items():
-        launch.check_tensor(op, name, table, ("entries", hidden), dtypes, row_major=True)
+        launch.check_tensor(op, name, table, ("entries", hidden), dtypes)
     for name, vector in vectors.items():
-        launch.check_tensor(op, name, vector, (hidden,), dtypes, row_major=True)
+        launch.check_tensor(op, name, vector, (hidden,), dtypes)
     if words > position.shape[0]:
         raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
     _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)

@@ -62,7 +62,7 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=2048)  # some 15 KB each; photographs come in many sizes
 def bicubic_table(in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
     """Where the taps of every output pixel start and what they weigh, along one axis.
 

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 from vilt_fast import original
-from vilt_fast.files import Content, publish, stage
+from vilt_fast.files import Content, publish, stage_all
 from vilt_fast.weight_files import (
     SAFE_NAME,
     TORCH_NAME,
+    WEIGHT_NAMES,
     StoredTensor,
     StoredWeights,
     earlier_files,
@@ -149,14 +150,7 @@ def save_weights(
     shards = split(tensors, max_shard_size)
     directory.mkdir(parents=True, exist_ok=True)
     earlier = earlier_files(directory)
-    staged: dict[Path, Path] = {}
-    try:
-        for path, content in _files(tensors, shards, directory / name, safe_serialization, companions or {}):
-            staged[path] = stage(path, content)
-    except BaseException:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-        raise
+    staged = stage_all(_files(tensors, shards, directory / name, safe_serialization, companions or {}))
     # Shards of an earlier save may bear the new names: without its index they cannot be taken for a whole.
     index = directory / f"{name}.index.json"
     publish(staged, [index] if len(shards) > 1 and set(staged) & set(earlier) - {index} else [])
@@ -176,8 +170,10 @@ def _files(
     named = {shard_name(path.name, i + 1, len(shards)): shard for i, shard in enumerate(shards)}
     files += [(directory / file, partial(write, shard)) for file, shard in named.items()]
     index = {
-        "metadata": {"total_size": sum(t.nbytes for t in tensors.values()),
-                     "total_parameters": sum(t.numel() for t in tensors.values())},
+        "metadata": {
+            "total_size": sum(t.nbytes for t in tensors.values()),
+            "total_parameters": sum(t.numel() for t in tensors.values()),
+        },
         "weight_map": {name: file for file, shard in named.items() for name in shard},
     }
     return [*files, (directory / f"{path.name}.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")]
@@ -218,19 +214,26 @@ class _Fit:
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
         """Raise or warn, as `load_weights` says."""
         name = type(model).__name__
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.misshapen,
-                 "not floating point": self.unusable}
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.misshapen,
+            "not floating point": self.unusable,
+        }
         found = {kind: names for kind, names in kinds.items() if names}
         other = _other_architecture(model, stored) if found else None
         if not self.matched or (strict and other):
-            raise ValueError(f"{stored.path} holds no weights of {name}: it looks like {other or 'something else'} "
-                             f"({len(stored.tensors)} tensors, such as {listing(sorted(stored.tensors), 3)})")
+            raise ValueError(
+                f"{stored.path} holds no weights of {name}: it looks like {other or 'something else'} "
+                f"({len(stored.tensors)} tensors, such as {listing(sorted(stored.tensors), 3)})"
+            )
         text = "; ".join(f"{len(names)} {kind}: {{}}".format(listing(names)) for kind, names in found.items())
         if strict and found:
             raise ValueError(f"{stored.path} does not fit {name}: {text}. strict=False leaves out what does not fit")
         if self.unusable:
-            raise ValueError(f"{stored.path} does not fit {name}: {len(self.unusable)} not floating point: "
-                             f"{listing(self.unusable)}")
+            raise ValueError(
+                f"{stored.path} does not fit {name}: {len(self.unusable)} not floating point: {listing(self.unusable)}"
+            )
         if self.skipped:
             logger.warning("%s: skipped, %s has no such head: %s", stored.path, name, ", ".join(self.skipped))
         for kind, names in found.items():
@@ -293,11 +296,13 @@ def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
-    """What a checkpoint is, if config.json beside it or its names say that it is not the model's kind."""
+    """What a checkpoint is, if its config.json or its names say that it is not the model's kind."""
     wanted = getattr(getattr(model, "config", None), "model_type", "vilt")
-    with suppress(OSError, ValueError, AttributeError):
-        found = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8")).get("model_type", wanted)
-        return None if found == wanted else f"model_type {found!r} by its config.json"
+    if stored.path.name in WEIGHT_NAMES:  # else a config.json beside it need not be its own
+        with suppress(OSError, ValueError, AttributeError):
+            config = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8"))
+            found = config.get("model_type", wanted)
+            return None if found == wanted else f"model_type {found!r} by its config.json"
     for pattern, name in _ARCHITECTURES:
         match = next(filter(None, map(pattern.match, stored.tensors)), None)
         if match:

@@ -22,8 +22,20 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
         OSError: the file could not be written (disk full, no permission, ...). The old file is untouched and
             no temporary file is left.
     """
-    path = Path(path)
-    publish({path: stage(path, content)})
+    publish(stage_all([(Path(path), content)]))
+
+
+def stage_all(contents: Iterable[tuple[Path, Content]]) -> dict[Path, Path]:
+    """`stage` several files: final path -> temporary path. After an error none is left."""
+    staged: dict[Path, Path] = {}
+    try:
+        for path, content in contents:
+            staged[path] = stage(path, content)
+    except BaseException:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+        raise
+    return staged
 
 
 def stage(path: Path, content: Content) -> Path:

@@ -47,8 +47,10 @@ def find_file(
     if path.is_file():
         raise FileNotFoundError(f"{path} is a file; {filename} is looked for in a directory or a hub repository")
     if not is_hub_id(name_or_path):
-        raise FileNotFoundError(f"no directory {str(name_or_path)!r} (looked for {filename} in it), "
-                                f"and it is not a hub id such as 'namespace/name'")
+        raise FileNotFoundError(
+            f"no directory {str(name_or_path)!r} (looked for {filename} in it), "
+            f"and it is not a hub id such as 'namespace/name'"
+        )
     options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
     return _find_on_hub(str(name_or_path), filename, options, required)
 
@@ -80,20 +82,24 @@ def _find_on_hub(name: str, filename: str, options: dict, required: bool) -> Pat
     except errors.LocalEntryNotFoundError as error:
         if not required and _is_known(name, options["cache_dir"]):
             return None
-        raise FileNotFoundError(f"{filename} of {where} is not in the local cache, and not from the hub: "
-                                f"{_reason(error)}") from error
+        raise FileNotFoundError(
+            f"{filename} of {where} is not in the local cache, and not from the hub: {_reason(error)}"
+        ) from error
     except errors.EntryNotFoundError as error:
         if not required:
             return None
         raise FileNotFoundError(f"no {filename} in {where}") from error
     except errors.RevisionNotFoundError as error:
-        raise FileNotFoundError(f"no revision {options['revision']!r} of the hub repository {name!r} "
-                                f"(looked for {filename})") from error
+        raise FileNotFoundError(
+            f"no revision {options['revision']!r} of the hub repository {name!r} (looked for {filename})"
+        ) from error
     except errors.GatedRepoError as error:
         raise FileNotFoundError(f"{where} is gated: ask for access on its page, then pass token=") from error
     except errors.RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"no directory {name!r}, and no hub repository of that name "
-                                f"(looked for {filename}; a private one needs token=)") from error
+        raise FileNotFoundError(
+            f"no directory {name!r}, and no hub repository of that name "
+            f"(looked for {filename}; a private one needs token=)"
+        ) from error
     except errors.HfHubHTTPError as error:
         raise OSError(f"the hub would not give {filename} of {where}: {_reason(error)}") from error
 

@@ -78,8 +78,7 @@ def _split(tensor: StoredTensor, layer: str, kind: str) -> dict[str, StoredTenso
     if rows == 0 or tensor.shape[0] != 3 * rows:
         raise ValueError(f"{tensor.name}: got shape {tensor.shape}, wanted query, key and value in 3 blocks of rows")
     return {
-        f"vilt.encoder.layer.{layer}.attention.attention.{part}.{kind}":
-            _rows(tensor, i * rows, (i + 1) * rows)
+        f"vilt.encoder.layer.{layer}.attention.attention.{part}.{kind}": _rows(tensor, i * rows, (i + 1) * rows)
         for i, part in enumerate(("query", "key", "value"))
     }
 
@@ -111,27 +110,53 @@ def infer_config(stored: StoredWeights) -> ViltConfig:
     """
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
     if not is_original(shapes):
-        raise ValueError(f"{stored.path} is no checkpoint of the original ViLT repository; "
-                         f"it holds {listing(sorted(shapes), 5) or 'no tensors'}")
-    wanted = ("text_embeddings.word_embeddings.weight", "text_embeddings.position_embeddings.weight",
-              "text_embeddings.token_type_embeddings.weight", "token_type_embeddings.weight",
-              "transformer.patch_embed.proj.weight", "transformer.pos_embed", "transformer.blocks.0.mlp.fc1.weight")
+        raise ValueError(
+            f"{stored.path} is no checkpoint of the original ViLT repository; "
+            f"it holds {listing(sorted(shapes), 5) or 'no tensors'}"
+        )
+    sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
+    dropout = hyper.get("drop_rate")
+    return ViltConfig(
+        **sizes,
+        **_task(shapes),
+        num_attention_heads=_num_heads(sizes["hidden_size"], hyper, stored),
+        hidden_dropout_prob=float(dropout) if isinstance(dropout, int | float) else 0.0,
+        layer_norm_eps=1e-12,
+        encoder_layer_norm_eps=1e-6,
+        tie_word_embeddings=False,
+    )
+
+
+def _sizes(shapes: dict[str, tuple[int, ...]], stored: StoredWeights) -> dict[str, Any]:
+    wanted = (
+        "text_embeddings.word_embeddings.weight",
+        "text_embeddings.position_embeddings.weight",
+        "text_embeddings.token_type_embeddings.weight",
+        "token_type_embeddings.weight",
+        "transformer.patch_embed.proj.weight",
+        "transformer.pos_embed",
+        "transformer.blocks.0.mlp.fc1.weight",
+    )
     absent = [name for name in wanted if name not in shapes]
     if absent:
         raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be told")
     words, positions, types, modalities, patches, table, inner = (shapes[name] for name in wanted)
-    hyper = _hyperparameters(stored.extra)
     side = math.isqrt(table[1] - 1)
     if side * side != table[1] - 1:
         raise ValueError(f"{stored.path}: transformer.pos_embed has shape {table}, wanted (1, 1 + n * n, hidden)")
-    return ViltConfig(
-        vocab_size=words[0], hidden_size=words[1], max_position_embeddings=positions[0], type_vocab_size=types[0],
-        modality_type_vocab_size=modalities[0], intermediate_size=inner[0], num_channels=patches[1],
-        patch_size=patches[2], image_size=side * patches[2], num_hidden_layers=_depth(shapes),
-        num_attention_heads=_num_heads(words[1], hyper, stored), hidden_dropout_prob=float(hyper.get("drop_rate", 0.0)),
-        qkv_bias="transformer.blocks.0.attn.qkv.bias" in shapes, layer_norm_eps=1e-12, encoder_layer_norm_eps=1e-6,
-        tie_word_embeddings=False, **_task(shapes),
-    )
+    return {
+        "vocab_size": words[0],
+        "hidden_size": words[1],
+        "max_position_embeddings": positions[0],
+        "type_vocab_size": types[0],
+        "modality_type_vocab_size": modalities[0],
+        "intermediate_size": inner[0],
+        "num_channels": patches[1],
+        "patch_size": patches[2],
+        "image_size": side * patches[2],
+        "num_hidden_layers": 1 + max(int(match.group(1)) for match in map(re.compile(_BLOCK).match, shapes) if match),
+        "qkv_bias": "transformer.blocks.0.attn.qkv.bias" in shapes,
+    }
 
 
 def _hyperparameters(extra: dict[str, Any]) -> dict[str, Any]:
@@ -140,17 +165,15 @@ def _hyperparameters(extra: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _depth(shapes: dict[str, tuple[int, ...]]) -> int:
-    return 1 + max(int(match.group(1)) for match in map(re.compile(_BLOCK).match, shapes) if match)
-
-
 def _num_heads(hidden_size: int, hyper: dict[str, Any], stored: StoredWeights) -> int:
     heads = _NUM_HEADS.get(str(hyper.get("vit"))) or hyper.get("num_heads")
-    if heads is None and hidden_size % 64 == 0:
-        heads = hidden_size // 64
-    if not isinstance(heads, int) or heads < 1 or hidden_size % heads:
-        raise ValueError(f"{stored.path}: the number of attention heads of hidden size {hidden_size} cannot be told "
-                         f"(hyper_parameters say {hyper.get('num_heads')!r}); give config=")
+    if not isinstance(heads, int):
+        heads = hidden_size // 64 if hidden_size % 64 == 0 else 0
+    if heads < 1 or hidden_size % heads:
+        raise ValueError(
+            f"{stored.path}: the number of attention heads of hidden size {hidden_size} cannot be told "
+            f"(hyper_parameters say {hyper.get('num_heads')!r}); give config="
+        )
     return heads
 
 
@@ -158,10 +181,17 @@ def _task(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class that the heads are for, and its labels."""
     if "nlvr2_classifier.3.weight" in shapes:
         labels = {0: "False", 1: "True"} if shapes["nlvr2_classifier.3.weight"][0] == 2 else None
-        return {"architectures": ["ViltForImagesAndTextClassification"], "num_images": 2, "id2label": labels,
-                "num_labels": shapes["nlvr2_classifier.3.weight"][0]}
+        return {
+            "architectures": ["ViltForImagesAndTextClassification"],
+            "num_images": 2,
+            "id2label": labels,
+            "num_labels": shapes["nlvr2_classifier.3.weight"][0],
+        }
     if "vqa_classifier.3.weight" in shapes:
         return {"architectures": ["ViltForQuestionAnswering"], "num_labels": shapes["vqa_classifier.3.weight"][0]}
-    heads = {"rank_output.weight": "ViltForImageAndTextRetrieval", "mlm_score.decoder.weight": "ViltForMaskedLM",
-             "itm_score.fc.weight": "ViltForImageTextMatching"}
+    heads = {
+        "rank_output.weight": "ViltForImageAndTextRetrieval",
+        "mlm_score.decoder.weight": "ViltForMaskedLM",
+        "itm_score.fc.weight": "ViltForImageTextMatching",
+    }
     return {"architectures": [next((name for tensor, name in heads.items() if tensor in shapes), "ViltModel")]}

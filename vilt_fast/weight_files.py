@@ -30,8 +30,18 @@ TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors)|(pytorch_model-\d{5}-of-\d{5}\.bin)")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
-_TRAINERS = ("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics", "numpy", "sacred", "omegaconf",
-             "argparse", "pathlib", "vilt")
+_TRAINERS = (
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "torchmetrics",
+    "numpy",
+    "sacred",
+    "omegaconf",
+    "argparse",
+    "pathlib",
+    "vilt",
+)
 
 
 @dataclass(frozen=True)
@@ -164,8 +174,10 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
             with torch.serialization.safe_globals([_stand_in(name) for name in foreign]):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no PyTorch weight file, or holds Python objects that are not weights and are "
-                         f"not run: {_first_line(str(error).split('WeightsUnpickler error:')[-1])}") from error
+        raise ValueError(
+            f"{path} is no PyTorch weight file, or holds Python objects that are not weights and are "
+            f"not run: {_first_line(str(error).split('WeightsUnpickler error:')[-1])}"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # a damaged file raises anything, OSError too: it could be opened a moment ago
@@ -189,7 +201,8 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: got a {type(content).__name__}, wanted a dictionary of tensors")
     usable = {
-        name: tensor for name, tensor in content.items()
+        name: tensor
+        for name, tensor in content.items()
         if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
     }
     bad = [str(name) for name in content if name not in usable]
@@ -213,17 +226,20 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path, *, safe_serializ
     Raises:
         OSError: the file could not be written.
     """
-    # A view would drag its whole storage into the file.
-    tensors = {n: t if t.untyped_storage().nbytes() == t.nbytes and t.is_contiguous()
-               else t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
     try:
         if safe_serialization:
-            save_file(tensors, path, metadata={"format": "pt"})
+            save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
         else:
             with open(path, "wb") as file:
-                torch.save(tensors, file)
+                torch.save({n: _alone(t) for n, t in tensors.items()}, file)
     except (SafetensorError, RuntimeError) as error:
         raise _disk_error(error) from error
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in a storage of its own: `torch.save` writes the whole storage behind a view."""
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.is_contiguous()
+    return tensor if alone else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _disk_error(error: BaseException) -> OSError:
@@ -251,8 +267,18 @@ def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[l
 
 
 def _bytes(size: int | str) -> int:
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-             "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+    units = {
+        "": 1,
+        "B": 1,
+        "KB": 10**3,
+        "MB": 10**6,
+        "GB": 10**9,
+        "TB": 10**12,
+        "KIB": 2**10,
+        "MIB": 2**20,
+        "GIB": 2**30,
+        "TIB": 2**40,
+    }
     found = re.fullmatch(r"\s*(\d+)\s*([A-Z]*)\s*", str(size).upper())
     value = int(found.group(1)) * units.get(found.group(2), 0) if found else 0
     if value < 1:

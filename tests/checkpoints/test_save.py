@@ -18,8 +18,8 @@ import vilt_fast
 from vilt_fast import checkpoints
 
 NAME = "ViltForQuestionAnswering"
-KINDS = {"one": {}, "shards": {"max_shard_size": "9KB"}, "bin": {"safe_serialization": False},
-         "sharded bin": {"safe_serialization": False, "max_shard_size": "9KB"}}
+KINDS = {"one": {}, "shards": {"max_shard_size": "15KB"}, "bin": {"safe_serialization": False},
+         "sharded bin": {"safe_serialization": False, "max_shard_size": "15KB"}}
 
 
 def files(directory: Path) -> set[str]:
@@ -72,7 +72,7 @@ def test_the_names_of_the_files(helpers, tmp_path):
         assert index["weight_map"].keys() == model.state_dict().keys()
     for file in (tmp_path / "shards").glob("*.safetensors"):
         tensors = load_file(file)
-        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 9000
+        assert len(tensors) == 1 or sum(tensor.nbytes for tensor in tensors.values()) <= 15_000
         with safe_open(file, "pt") as opened:
             assert opened.metadata() == {"format": "pt"}
 
@@ -262,7 +262,7 @@ def test_files_that_the_system_refuses_to_let_grow(helpers, tmp_path):
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "model")], capture_output=True, text=True,
-                          cwd=tmp_path, timeout=120)
+                          cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stdout

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.vilt import image_processing_pil_vilt as hf
@@ -82,8 +82,16 @@ def test_arrays_and_tensors_equal_transformers(dtype, is_unit, do_resize, channe
 def test_batches_in_every_form_equal_transformers(assert_same):
     rng = np.random.default_rng(1)
     batch = rng.integers(0, 256, (4, 40, 50, 3), dtype=np.uint8)
-    for images in (batch, torch.from_numpy(batch), list(batch), tuple(batch), [batch[:2], batch[2:]],
-                   [[batch[0], batch[1]], [batch[2]], [batch[3]]], batch[0], [batch[0]]):
+    for images in (
+        batch,
+        torch.from_numpy(batch),
+        list(batch),
+        tuple(batch),
+        [batch[:2], batch[2:]],
+        [[batch[0], batch[1]], [batch[2]], [batch[3]]],
+        batch[0],
+        [batch[0]],
+    ):
         assert_same(OURS(images, **SMALL), THEIRS(images, **SMALL))
     pairs = OURS([[batch[0], batch[1]], [batch[2], batch[3]]], **SMALL, return_tensors="pt").pixel_values
     assert pairs.unflatten(0, (2, 2)).shape == (2, 2, 3, 64, 64)
@@ -93,12 +101,14 @@ def test_batches_in_every_form_equal_transformers(assert_same):
 @pytest.mark.parametrize("do_pad", [True, False])
 def test_return_tensors(kind, do_pad, assert_same):
     picture = np.random.default_rng(2).integers(0, 256, (40, 90, 3), dtype=np.uint8)
-    ours, theirs = (processor([picture, picture], **SMALL, do_pad=do_pad, return_tensors=kind)
-                    for processor in (OURS, THEIRS))
+    ours, theirs = (
+        processor([picture, picture], **SMALL, do_pad=do_pad, return_tensors=kind) for processor in (OURS, THEIRS)
+    )
     assert_same(ours, theirs)
     assert all(type(ours[key]) is type(theirs[key]) for key in theirs)
 
 
+@settings(deadline=None)
 @given(
     height=st.integers(1, 6000), width=st.integers(1, 6000), shortest=st.integers(1, 800), divisor=st.integers(1, 64)
 )
@@ -110,15 +120,18 @@ def test_resize_size_equals_transformers(height, width, shortest, divisor):
     assert resize_size(height, width, shortest, divisor) == theirs
 
 
-@pytest.mark.parametrize(("size", "expected"), [
-    ((480, 640), (384, 512)),
-    ((640, 480), (512, 384)),
-    ((100, 100), (384, 384)),
-    ((427, 640), (384, 576)),  # 640 * 384 / 427 = 575.6, rounded before it is floored to a multiple of 32
-    ((384, 640), (352, 608)),  # 640 is above 639: 383.4 x 639
-    ((100, 1000), (64, 608)),  # 63.9 x 639
-    ((1, 21), (0, 608)),  # 30.4 x 639
-])
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), (384, 512)),
+        ((640, 480), (512, 384)),
+        ((100, 100), (384, 384)),
+        ((427, 640), (384, 576)),  # 640 * 384 / 427 = 575.6, rounded before it is floored to a multiple of 32
+        ((384, 640), (352, 608)),  # 640 is above 639: 383.4 x 639
+        ((100, 1000), (64, 608)),  # 63.9 x 639
+        ((1, 21), (0, 608)),  # 30.4 x 639
+    ],
+)
 def test_resize_size_by_hand(size, expected):
     assert resize_size(*size) == expected
 
@@ -180,13 +193,30 @@ def test_unequal_sizes_without_padding():
             OURS(pictures, do_pad=False, return_tensors=kind, **SMALL)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("do_resize", "yes"), ("do_pad", 1), ("size", {"height": 3, "width": 4}), ("size", (3, 4)), ("size", 0),
-    ("size", {"shortest_edge": -1}), ("size", True), ("size", "384"), ("size_divisor", 0), ("size_divisor", 1.5),
-    ("resample", 9), ("resample", "bicubic"), ("rescale_factor", "1/255"), ("rescale_factor", float("nan")),
-    ("image_mean", [0.5, 0.5]), ("image_mean", "0.5"), ("image_std", [0.5, 0.0, 0.5]), ("image_std", 0),
-    ("image_std", [0.5, None, 0.5]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("do_resize", "yes"),
+        ("do_pad", 1),
+        ("size", {"height": 3, "width": 4}),
+        ("size", (3, 4)),
+        ("size", 0),
+        ("size", {"shortest_edge": -1}),
+        ("size", True),
+        ("size", "384"),
+        ("size_divisor", 0),
+        ("size_divisor", 1.5),
+        ("resample", 9),
+        ("resample", "bicubic"),
+        ("rescale_factor", "1/255"),
+        ("rescale_factor", float("nan")),
+        ("image_mean", [0.5, 0.5]),
+        ("image_mean", "0.5"),
+        ("image_std", [0.5, 0.0, 0.5]),
+        ("image_std", 0),
+        ("image_std", [0.5, None, 0.5]),
+    ],
+)
 def test_bad_settings_are_named(name, value):
     picture = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(ValueError, match=f"^{name}"):
@@ -214,10 +244,17 @@ def test_bad_arguments_of_a_call():
 
 
 SETTINGS = {
-    "do_resize": False, "size": {"shortest_edge": 96}, "size_divisor": 16, "resample": 2, "do_rescale": False,
-    "rescale_factor": 0.5, "do_normalize": False, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6],
+    "do_resize": False,
+    "size": {"shortest_edge": 96},
+    "size_divisor": 16,
+    "resample": 2,
+    "do_rescale": False,
+    "rescale_factor": 0.5,
+    "do_normalize": False,
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
     "do_pad": False,
-}  # fmt: skip
+}
 
 
 def test_saved_settings_load_in_transformers_and_back(tmp_path):
@@ -236,11 +273,23 @@ def test_saved_settings_load_in_transformers_and_back(tmp_path):
 def test_configs_of_older_versions(tmp_path):
     # As the first ViLT checkpoints on the hub have it, and with what 4.3x wrote beside it.
     path = tmp_path / "preprocessor_config.json"
-    path.write_text(json.dumps({
-        "do_normalize": True, "do_resize": True, "feature_extractor_type": "ViltFeatureExtractor", "resample": 3,
-        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "pad_and_return_pixel_mask": True, "size": 384,
-        "size_divisor": 32, "_valid_processor_keys": ["images"], "processor_class": "ViltProcessor",
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "do_normalize": True,
+                "do_resize": True,
+                "feature_extractor_type": "ViltFeatureExtractor",
+                "resample": 3,
+                "image_mean": [0.5, 0.5, 0.5],
+                "image_std": [0.5, 0.5, 0.5],
+                "pad_and_return_pixel_mask": True,
+                "size": 384,
+                "size_divisor": 32,
+                "_valid_processor_keys": ["images"],
+                "processor_class": "ViltProcessor",
+            }
+        )
+    )
     for source in (tmp_path, str(tmp_path), path):
         assert ViltImageProcessor.from_pretrained(source).to_dict() == OURS.to_dict()
     assert ViltImageProcessor.from_pretrained(tmp_path, do_pad=False).do_pad is False
@@ -263,7 +312,8 @@ def test_from_pretrained_overrides_and_errors(tmp_path):
     loaded, unused = ViltImageProcessor.from_pretrained(tmp_path, size=64, foo=1, return_unused_kwargs=True)
     assert (loaded.size, loaded.extra_note, unused) == ({"shortest_edge": 64}, "kept", {"foo": 1})
     assert ViltImageProcessor.from_pretrained(tmp_path, use_fast=False, local_files_only=True).to_dict() == {
-        **OURS.to_dict(), "extra_note": "kept"
+        **OURS.to_dict(),
+        "extra_note": "kept",
     }
     with pytest.raises(TypeError, match="foo"):
         ViltImageProcessor.from_pretrained(tmp_path, foo=1)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.vilt import image_processing_pil_vilt as hf
@@ -43,8 +43,14 @@ def test_greyscale_repeats_and_alpha_is_dropped():
     colour = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
     alpha = rng.integers(0, 256, (50, 60, 1), dtype=np.uint8)
     grey_rgb = np.repeat(grey[:, :, None], 3, axis=2)
-    for image in (grey, grey[:, :, None], grey[None], np.concatenate([grey[:, :, None], alpha], axis=2),
-                  Image.fromarray(grey), torch.from_numpy(grey)):
+    for image in (
+        grey,
+        grey[:, :, None],
+        grey[None],
+        np.concatenate([grey[:, :, None], alpha], axis=2),
+        Image.fromarray(grey),
+        torch.from_numpy(grey),
+    ):
         np.testing.assert_array_equal(decode_rgb(image), grey_rgb)
         np.testing.assert_array_equal(rgb_pixels(image), rgb_pixels(grey_rgb))
     rgba = np.concatenate([colour, alpha], axis=2)
@@ -90,16 +96,20 @@ def test_wide_integers_floats_and_bools():
     np.testing.assert_array_equal(decode_rgb(Image.fromarray(eight.astype(np.float32))), expected)  # mode F
     np.testing.assert_array_equal(decode_rgb(Image.fromarray(eight.astype(np.float32) / 255)), expected)
     np.testing.assert_array_equal(decode_rgb(eight > 127), np.where(expected > 127, 255, 0))
-    np.testing.assert_array_equal(decode_rgb(torch.from_numpy(eight / 255.0).requires_grad_()), (eight / 255 * 255)
-                                  .astype(np.float32).astype(np.uint8)[:, :, None].repeat(3, axis=2))
+    np.testing.assert_array_equal(
+        decode_rgb(torch.from_numpy(eight / 255.0).requires_grad_()),
+        (eight / 255 * 255).astype(np.float32).astype(np.uint8)[:, :, None].repeat(3, axis=2),
+    )
     assert decode_rgb(torch.rand(3, 8, 9, dtype=torch.bfloat16)).shape == (8, 9, 3)
 
 
 def test_rgb_of_sixteen_bits_in_an_array():
     values = np.random.default_rng(13).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+    np.testing.assert_array_equal(decode_rgb(values.astype(">u2")), decode_rgb(values))
     np.testing.assert_array_equal(decode_rgb(values), np.round(values / 257).astype(np.uint8))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_layout_gives_the_same_pixels(data):
     channels = data.draw(st.sampled_from([1, 2, 3, 4]))
@@ -117,8 +127,10 @@ def test_an_ambiguous_layout_is_taken_as_transformers_does_and_can_be_given(asse
         first = decode_rgb(array)
     assert first.shape == (40, 3, 3)
     assert decode_rgb(array, "channels_last").shape == (3, 40, 3)
-    assert_same(OURS(array, **SMALL, size_divisor=1, input_data_format="channels_last"),
-                THEIRS(array, **SMALL, size_divisor=1, input_data_format="channels_last"))
+    assert_same(
+        OURS(array, **SMALL, size_divisor=1, input_data_format="channels_last"),
+        THEIRS(array, **SMALL, size_divisor=1, input_data_format="channels_last"),
+    )
     with pytest.warns(UserWarning):
         ours = OURS(array, **SMALL, size_divisor=1)
     assert_same(ours, THEIRS(array, **SMALL, size_divisor=1))
@@ -178,8 +190,13 @@ def test_missing_empty_broken_and_other_files(tmp_path, jpeg, random_picture):
     text.write_text("this is no picture")
     png = tmp_path / "half.png"
     Image.fromarray(random_picture(np.random.default_rng(18), 100, 120)).save(png)
-    for path, message in ((empty, "empty"), (text, "not a picture"), (tmp_path, "directory"),
-                          (truncated(jpeg, 0.6), "truncated"), (truncated(png, 0.5), "truncated")):
+    for path, message in (
+        (empty, "empty"),
+        (text, "not a picture"),
+        (tmp_path, "directory"),
+        (truncated(jpeg, 0.6), "truncated"),
+        (truncated(png, 0.5), "truncated"),
+    ):
         with pytest.raises(ValueError, match=message) as error:
             OURS([good, path])
         assert "images[1]" in str(error.value) and path.name in str(error.value)
@@ -208,31 +225,38 @@ NAN[3, 4, 1] = np.nan
 INFINITE[0, 0, 0] = np.inf
 
 
-@pytest.mark.parametrize(("image", "message"), [
-    (Image.new("RGB", (0, 5)), "0x5"),
-    (Image.new("L", (5, 0)), "5x0"),
-    (np.zeros((0, 40, 3), np.uint8), "at least one pixel"),
-    (np.zeros((40, 40, 5), np.uint8), r"\(40, 40, 5\)"),
-    (np.zeros((5, 40, 40), np.uint8), r"\(5, 40, 40\)"),
-    (np.zeros((2, 3, 4, 5, 3), np.uint8), "shape"),
-    (np.zeros(7, np.uint8), r"\(7,\)"),
-    (torch.zeros(()), "shape"),
-    (NAN, "1 NaN or infinite"),
-    (torch.from_numpy(INFINITE), "1 NaN or infinite"),
-    (Image.fromarray(NAN[:, :, 1].astype(np.float32)), "1 NaN or infinite"),
-    (np.full((40, 40, 3), 300), r"\[300, 300\]"),
-    (np.full((40, 40, 3), -1), r"\[-1, -1\]"),
-    (np.full((40, 40, 3), 1.5), "do_resize=False"),
-    (np.full((40, 40, 3), 1e30), "do_resize=False"),
-    (Image.fromarray(np.full((40, 40), 70000, np.int32)), "70000"),
-    (Image.fromarray(np.full((40, 40), -3.0, np.float32)), "-3"),
-    (np.zeros((40, 40, 3), complex), "complex128"),
-    (np.full((40, 40, 3), "a"), "dtype"),
-    (np.zeros((40, 40, 3), object), "object"),
-    (np.zeros((1, 40, 3), np.uint8).transpose(1, 0, 2), "too elongated"),
-    (Image.new("RGB", (2000, 50)), "too elongated.*crop"),
-    (None, "NoneType"), (5, "int"), (b"\x89PNG", "BytesIO"), ({"a": 1}, "dict"), (io.BytesIO(), "BytesIO"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (Image.new("RGB", (0, 5)), "0x5"),
+        (Image.new("L", (5, 0)), "5x0"),
+        (np.zeros((0, 40, 3), np.uint8), "at least one pixel"),
+        (np.zeros((40, 40, 5), np.uint8), r"\(40, 40, 5\)"),
+        (np.zeros((5, 40, 40), np.uint8), r"\(5, 40, 40\)"),
+        (np.zeros((2, 3, 4, 5, 3), np.uint8), "shape"),
+        (np.zeros(7, np.uint8), r"\(7,\)"),
+        (torch.zeros(()), "shape"),
+        (NAN, "1 NaN or infinite"),
+        (torch.from_numpy(INFINITE), "1 NaN or infinite"),
+        (Image.fromarray(NAN[:, :, 1].astype(np.float32)), "1 NaN or infinite"),
+        (np.full((40, 40, 3), 300), r"\[300, 300\]"),
+        (np.full((40, 40, 3), -1), r"\[-1, -1\]"),
+        (np.full((40, 40, 3), 1.5), "do_resize=False"),
+        (np.full((40, 40, 3), 1e30), "do_resize=False"),
+        (Image.fromarray(np.full((40, 40), 70000, np.int32)), "70000"),
+        (Image.fromarray(np.full((40, 40), -3.0, np.float32)), "-3"),
+        (np.zeros((40, 40, 3), complex), "complex128"),
+        (np.full((40, 40, 3), "a"), "dtype"),
+        (np.zeros((40, 40, 3), object), "object"),
+        (np.zeros((1, 40, 3), np.uint8).transpose(1, 0, 2), "too elongated"),
+        (Image.new("RGB", (2000, 50)), "too elongated.*crop"),
+        (None, "NoneType"),
+        (5, "int"),
+        (b"\x89PNG", "BytesIO"),
+        ({"a": 1}, "dict"),
+        (io.BytesIO(), "BytesIO"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:.*input_data_format", "ignore:.*will be scaled again")
 def test_bad_pictures_are_named(image, message):
     good = np.zeros((40, 40, 3), np.uint8)

@@ -36,12 +36,22 @@ def pictures(random_picture):
 TEXTS = ["what colour is the cat ?", "naïve", "how many dogs are there in 東京"]
 
 
-@pytest.mark.parametrize("arguments", [
-    {"return_tensors": "pt", "padding": True}, {"return_tensors": "np", "padding": "max_length"}, {},
-    {"return_tensors": "pt", "padding": "max_length", "truncation": True, "max_length": 7},
-    {"padding": True, "size": {"shortest_edge": 96}, "do_normalize": False, "return_tensors": "pt"},
-    {"text_kwargs": {"padding": True}, "images_kwargs": {"do_rescale": False}, "common_kwargs": {"return_tensors": "pt"}},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"return_tensors": "pt", "padding": True},
+        {"return_tensors": "np", "padding": "max_length"},
+        {},
+        {"return_tensors": "pt", "padding": "max_length", "truncation": True, "max_length": 7},
+        {"padding": True, "size": {"shortest_edge": 96}, "do_normalize": False, "return_tensors": "pt"},
+        {
+            "text_kwargs": {"padding": True},
+            "images_kwargs": {"do_rescale": False},
+            "common_kwargs": {"return_tensors": "pt"},
+        },
+    ],
+    ids=str,
+)
 def test_calls_equal_transformers(arguments, ours, theirs, pictures, assert_same):
     batch = ours(pictures, TEXTS, **arguments)
     assert list(batch) == NAMES == ours.model_input_names
@@ -75,7 +85,9 @@ def test_further_arguments_reach_the_tokenizer(ours, theirs, pictures):
 
 def test_decoding(ours):
     ids = ours.tokenizer(TEXTS)["input_ids"]
-    assert ours.batch_decode(ids, skip_special_tokens=True) == ours.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    assert ours.batch_decode(ids, skip_special_tokens=True) == ours.tokenizer.batch_decode(
+        ids, skip_special_tokens=True
+    )
     assert ours.decode(ids[0]) == ours.tokenizer.decode(ids[0])
 
 
@@ -103,7 +115,11 @@ def test_bad_input(ours, pictures, vocab_file):
 def test_saved_by_us_loads_in_transformers(ours, tmp_path, pictures, assert_same):
     files = {os.path.basename(path) for path in ours.save_pretrained(tmp_path)}
     assert files == {
-        "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json"
+        "vocab.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "preprocessor_config.json",
     }
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["processor_class"] == "ViltProcessor"
     tokenizer = TheirTokenizer.from_pretrained(tmp_path)
@@ -127,6 +143,15 @@ def test_saved_by_transformers_5_loads_here_and_saves_back(ours, theirs, tmp_pat
     expected = again(pictures, TEXTS, padding=True, truncation=True, return_tensors="pt")
     assert expected["pixel_values"].shape[-1] > 64 and expected["input_ids"].shape[1] == 9
     assert_same(changed(pictures, TEXTS, padding=True, truncation=True, return_tensors="pt"), expected)
+
+
+def test_a_subfolder_and_an_old_name_of_the_token(ours, tmp_path):
+    ours.save_pretrained(tmp_path / "inner")
+    loaded = ViltProcessor.from_pretrained(tmp_path, subfolder="inner", use_auth_token="secret")
+    assert loaded.image_processor.to_dict() == ours.image_processor.to_dict() and len(loaded.tokenizer) == len(
+        ours.tokenizer
+    )
+    assert "secret" not in "".join(loaded.tokenizer.files_to_save().values()) + loaded.image_processor.to_json_string()
 
 
 def test_missing_files_are_named(ours, tmp_path):

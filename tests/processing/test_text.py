@@ -1,8 +1,6 @@
 """The tokenizer against transformers: ids, arguments, files in and out, and every bad text."""
 
 import copy
-import json
-import os
 import pickle
 import threading
 import warnings
@@ -10,9 +8,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken
 from transformers import BertTokenizer as Theirs
 
 from vilt_fast import BertTokenizer, BertTokenizerFast
@@ -64,7 +62,7 @@ def test_ids_equal_transformers_on_2000_random_strings(kind, vocab_file, random_
     assert sum(known) > 0.5 * len(known)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None)
 @given(text=st.text(max_size=40), pair=st.none() | st.text(max_size=20))
 def test_any_text_equals_transformers(ours, theirs, text, pair):
     assert_equal_calls(ours, theirs, text, pair)
@@ -72,19 +70,38 @@ def test_any_text_equals_transformers(ours, theirs, text, pair):
 
 
 CALLS = [
-    {}, {"padding": True}, {"padding": "longest"}, {"padding": "do_not_pad"}, {"padding": "max_length", "max_length": 30},
-    {"padding": True, "pad_to_multiple_of": 8}, {"truncation": True, "max_length": 7}, {"max_length": 5},
+    {},
+    {"padding": True},
+    {"padding": "longest"},
+    {"padding": "do_not_pad"},
+    {"padding": "max_length", "max_length": 30},
+    {"padding": True, "pad_to_multiple_of": 8},
+    {"truncation": True, "max_length": 7},
+    {"max_length": 5},
     {"truncation": "longest_first", "max_length": 6, "padding": True, "return_tensors": "pt"},
-    {"truncation": "do_not_truncate"}, {"padding": True, "return_tensors": "np"},
+    {"truncation": "do_not_truncate"},
+    {"padding": True, "return_tensors": "np"},
     {"padding": "max_length", "truncation": True, "max_length": 12, "return_tensors": "pt"},
-    {"add_special_tokens": False}, {"return_token_type_ids": False}, {"return_attention_mask": False},
-    {"return_special_tokens_mask": True, "padding": True}, {"return_offsets_mapping": True}, {"return_length": True},
+    {"add_special_tokens": False},
+    {"return_token_type_ids": False},
+    {"return_attention_mask": False},
+    {"return_special_tokens_mask": True, "padding": True},
+    {"return_offsets_mapping": True},
+    {"return_length": True},
     {"truncation": True, "max_length": 9, "stride": 2, "return_overflowing_tokens": True},
-    {"truncation": True, "max_length": 6, "return_overflowing_tokens": True, "return_offsets_mapping": True,
-     "padding": True, "return_tensors": "pt"},
-    {"padding": True, "padding_side": "left"}, {"split_special_tokens": True},
-    {"truncation": True, "max_length": 2}, {"truncation": True, "max_length": 8, "padding": True, "pad_to_multiple_of": 4},
-]  # fmt: skip
+    {
+        "truncation": True,
+        "max_length": 6,
+        "return_overflowing_tokens": True,
+        "return_offsets_mapping": True,
+        "padding": True,
+        "return_tensors": "pt",
+    },
+    {"padding": True, "padding_side": "left"},
+    {"split_special_tokens": True},
+    {"truncation": True, "max_length": 2},
+    {"truncation": True, "max_length": 8, "padding": True, "pad_to_multiple_of": 4},
+]
 
 
 @pytest.mark.parametrize("arguments", CALLS, ids=str)
@@ -121,12 +138,20 @@ def test_encode_and_the_small_conversions(ours, theirs):
     assert ours.convert_ids_to_tokens(ids) == tokens and ours.convert_ids_to_tokens(torch.tensor(ids)) == tokens
     assert ours.convert_ids_to_tokens(ids, True) == theirs.convert_ids_to_tokens(ids, True)
     assert ours.convert_ids_to_tokens(10**6) is None and ours.convert_ids_to_tokens(ids[1]) == tokens[1]
-    assert ours.convert_tokens_to_ids(tokens) == ids and ours.convert_tokens_to_ids("nothing like it") == ours.unk_token_id
+    assert (
+        ours.convert_tokens_to_ids(tokens) == ids and ours.convert_tokens_to_ids("nothing like it") == ours.unk_token_id
+    )
     assert ours.convert_tokens_to_ids(None) is None
     assert ours.convert_tokens_to_string(tokens) == theirs.convert_tokens_to_string(tokens)
     assert ours.get_vocab() == theirs.get_vocab() == ours.vocab
     assert ours.num_special_tokens_to_add(True) == 3 and ours.max_len_single_sentence == ours.model_max_length - 2
-    assert ours.build_inputs_with_special_tokens([7], [8]) == [ours.cls_token_id, 7, ours.sep_token_id, 8, ours.sep_token_id]
+    assert ours.build_inputs_with_special_tokens([7], [8]) == [
+        ours.cls_token_id,
+        7,
+        ours.sep_token_id,
+        8,
+        ours.sep_token_id,
+    ]
     assert ours.create_token_type_ids_from_sequences([7], [8]) == [0, 0, 0, 1, 1]
     assert ours.get_special_tokens_mask([7, 7], [8]) == [1, 0, 0, 1, 0, 1]
     assert ours.get_special_tokens_mask([*ids, 9], already_has_special_tokens=True) == [1, *[0] * (len(ids) - 2), 1, 0]
@@ -151,8 +176,14 @@ def test_decode_in_every_form(ours, theirs):
             options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
             expected = [theirs.decode(row, **options) for row in rows]
             assert [ours.decode(row, **options) for row in rows] == expected
-            for batch in (rows, torch.tensor(rows), np.array(rows), [torch.tensor(row) for row in rows],
-                          {"input_ids": rows}, ours(texts, padding=True)):
+            for batch in (
+                rows,
+                torch.tensor(rows),
+                np.array(rows),
+                [torch.tensor(row) for row in rows],
+                {"input_ids": rows},
+                ours(texts, padding=True),
+            ):
                 assert ours.batch_decode(batch, **options) == expected == ours.decode(batch, **options)
     assert ours.decode(rows[0][1]) == "the" == ours.decode(torch.tensor(rows[0][1])) and ours.decode([]) == ""
 
@@ -170,17 +201,33 @@ def test_decode_does_not_clean_up_by_default_as_in_5_x(vocab_file, theirs):
     assert cleaned.decode(row) == theirs.decode(row, clean_up_tokenization_spaces=True)
 
 
-@pytest.mark.parametrize("arguments", [
-    {}, {"padding": "max_length", "max_length": 20}, {"padding": False}, {"pad_to_multiple_of": 8}, {"padding_side": "left"},
-    {"return_tensors": "pt"}, {"return_tensors": "np"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"padding": "max_length", "max_length": 20},
+        {"padding": False},
+        {"pad_to_multiple_of": 8},
+        {"padding_side": "left"},
+        {"return_tensors": "pt"},
+        {"return_tensors": "np"},
+    ],
+    ids=str,
+)
 def test_pad_equals_transformers(arguments, ours, theirs):
     texts = ["the cat", "what colour is the dog", ""]
     if arguments.get("padding") is not False:
         encoded = theirs(texts, return_special_tokens_mask=True)
-        assert dict(ours.pad(encoded.data, **arguments)).keys() == dict(theirs.pad(copy.deepcopy(encoded), **arguments)).keys()
-    for form in (lambda: theirs(texts).data, lambda: [theirs(text).data for text in texts],
-                 lambda: [theirs(text) for text in texts], lambda: [{"input_ids": theirs(text)["input_ids"]} for text in texts]):
+        assert (
+            dict(ours.pad(encoded.data, **arguments)).keys()
+            == dict(theirs.pad(copy.deepcopy(encoded), **arguments)).keys()
+        )
+    for form in (
+        lambda: theirs(texts).data,
+        lambda: [theirs(text).data for text in texts],
+        lambda: [theirs(text) for text in texts],
+        lambda: [{"input_ids": theirs(text)["input_ids"]} for text in texts],
+    ):
         if arguments.get("padding") is False and "return_tensors" in arguments:
             continue
         a, b = ours.pad(form(), **arguments), theirs.pad(form(), **arguments)
@@ -217,7 +264,9 @@ def test_the_encoding_knows_words_and_characters(ours, theirs):
 
 def test_one_tokenizer_in_many_threads_and_processes(ours, random_texts):
     texts = random_texts[:60]
-    expected = {length: ours(texts, truncation=True, max_length=length, padding=True)["input_ids"] for length in range(4, 12)}
+    expected = {
+        length: ours(texts, truncation=True, max_length=length, padding=True)["input_ids"] for length in range(4, 12)
+    }
     wrong = []
 
     def work(length):
@@ -264,38 +313,62 @@ def test_warnings_as_transformers_gives_them(vocab_file):
 # --- bad input
 
 
-@pytest.mark.parametrize(("text", "pair", "words", "message"), [
-    (None, None, False, "^text: got NoneType"), (5, None, False, "^text: got int"), (b"cat", None, False, "^text: got bytes"),
-    ([], None, False, "^text: got an empty list"), ((), None, False, "^text: got an empty list"),
-    (["cat", None], None, False, r"^text\[1\]: got NoneType"), (["cat", 5.0], None, False, r"^text\[1\]: got float"),
-    ([b"cat"], None, False, r"^text\[0\]: got bytes"), ([["a", "b", "c"]], None, False, r"^text\[0\]: got list"),
-    ([("a", 1)], None, False, r"^text\[0\]\[1\]: got int"), ("cat \ud800", None, False, "lone surrogate"),
-    (["cat", "\udfff"], None, False, r"^text\[1\]: character 0 is a lone surrogate"),
-    ({"text": "cat"}, None, False, "^text: got dict"), (np.array(["cat"]), None, False, "^text: got ndarray"),
-    ("cat", 5, False, "^text_pair: got int"), ("cat", ["dog"], False, "^text_pair: got list"),
-    (["cat"], "dog", False, "^text_pair: got str"), (["cat"], ["dog", "dog"], False, "^text_pair: got 2"),
-    (["cat", "cat"], ["dog", 1], False, r"^text_pair\[1\]: got int"),
-    ("cat", None, True, "^text: got str"), (["cat", 1], None, True, r"^text\[1\]: got int"),
-    ([["cat"], "dog"], None, True, r"^text\[1\]: got str"), ([["cat"], ["dog", 1]], None, True, r"^text\[1\]\[1\]: got int"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "pair", "words", "message"),
+    [
+        (None, None, False, "^text: got NoneType"),
+        (5, None, False, "^text: got int"),
+        (b"cat", None, False, "^text: got bytes"),
+        ([], None, False, "^text: got an empty list"),
+        ((), None, False, "^text: got an empty list"),
+        (["cat", None], None, False, r"^text\[1\]: got NoneType"),
+        (["cat", 5.0], None, False, r"^text\[1\]: got float"),
+        ([b"cat"], None, False, r"^text\[0\]: got bytes"),
+        ([["a", "b", "c"]], None, False, r"^text\[0\]: got list"),
+        ([("a", 1)], None, False, r"^text\[0\]\[1\]: got int"),
+        ("cat \ud800", None, False, "lone surrogate"),
+        (["cat", "\udfff"], None, False, r"^text\[1\]: character 0 is a lone surrogate"),
+        ({"text": "cat"}, None, False, "^text: got dict"),
+        (np.array(["cat"]), None, False, "^text: got ndarray"),
+        ("cat", 5, False, "^text_pair: got int"),
+        ("cat", ["dog"], False, "^text_pair: got list"),
+        (["cat"], "dog", False, "^text_pair: got str"),
+        (["cat"], ["dog", "dog"], False, "^text_pair: got 2"),
+        (["cat", "cat"], ["dog", 1], False, r"^text_pair\[1\]: got int"),
+        ("cat", None, True, "^text: got str"),
+        (["cat", 1], None, True, r"^text\[1\]: got int"),
+        ([["cat"], "dog"], None, True, r"^text\[1\]: got str"),
+        ([["cat"], ["dog", 1]], None, True, r"^text\[1\]\[1\]: got int"),
+    ],
+)
 def test_bad_texts_are_named(text, pair, words, message, ours):
     with pytest.raises(ValueError, match=message):
         ours(text, pair, is_split_into_words=words)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"padding": "all"}, "^padding: got 'all'"), ({"truncation": "some"}, "^truncation: got 'some'"),
-    ({"max_length": 0, "truncation": True}, "^max_length: got 0"), ({"max_length": -3}, "^max_length: got -3"),
-    ({"max_length": 2.5, "truncation": True}, "^max_length: got 2.5"),
-    ({"max_length": 1, "truncation": True}, "^max_length: got 1, wanted room for 2"),
-    ({"max_length": 5, "truncation": True, "stride": 3}, "^stride: got 3, wanted less than the 3"),
-    ({"stride": -1}, "^stride: got -1"), ({"pad_to_multiple_of": 0}, "^pad_to_multiple_of: got 0"),
-    ({"truncation": True, "max_length": 9, "padding": True, "pad_to_multiple_of": 4}, "^max_length: got 9, wanted a multiple"),
-    ({"truncation": "only_second", "max_length": 4}, "^truncation: got 'only_second'"),
-    ({"return_tensors": "tf"}, "^return_tensors: got 'tf'"), ({"padding_side": "up", "padding": True}, "^padding_side: got 'up'"),
-    ({"return_tensors": "pt"}, "input_ids: got rows of shapes .*padding=True"),
-    ({"return_tensors": "np"}, "input_ids: got rows of shapes .*padding=True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": "all"}, "^padding: got 'all'"),
+        ({"truncation": "some"}, "^truncation: got 'some'"),
+        ({"max_length": 0, "truncation": True}, "^max_length: got 0"),
+        ({"max_length": -3}, "^max_length: got -3"),
+        ({"max_length": 2.5, "truncation": True}, "^max_length: got 2.5"),
+        ({"max_length": 1, "truncation": True}, "^max_length: got 1, wanted room for 2"),
+        ({"max_length": 5, "truncation": True, "stride": 3}, "^stride: got 3, wanted less than the 3"),
+        ({"stride": -1}, "^stride: got -1"),
+        ({"pad_to_multiple_of": 0}, "^pad_to_multiple_of: got 0"),
+        (
+            {"truncation": True, "max_length": 9, "padding": True, "pad_to_multiple_of": 4},
+            "^max_length: got 9, wanted a multiple",
+        ),
+        ({"truncation": "only_second", "max_length": 4}, "^truncation: got 'only_second'"),
+        ({"return_tensors": "tf"}, "^return_tensors: got 'tf'"),
+        ({"padding_side": "up", "padding": True}, "^padding_side: got 'up'"),
+        ({"return_tensors": "pt"}, "input_ids: got rows of shapes .*padding=True"),
+        ({"return_tensors": "np"}, "input_ids: got rows of shapes .*padding=True"),
+    ],
+)
 def test_bad_arguments_are_named(arguments, message, ours):
     with pytest.raises(ValueError, match=message):
         ours(["the cat is red", "cat"], verbose=False, **arguments)
@@ -349,159 +422,3 @@ def test_special_tokens_that_the_vocabulary_lacks_are_appended(vocab_file):
     ours, theirs = BertTokenizer(vocab_file, **arguments), Theirs(str(vocab_file), **arguments)
     assert ours.get_vocab() == theirs.get_vocab()
     assert_equal_calls(ours, theirs, ["the cat <sep> [SEP]", "a"], padding=True)
-
-
-# --- files
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_ours_saved_loads_in_transformers_and_back(kind, vocab_file, random_texts, tmp_path):
-    ours = BertTokenizer(vocab_file, **KINDS[kind])
-    ours.add_tokens(["foobar"])
-    texts = [*random_texts[:300], "foobar <x> FOOBAR"]
-    expected = ours(texts, verbose=False)["input_ids"]
-    saved = ours.save_pretrained(tmp_path / "ours")
-    assert {os.path.basename(path) for path in saved} == {
-        "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-    }
-    theirs = Theirs.from_pretrained(tmp_path / "ours")
-    assert theirs(texts)["input_ids"] == expected and len(theirs) == len(ours)
-    assert theirs.padding_side == ours.padding_side and theirs.model_max_length == ours.model_max_length
-    assert theirs.extra_special_tokens == ours.extra_special_tokens
-    theirs(texts, truncation=True, max_length=5, padding=True)  # leaves its state in the saved tokenizer.json
-    theirs.save_pretrained(tmp_path / "theirs")
-    again = BertTokenizer.from_pretrained(tmp_path / "theirs")
-    assert again(texts, verbose=False)["input_ids"] == expected
-    assert again.files_to_save() == {**ours.files_to_save(), "tokenizer_config.json": again.files_to_save()[
-        "tokenizer_config.json"]}
-    assert BertTokenizer.from_pretrained(tmp_path / "ours").files_to_save() == ours.files_to_save()
-
-
-def test_every_source_of_a_vocabulary(vocab_file, tmp_path, ours):
-    expected = ours("the Café [MASK]")["input_ids"]
-    ours.save_pretrained(tmp_path)
-    vocabulary = ours.get_vocab()
-    for tokenizer in (
-        BertTokenizer(str(vocab_file)), BertTokenizer(vocab_file=vocab_file), BertTokenizer(vocab=vocab_file),
-        BertTokenizer(vocabulary), BertTokenizer(vocab=vocabulary), BertTokenizer(tokenizer_file=tmp_path / "tokenizer.json"),
-        BertTokenizer.from_pretrained(tmp_path), BertTokenizer.from_pretrained(str(tmp_path / "vocab.txt")),
-        BertTokenizer.from_pretrained(tmp_path / "tokenizer.json"),
-    ):  # fmt: skip
-        assert tokenizer("the Café [MASK]")["input_ids"] == expected and len(tokenizer) == len(ours)
-
-
-def test_a_tokenizer_json_keeps_its_own_settings_unless_told(vocab_file, tmp_path):
-    cased = BertTokenizer(vocab_file, do_lower_case=False, tokenize_chinese_chars=False)
-    cased.save_pretrained(tmp_path)
-    alone = BertTokenizer(tokenizer_file=tmp_path / "tokenizer.json")
-    assert alone("Cat 東京")["input_ids"] == cased("Cat 東京")["input_ids"]
-    lowered = BertTokenizer.from_pretrained(tmp_path, do_lower_case=True)
-    theirs = Theirs.from_pretrained(tmp_path, do_lower_case=True)
-    assert lowered("Cat 東京")["input_ids"] == theirs("Cat 東京")["input_ids"] != cased("Cat 東京")["input_ids"]
-
-
-def write_437(directory, vocab_file, with_json):
-    """What transformers 4.37 writes: slow without, fast with tokenizer.json."""
-    size = len(vocab_file.read_text(encoding="utf-8").splitlines())
-    special = {"cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    vocabulary = BertTokenizer(vocab_file).get_vocab()
-    added = {str(vocabulary[token]): {"content": token, **flags} for token in special.values()}
-    added[str(size)] = {"content": "<x>", **flags}
-    added[str(size + 1)] = {"content": "foobar", **flags, "normalized": True, "special": False}
-    config = {
-        **special, "added_tokens_decoder": added, "additional_special_tokens": ["<x>"], "do_lower_case": True,
-        "clean_up_tokenization_spaces": True, "do_basic_tokenize": True, "model_max_length": 40, "never_split": None,
-        "strip_accents": None, "tokenize_chinese_chars": True, "tokenizer_class": "BertTokenizer",
-    }  # fmt: skip
-    directory.mkdir()
-    (directory / "vocab.txt").write_bytes(vocab_file.read_bytes())
-    (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    (directory / "special_tokens_map.json").write_text(json.dumps({**special, "additional_special_tokens": ["<x>"]}))
-    (directory / "added_tokens.json").write_text(json.dumps({"<x>": size, "foobar": size + 1}))
-    if with_json:
-        backend = Tokenizer.from_str(BertTokenizer(vocab_file).backend_tokenizer.to_str())
-        backend.add_special_tokens(["<x>"])
-        backend.add_tokens(["foobar"])
-        backend.enable_padding(length=9, direction="left")
-        backend.save(str(directory / "tokenizer.json"))
-
-
-@pytest.mark.parametrize("with_json", [True, False], ids=["fast", "slow"])
-def test_directories_of_4_37(with_json, vocab_file, random_texts, tmp_path):
-    write_437(tmp_path / "old", vocab_file, with_json)
-    ours, theirs = BertTokenizer.from_pretrained(tmp_path / "old"), Theirs.from_pretrained(tmp_path / "old")
-    texts = [*random_texts[:200], "foobar <x> FOOBAR <X>"]
-    assert ours(texts, verbose=False)["input_ids"] == theirs(texts)["input_ids"]
-    assert len(ours) == len(theirs) and ours.extra_special_tokens == ["<x>"] and ours.model_max_length == 40
-    assert ours.clean_up_tokenization_spaces and ours.padding_side == theirs.padding_side
-
-
-def test_directories_before_added_tokens_decoder(vocab_file, tmp_path):
-    write_437(tmp_path / "older", vocab_file, with_json=False)
-    path = tmp_path / "older" / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    del config["added_tokens_decoder"], config["additional_special_tokens"]
-    path.write_text(json.dumps(config))
-    path.with_name("special_tokens_map.json").write_text(json.dumps({
-        "mask_token": {"content": "[MASK]", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False},
-        "additional_special_tokens": ["<x>"],
-    }))  # fmt: skip
-    ours, theirs = BertTokenizer.from_pretrained(tmp_path / "older"), Theirs.from_pretrained(tmp_path / "older")
-    for text in ("the foobar <x> [MASK]", "FOOBAR<x>", "[SEP] [UNK]"):
-        assert ours(text)["input_ids"] == theirs(text)["input_ids"]
-    assert len(ours) == len(theirs)
-
-
-def test_vocab_txt_alone(vocab_file, tmp_path, random_texts):
-    (tmp_path / "vocab.txt").write_bytes(vocab_file.read_bytes())
-    ours, theirs = BertTokenizer.from_pretrained(tmp_path), Theirs.from_pretrained(tmp_path)
-    assert ours(random_texts[:100])["input_ids"] == theirs(random_texts[:100])["input_ids"]
-
-
-def test_broken_files_are_named(vocab_file, tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither tokenizer.json nor vocab.txt"):
-        BertTokenizer.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        BertTokenizer.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
-        BertTokenizer(tmp_path / "nowhere.txt")
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        BertTokenizer(tokenizer_file=tmp_path / "nowhere.json")
-    vocabulary, settings_file, whole = (tmp_path / name for name in ("vocab.txt", "tokenizer_config.json", "tokenizer.json"))
-    for content, message in ((b"", "is empty"), (b"\xff\xfe\n", "UTF-8"), (b"a\nb\n", "unk_token: '\\[UNK\\]' is not")):
-        vocabulary.write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            BertTokenizer.from_pretrained(tmp_path)
-    vocabulary.write_bytes(vocab_file.read_bytes())
-    settings_file.write_text("{")
-    with pytest.raises(ValueError, match="tokenizer_config.json: not a valid JSON file"):
-        BertTokenizer.from_pretrained(tmp_path)
-    settings_file.write_text(json.dumps({"added_tokens_decoder": {"99999": {"content": "<x>", "special": True}}}))
-    with pytest.raises(ValueError, match="'<x>' is given id 99999"):
-        BertTokenizer.from_pretrained(tmp_path)
-    settings_file.unlink()
-    for content, message in (("{", "not a valid JSON"), ("{}", "not a valid tokenizer.json"),
-                             ('{"model": {"type": "BPE"}}', "BPE model, wanted WordPiece")):
-        whole.write_text(content)
-        with pytest.raises(ValueError, match=message):
-            BertTokenizer.from_pretrained(tmp_path)
-
-
-def test_bad_constructor_arguments(vocab_file):
-    for arguments, message in (
-        ({}, "got 0 of them"), ({"vocab_file": vocab_file, "vocab": vocab_file}, "got 2 of them"),
-        ({"vocab_file": vocab_file, "unk_token": None}, "^unk_token"), ({"vocab_file": vocab_file, "unk_token": "x y"}, "^unk_token"),
-        ({"vocab_file": vocab_file, "cls_token": 5}, "^cls_token: got 5"), ({"vocab": {"[UNK]": -1}}, "^vocab"),
-        ({"vocab_file": vocab_file, "padding_side": "top"}, "^padding_side: got 'top'"),
-        ({"vocab_file": vocab_file, "extra_special_tokens": [5]}, "^extra_special_tokens: got 5"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=message):
-            BertTokenizer(**arguments)
-
-
-def test_a_config_cannot_point_outside_its_directory(vocab_file, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\n[MASK]\n")
-    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"vocab_file": str(vocab_file)}))
-    assert len(BertTokenizer.from_pretrained(tmp_path / "model")) == 5

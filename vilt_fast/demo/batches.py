@@ -94,7 +94,8 @@ def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Pi
     grid = pixels.shape[1] // patch, pixels.shape[2] // patch
     things = np.zeros(grid[0] * grid[1], np.uint8)
     for thing in sample.scene.things:
-        things[_cell(sample.scene, thing, grid)] = 1 + SHAPES.index(thing.shape) * len(COLORS) + COLORS.index(thing.color)
+        kind = SHAPES.index(thing.shape) * len(COLORS) + COLORS.index(thing.color)
+        things[_cell(sample.scene, thing, grid)] = 1 + kind
 
     def cells(meant: tuple[Thing, ...]) -> list[int]:
         return [_cell(sample.scene, thing, grid) for thing in meant]

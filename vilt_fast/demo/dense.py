@@ -1,7 +1,7 @@
 """The model's forward pass on a batch whose pictures all have the same size, for training on a CPU.
 
-Equal pictures leave nothing to pack but a few padded words, and then one batched product a layer is the fastest form of
-attention on a CPU. Parameters, order of operations and results are those of the packed model (tests/demo compares them).
+Equal pictures leave nothing to pack but a few padded words, and then batched products over the whole batch are the
+fastest form of attention on a CPU. Parameters and results are those of the packed model; tests/demo compares them.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def evaluate(
     model.eval()
     given: list[tuple[str, str, str]] = []  # kind, right answer, model's answer
     for start in tqdm(range(0, n, batch_size), disable=not progress, unit="batch", desc="evaluating"):
-        pictures = [
-            make_sample("test", seed, i, questions=questions) for i in range(start, min(start + batch_size, n))
-        ]
+        pictures = [make_sample("test", seed, i, questions=questions) for i in range(start, min(start + batch_size, n))]
         given += _answer(model, processor, pictures)
     model.train(was_training)
     return _scores(given)

@@ -47,7 +47,8 @@ REPORT = "training.json"
 class Recipe:
     """Everything but the seed that the trained weights depend on.
 
-    things_block, mentions_block: after which block the two helping maps read the patches.
+    things_block, mentions_block: after which block the two helping maps read the patches; never the last one.
+    help_weight: of the helping losses. They are means over patches, most of them empty: by the picture, 40 is about 1.
     shards: parts of a batch whose gradients are computed at once, a core each.
     bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32.
     """
@@ -68,7 +69,7 @@ class Recipe:
     initializer_range: float = 0.06
     things_block: int = 2
     mentions_block: int = 3
-    help_weight: float = 4.0
+    help_weight: float = 40.0
     bf16: bool = True
     shards: int = 2
 
@@ -99,9 +100,18 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
     embeddings = model.vilt.embeddings
     # A patch has fewer values than the usual 3072: give its projection unit gain, and tell the positions apart.
     nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=(3 * recipe.patch_size**2) ** -0.5)
-    nn.init.normal_(embeddings.position_embeddings, std=0.02)
+    with torch.no_grad():
+        embeddings.position_embeddings[0, 1:] = _waves(config.table_size, recipe.hidden_size)
     nn.init.constant_(model.classifier[3].bias, -math.log(len(ANSWERS) - 1))  # one answer is right: the others are not
     return model
+
+
+def _waves(table_size: tuple[int, int], width: int) -> Tensor:
+    """Sines and cosines of row and column: neighbours start out alike, so blocks find them at once. (P * Q, width)"""
+    wavelengths = torch.logspace(math.log10(3), math.log10(32), width // 4)  # in patches
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in table_size), indexing="ij")
+    angles = [2 * math.pi * axis.flatten()[:, None] / wavelengths for axis in (rows, columns)]
+    return 0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
 
 
 class _Run:
@@ -222,12 +232,7 @@ def train(
         ValueError: a number out of range, or a checkpoint from another recipe or seed.
         OSError: the directory cannot be written; an older checkpoint stays whole.
     """
-    recipe = recipe or Recipe()
-    if steps is not None:
-        recipe = dataclasses.replace(recipe, steps=steps)
-    for name, value in (("steps", recipe.steps), ("save_every", save_every)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, wanted a positive integer")
+    recipe = _checked(recipe or Recipe(), steps, save_every)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
@@ -243,6 +248,15 @@ def train(
     run.model.eval().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     return run.model, processor
+
+
+def _checked(recipe: Recipe, steps: int | None, save_every: int) -> Recipe:
+    """The recipe with the caller's number of steps. ValueError for numbers that mean nothing."""
+    recipe = recipe if steps is None else dataclasses.replace(recipe, steps=steps)
+    for name, value in (("steps", recipe.steps), ("save_every", save_every)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, wanted a positive integer")
+    return recipe
 
 
 def _go(

@@ -236,6 +236,7 @@ def _array_to_rgb(array: np.ndarray, input_data_format: str | None, name: str) -
         raise ValueError(f"{name}: got an array of shape {array.shape}, wanted (H, W), (H, W, C) or (C, H, W)")
     if array.size == 0:
         raise ValueError(f"{name}: got an array of shape {array.shape}, wanted at least one pixel")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:
         array = array[:, :, None]
     elif _channel_axis(array.shape, input_data_format, name) == 0:

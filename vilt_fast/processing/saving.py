@@ -11,8 +11,8 @@ from typing import Any
 from vilt_fast.files import stage
 from vilt_fast.hub import find_file
 
-# Arguments of `find_file` that every from_pretrained takes.
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
+# Arguments that every from_pretrained takes: those of `find_file`, and a folder of the directory or repository.
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
 IGNORED_OPTIONS = (
     "_from_auto", "backend", "force_download", "legacy_format", "proxies", "resume_download", "trust_remote_code",
@@ -21,7 +21,10 @@ IGNORED_OPTIONS = (
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the keywords of from_pretrained into those of `find_file` and the rest, dropping the meaningless."""
+    """Split the keywords of from_pretrained into those that say where the files are and the rest."""
+    options = dict(options)
+    if "use_auth_token" in options:  # the old name; it must never be taken for a setting, and saved
+        options.setdefault("token", options.pop("use_auth_token"))
     hub = {key: options[key] for key in HUB_OPTIONS if key in options}
     rest = {key: value for key, value in options.items() if key not in hub and key not in IGNORED_OPTIONS}
     return hub, rest
@@ -42,9 +45,16 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
+def find_optional(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> Path | None:
+    """The path of one optional file of a directory or hub repository; None where there is none."""
+    options = dict(hub)
+    folder = options.pop("subfolder", None)
+    return find_file(name_or_path, f"{folder}/{filename}" if folder else filename, required=False, **options)
+
+
 def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:
     """The content of one optional JSON file of a directory or hub repository; None where there is none."""
-    path = find_file(name_or_path, filename, required=False, **hub)
+    path = find_optional(name_or_path, filename, hub)
     return None if path is None else read_json(path)
 
 

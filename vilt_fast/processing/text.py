@@ -337,7 +337,8 @@ class BertTokenizer(TokenTable):
                 # A bare Exception where "only_second" cannot cut enough, a panic where a stride does not fit.
                 if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                     raise
-                cause = f"truncation: got {strategy.truncation!r}" if isinstance(error, Exception) else f"stride: got {stride}"
+                cut = f"truncation: got {strategy.truncation!r}"
+                cause = cut if isinstance(error, Exception) else f"stride: got {stride}"
                 raise ValueError(f"{cause} with max_length={strategy.max_length}: {error}") from error
 
     def _warn_if_too_long(self, rows: list[list[int]], strategy: Strategy, verbose: bool) -> None:

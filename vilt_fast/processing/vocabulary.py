@@ -11,9 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from vilt_fast.hub import find_file
-
-from .saving import find_json, read_json, to_json
+from .saving import find_json, find_optional, read_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
 SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -191,7 +189,7 @@ def read_saved(name_or_path: str | os.PathLike[str], hub: Mapping[str, Any]) -> 
             for token, index in added.items()
         }
     for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
-        path = find_file(name_or_path, filename, required=False, **hub)
+        path = find_optional(name_or_path, filename, hub)
         if path is not None:
             return {**settings, key: str(path)}
     raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")

@@ -1,0 +1,93 @@
+"""What every shipped configuration compiles to, for four chips, without a GPU."""
+
+import os
+import re
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+from vilt_fast.kernels import compile as compiler  # noqa: E402
+from vilt_fast.kernels import launch  # noqa: E402
+
+# Kernels that multiply matrices; the others have no use for a matrix unit.
+PRODUCTS = {"linear_pointer", "linear_descriptor", "attention_kernel", "patch_embed_kernel"}
+MATRIX_UNIT = {"sm80": "mma", "sm90": "wgmma", "sm100": "tcgen05", "gfx942": "mfma"}
+FIELDS = ("target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions")
+
+
+def _needs_matrix_unit(row: dict) -> bool:
+    """Whether a row is a product of a type that matrix units take: on NVIDIA that is all but fp32 as it is."""
+    dtypes = set(re.findall(r"bf16|fp16|tf32|fp32", row["config"]))
+    return row["kernel"] in PRODUCTS and (dtypes != {"fp32"} or row["target"] == "gfx942")
+
+
+def _depth(shape: str) -> str:
+    """How many elements of K one instruction adds up: "16" of "m64n256k16" and of "16x16x16"."""
+    return re.split(r"[kx]", shape)[-1]
+
+
+@pytest.mark.parametrize("target", compiler.TARGETS)
+def test_every_shipped_configuration(target: str) -> None:
+    # Under xdist the other targets run beside this one.
+    rows = compiler.compile_all([target], jobs=1 if "PYTEST_XDIST_WORKER" in os.environ else None)
+    assert {row["kernel"] for row in rows} >= PRODUCTS - (
+        {"linear_descriptor"} if target in ("sm80", "gfx942") else set()
+    )
+    names = [(row["kernel"], row["config"]) for row in rows]
+    assert len(set(names)) == len(names), "a configuration is there twice"
+    for row in rows:
+        assert set(FIELDS) <= set(row) and row["target"] == target
+        assert 0 < row["registers"] <= (512 if target == "gfx942" else 255), row
+        assert row["shared_bytes"] <= launch.SHARED_LIMIT[target], row
+        if target in ("sm80", "sm90"):
+            assert row["spill_bytes"] == 0, row
+        if _needs_matrix_unit(row):
+            assert row["matrix_instructions"] == MATRIX_UNIT[target], row
+    # A row of a product is the same in every batch because every tile adds K in the same chunks.
+    for words in ({"bf16"}, {"tf32"}, {"fp32"}):
+        depths = {
+            _depth(shape)
+            for row in rows
+            if row["kernel"].startswith("linear") and words & set(row["config"].split())
+            for shape in row["matrix_shapes"]
+        }
+        assert len(depths) <= 1, (words, depths)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="target: got 'sm70', wanted one of sm80, sm90, sm100, gfx942"):
+        compiler.compile_all(["sm70"])
+    with pytest.raises(ValueError, match="operations: got convolution, wanted some of resize"):
+        compiler.compile_all(["sm80"], operations=["convolution"])
+
+
+def test_a_kernel_that_does_not_compile_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_PATH", "")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", os.devnull)
+    monkeypatch.setenv("TRITON_ALWAYS_COMPILE", "1")
+    with pytest.raises(RuntimeError, match="a kernel does not compile"):
+        compiler.compile_all(["sm80"], operations=["layer_norm"], jobs=1)
+
+
+class _Function:
+    """As much of a jit function as `describe` looks at."""
+
+    __name__ = "function"
+    arg_names = ("out_ptr", "rows", "BLOCK", "bias_ptr")
+
+
+def test_describe() -> None:
+    types, constexprs = {"out_ptr": "*bf16:16", "rows": "i32"}, {"BLOCK": 64, "bias_ptr": None}
+    signature, values, attrs = compiler.describe(_Function(), types, constexprs)
+    assert signature == {"out_ptr": "*bf16", "rows": "i32", "BLOCK": "constexpr", "bias_ptr": "constexpr"}
+    assert values == constexprs and attrs == {(0,): [["tt.divisibility", 16]]}
+    for wrong in ({"rows": "i32"}, types | {"colums": "i32"}, types | {"BLOCK": "i32"}):
+        with pytest.raises(ValueError, match="function: got arguments that are missing, unknown or twice there"):
+            compiler.describe(_Function(), wrong, constexprs)
+
+
+def test_matrix_instructions_are_told_apart() -> None:
+    ptx = "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {}; mma.sync.aligned.m16n8k16.row.col.f32 {};"
+    assert compiler.matrix_instructions(ptx) == {"wgmma": ["m64n256k16"], "mma": ["m16n8k16"]}
+    assert compiler.matrix_instructions("v_mfma_f32_16x16x16_bf16 a[0:3]") == {"mfma": ["16x16x16"]}
+    assert compiler.matrix_instructions("fma.rn.f32 %f1, %f2, %f3, %f4;") == {}

@@ -1,0 +1,66 @@
+"""tune: the table holds the fastest tile that gives the right bits, and launchers read it."""
+
+import json
+
+import pytest
+import torch
+
+from vilt_fast import tune as module
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+from vilt_fast.kernels import launch, linear  # noqa: E402
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+
+
+@pytest.fixture
+def clock(monkeypatch, device):
+    """A pretended clock: a call takes as long as the tile in force says, 100 where none is."""
+    monkeypatch.setattr(module, "_ATTENTION", module._ATTENTION[:2])
+    monkeypatch.setattr(module, "_LAYER_NORM", module._LAYER_NORM[:2])
+    tiles = {kind: [tiles[0], tiles[1], tiles[-1]] for kind, tiles in module._FEW_ROWS.items()}
+    monkeypatch.setattr(module, "_FEW_ROWS", tiles)
+
+    def measure(call) -> float:
+        config = next(iter(launch._forced.values()), None)
+        return 100.0 if config is None else config.get("BLOCK_K", 0) + config.get("BLOCK_N", 0) + config.get("ROWS", 0)
+
+    return measure
+
+
+def test_the_fastest_goes_into_a_table_that_launchers_read(clock, tmp_path) -> None:
+    lines = []
+    path = module.tune(**SIZES, rows=(20,), directory=tmp_path, measure=clock, report=lines.append)
+    table = json.loads(path.read_text())
+    entries = launch.read_table(path)
+    assert table["triton"] == launch.triton.__version__ and len(entries) == len(lines) == 6
+    shapes = [(entry["N"], entry["K"]) for entry in entries if entry["op"].startswith("linear")]
+    assert shapes == [(96, 32), (32, 32), (64, 32), (32, 64)]
+    for entry in entries[:4]:
+        # 64 x 64 columns by 64 of K is the least of the three by this clock.
+        assert (entry["config"]["BLOCK_N"], entry["config"]["BLOCK_K"], entry["bucket"]) == (64, 64, "tiny")
+        assert entry["why"].startswith("128.0000 ms, 100.0000 before; 3 measured, 0 left out")
+    assert [entry["config"].get("ROWS") for entry in entries[4:]] == [1, None]
+
+
+def test_other_bits_are_left_out(clock, tmp_path, monkeypatch) -> None:
+    """The tile that would have won is wrong in one bit, so another one goes into the table."""
+    real = linear.linear
+
+    def off_by_a_bit(x, *arguments, **options):
+        out = real(x, *arguments, **options)
+        wrong = next(iter(launch._forced.values()), {}).get("BLOCK_K") == 128
+        return out.view(torch.int16).bitwise_xor(wrong).view(out.dtype)
+
+    monkeypatch.setattr(linear, "linear", off_by_a_bit)
+    path = module.tune(**SIZES, rows=(20,), directory=tmp_path, measure=lambda call: 1000 - clock(call), report=len)
+    for entry in launch.read_table(path)[:4]:
+        assert entry["config"]["BLOCK_K"] == 64 and "3 measured, 1 left out" in entry["why"]
+
+
+def test_bad_arguments(monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"rows: got \(0,\), wanted positive numbers"):
+        module.tune(rows=(0,), measure=lambda call: 1.0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="got no CUDA GPU"):
+        module.tune()
