@@ -19,12 +19,19 @@ def patch_embed(
     cls_row: Tensor,
     *,
     table_size: tuple[int, int],
+    grid_size: tuple[int, int] | None = None,
+    pixel_offset: Tensor | None = None,
+    pixel_scale: float = 1.0,
 ) -> Tensor:
-    """Project the chosen patches of a padded batch and put each, and every picture's CLS, at its row.
+    """Project the chosen patches of a batch of pictures and put each, and every picture's CLS, at its row.
+
+    The pictures are padded, (B, C, H, W) floats, or ragged: flat bytes, picture b (h * p, w * p, C) from
+    pixel_offset[b] on, where (h, w) is its grid. A byte u counts as pixel_scale * (u - 128), and products are
+    accumulated in fp32 or fp64; `vilt_fast.pixels.fold_normalisation` makes weight, bias and scale for that.
 
     Args:
         tokens: (rows, d); every row that nothing goes to is passed on as it is.
-        pixels: (B, C, H, W), any float dtype.
+        pixels: (B, C, H, W), any float dtype; or (bytes,) uint8, with `grid_size` and `pixel_offset`.
         weight: (d, C, p, p); bias: (d,) or None.
         position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
         cls_token: (d,).
@@ -33,25 +40,47 @@ def patch_embed(
         patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
         patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32.
         table_size: (P, Q).
+        grid_size: (GH, GW) that `patch_index` counts in, for ragged pictures; pixel_offset: (B,) int64, the first byte
+            of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged pictures.
 
     Returns:
         (rows, d): `tokens` with patches and CLS written. The kernel writes in place, this function does not.
     """
     patch = weight.shape[-1]
-    grid_height, grid_width = pixels.shape[2] // patch, pixels.shape[3] // patch
+    ragged = pixel_offset is not None
+    grid_height, grid_width = grid_size if ragged else (pixels.shape[2] // patch, pixels.shape[3] // patch)
     chosen = patch_index >= 0
     cell = patch_index[chosen].long()
     picture, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
 
-    tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
-    tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
-    patches = tiles.permute(0, 2, 4, 1, 3, 5)[picture, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
-    rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
+    if ragged:
+        rows = _project_bytes(pixels, weight, pixel_offset[picture], grid[picture, 1], y, x) * pixel_scale
+        rows = rows if bias is None else rows + bias
+    else:
+        tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
+        tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
+        patches = tiles.permute(0, 2, 4, 1, 3, 5)[picture, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
+        rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
     rows = rows + interpolate(position[1:], table_size, grid[picture], y, x) + modality[pair_modality[picture]]
 
     cls = cls_token + position[0] + modality[pair_modality]  # (B, d)
     tokens = tokens.index_copy(0, patch_row[chosen].long(), rows.to(tokens.dtype))
     return tokens.index_copy(0, cls_row.long(), cls.to(tokens.dtype))
+
+
+def _project_bytes(pixels: Tensor, weight: Tensor, offset: Tensor, grid_width: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """(N, d) in fp32 or fp64: weight . (u - 128) of the patch at cell (y, x) of the picture that starts at `offset`.
+
+    The sides of a picture are whole patches, so that a row of a patch is one of the runs of p * C bytes that the buffer
+    falls into.
+    """
+    channels, patch = weight.shape[1:3]
+    run = patch * channels
+    runs = pixels[: len(pixels) // run * run].view(-1, run)
+    row = y[:, None] * patch + torch.arange(patch, device=pixels.device)  # (N, p), pixel rows of the picture
+    patches = runs[(offset // run)[:, None] + row * grid_width[:, None] + x[:, None]].flatten(1)  # (N, p * p * C)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return torch.nn.functional.linear(patches.to(dtype) - 128, weight.permute(0, 2, 3, 1).flatten(1).to(dtype))
 
 
 def interpolate(table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -146,11 +146,12 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> set[str]:
+def imports_of(path: Path, *, inside_functions: bool = True) -> set[str]:
     """Full names of what a source file imports, anywhere in it; `from a import b` counts as a and a.b."""
     names = set()
     package = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -197,11 +198,20 @@ def test_arrows(path):
         assert all(is_inside(name, *allowed) for name in outside), outside
         assert all(is_inside(name, "vilt_fast.kernels") for name in inside), inside
     elif room != "bench":
-        assert not any(is_inside(name, "transformers", "triton") for name in outside), outside
+        # Tuning measures kernels, so it needs Triton; it imports it inside its functions (see the next test).
+        refused = ("transformers",) if room == "tune" else ("transformers", "triton")
+        assert not any(is_inside(name, *refused) for name in outside), outside
         if room not in ("cli", "commands"):
             assert not any(is_inside(name, "vilt_fast.bench") for name in inside), inside
         above = [f"vilt_fast.{name}" for name in ABOVE.get(room, ())]
         assert not any(is_inside(name, *above) for name in inside), inside
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(p) not in ("kernels", "bench")], ids=module_name)
+def test_kernels_are_imported_where_they_are_used(path):
+    """At the head of a file, such an import would make `import vilt_fast` need Triton."""
+    names = imports_of(path, inside_functions=False)
+    assert not any(is_inside(name, "triton", "vilt_fast.kernels") for name in names), names
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(p) != "kernels"], ids=module_name)

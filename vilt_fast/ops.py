@@ -7,10 +7,12 @@ was sent to the kernels and cannot run there raises. Signatures and shapes are t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import PIL
 from torch import Tensor
 
 from vilt_fast.reference import attention as _attention
@@ -18,9 +20,10 @@ from vilt_fast.reference import layer_norm as _layer_norm
 from vilt_fast.reference import linear as _linear
 from vilt_fast.reference import patch_embed as _patch_embed
 from vilt_fast.reference import patch_sample as _patch_sample
+from vilt_fast.reference import resize as _resize
 from vilt_fast.reference import text_embed as _text_embed
 
-OPERATIONS = ("attention", "layer_norm", "linear", "patch_embed", "patch_sample", "text_embed")
+OPERATIONS = ("attention", "layer_norm", "linear", "patch_embed", "patch_sample", "resize", "text_embed")
 BACKENDS = ("kernels", "reference")
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -134,3 +137,32 @@ def patch_sample(attention_mask: Tensor, *arguments: Any, **options: Any) -> Any
 
         return kernels.patch_sample(attention_mask, *arguments, **options)
     return _patch_sample.patch_sample(attention_mask, *arguments, **options)
+
+
+@cache
+def _installed_rule() -> str:
+    """The pass order of the Pillow that is installed, so that `resize` gives its bytes."""
+    return _resize.pillow_rule(PIL.__version__)
+
+
+def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Pictures (H, W, C) uint8 at new sizes (height, width), bit for bit as the installed Pillow's bicubic.
+
+    See `vilt_fast.reference.resize`.
+    """
+    if images and uses_kernels("resize", images[0]):
+        from vilt_fast.kernels import resize as kernels
+
+        return kernels.resize(images, sizes, rule=_installed_rule())
+    return _resize.resize(images, sizes, rule=_installed_rule())
+
+
+def resize_packed(
+    source: Tensor, shapes: Sequence[tuple[int, int, int]], sizes: Sequence[tuple[int, int]], **options: Any
+) -> tuple[Tensor, list[int]]:
+    """`resize` from one flat buffer into another, see `vilt_fast.reference.resize`; follows the switch of "resize"."""
+    if uses_kernels("resize", source):
+        from vilt_fast.kernels import resize as kernels
+
+        return kernels.resize_packed(source, shapes, sizes, rule=_installed_rule(), **options)
+    return _resize.resize_packed(source, shapes, sizes, rule=_installed_rule(), **options)

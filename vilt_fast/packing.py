@@ -6,10 +6,10 @@ its words, the CLS of its picture, its patches in raster order. Nothing else com
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,14 @@ from vilt_fast import ops
 
 # A condition on values that live on the device, a bool scalar that is True where something is wrong, and what to say.
 Check: TypeAlias = tuple[Tensor, Callable[[], str]]
+
+
+class Copies(NamedTuple):
+    """Patches that several pairs share: projected for the first of them, copied for the others. All int64."""
+
+    projected: Tensor  # (n,): places in `Layout.patch_index` of the patches to project
+    source: Tensor  # (m,): rows of projected patches
+    target: Tensor  # (m,): rows that equal them
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Layout:
         total_tokens: rows of the flat tensor.
         max_seqlen: length of the longest pair.
         max_patches: patches of the picture with most of them.
+        copies: patches that need no projection of their own; None: every patch has its own.
     """
 
     cu_seqlens: Tensor
@@ -54,6 +63,7 @@ class Layout:
     total_tokens: int
     max_seqlen: int
     max_patches: int
+    copies: Copies | None = None
 
     @classmethod
     def build(
@@ -67,6 +77,7 @@ class Layout:
         seed: int = 0,
         image_index: Tensor | None = None,
         has_cls: bool = True,
+        grid: Tensor | None = None,
         checks: list[Check] | None = None,
     ) -> Layout:
         """Plan a batch, and read back to the host, once, its sizes and the outcome of all checks.
@@ -74,6 +85,7 @@ class Layout:
         Args:
             attention_mask: (B, L) bool. pixel_mask: (B, H, W) or None. patch_mask: (B, GH, GW) bool or None.
             grid_size, max_patches, seed, image_index, has_cls: as in `vilt_fast.reference.patch_sample`.
+            grid: (B, 2) integers, the valid patches of each picture where they are known, in place of `pixel_mask`.
             checks: conditions on values that ride on the same read.
 
         Raises:
@@ -82,7 +94,7 @@ class Layout:
         if image_index is None:
             image_index = torch.arange(len(attention_mask), device=attention_mask.device)
         plan = ops.patch_sample(
-            attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
+            attention_mask, pixel_mask if grid is None else _cell_mask(grid, grid_size), patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
         )
         checks = [*(checks or []), *_mask_checks(attention_mask, pixel_mask)]
         lengths = plan.cu_seqlens.diff()
@@ -114,6 +126,32 @@ class Layout:
             max_seqlen=max_seqlen,
             max_patches=most_patches,
         )
+
+    def sharing(self, leaders: Sequence[int], patch_counts: Sequence[int]) -> Layout:
+        """The same layout with `copies`, where pairs share all their patches.
+
+        Args:
+            leaders: for each pair the first pair with the same patches, itself if there is none before it.
+            patch_counts: `patch_count` as the host knows it.
+        """
+        followers = [pair for pair, leader in enumerate(leaders) if leader != pair]
+        if not followers:
+            return self
+        counts = torch.tensor(patch_counts, device="cpu")
+        first = counts.cumsum(0) - counts
+
+        def places(pairs: Sequence[int]) -> Tensor:
+            chosen = torch.tensor(pairs, device="cpu")
+            before = counts[chosen].cumsum(0) - counts[chosen]  # places of the pairs before each in the result
+            return torch.arange(int(counts[chosen].sum())) + (first[chosen] - before).repeat_interleave(counts[chosen])
+
+        lists = [places([pair for pair, leader in enumerate(leaders) if leader == pair])]
+        lists += [places([leaders[pair] for pair in followers]), places(followers)]
+        joined, device = torch.cat(lists), self.patch_row.device
+        joined = (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True)
+        projected, source, target = joined.split([len(part) for part in lists])
+        row = self.patch_row.long()
+        return replace(self, copies=Copies(projected, row[source], row[target]))
 
     @property
     def batch_size(self) -> int:
@@ -170,6 +208,13 @@ class Layout:
         flat = places.new_full((self.total_tokens, 2), -1).index_copy(0, self.patch_row.long(), places)
         row = self.padded_row[:, self.text_length + int(self.has_cls) :]
         return torch.where(row[..., None] >= 0, flat[row.clamp(min=0)], -1)
+
+
+def _cell_mask(grid: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """(B, GH, GW) bool: what `patch_sample` reads a known (B, 2) grid from, a mask with one pixel a patch."""
+    y = torch.arange(grid_size[0], device=grid.device)[:, None]
+    x = torch.arange(grid_size[1], device=grid.device)
+    return (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])
 
 
 def _leading(row: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vilt_fast import ops
 from vilt_fast.config import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering, ViltModel
+from vilt_fast.packing import Layout
 from vilt_fast.reference import vilt as paper
 
 # Same terms, other matrix shapes: the library may sum in another order. fp32 has eps = 6e-8, and weights as they come
@@ -291,6 +292,26 @@ def test_patch_mask_keeps_the_positions_of_the_others(model):
         some = model(**text, pixel_values=pixels, patch_mask=keep, output_hidden_states=True).hidden_states[0]
     chosen = torch.cat([torch.ones(4, dtype=torch.bool), keep.flatten()])
     torch.testing.assert_close(some[0], every[0, chosen], rtol=1e-6, atol=1e-6)
+
+
+def test_the_layout_names_the_patch_at_each_place():
+    """patch_grid: (y, x) of every patch row of the padded form, -1 for padding."""
+    keep = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(2)) < 0.6
+    sides = torch.tensor([[4, 5], [2, 5], [3, 1]])
+    mask = torch.zeros(3, 32, 40)
+    for picture, (height, width) in zip(mask, (sides * 8).tolist(), strict=True):
+        picture[:height, :width] = 1
+    words = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 0]]) != 0
+    layout = Layout.build(words, mask, keep, (4, 5))
+    places = layout.patch_grid()
+    expected = [kept[:h, :w].nonzero().tolist() for kept, (h, w) in zip(keep, sides.tolist(), strict=True)]
+    assert places.shape == (3, max(map(len, expected)), 2)
+    for got, wanted in zip(places.tolist(), expected, strict=True):
+        assert got == wanted + [[-1, -1]] * (places.shape[1] - len(wanted))
+    # A row number in every column of its own: unpacking puts words and patches where they were planned.
+    rows = torch.arange(layout.total_tokens)[:, None] + 1.0
+    assert torch.equal(layout.unpack_text(rows)[..., 0] > 0, words)
+    assert layout.unpack(rows).unique().tolist() == [0, *range(1, layout.total_tokens + 1)]
 
 
 def test_patch_mask_may_drop_every_patch_of_a_picture(oracle, model64):

@@ -26,6 +26,14 @@ FLOORS: dict[str, tuple[float, float]] = {
     "linear tanh": (0.0, 8 * EPS),
     # fp32 statistics by a tree over the row; PyTorch's are by Welford's recurrence.
     "layer_norm": (0.0, 4 * EPS),
+    # The running softmax rescales its sums once a block of keys; exp2 is an approximation of 2^-22 on a GPU.
+    "attention": (0.0, 4 * EPS),
+    # Sums of fp32 by a tree over the head; exp2 and the division are approximations of 2^-22 on a GPU.
+    "attention_rows": (0.0, 4 * EPS),
+    # fp32 sums over the patch in another order than the BLAS that PyTorch calls.
+    "patch_embed": (0.0, 4 * EPS),
+    # fp32 statistics by a tree over the row; the reciprocal square root is an approximation of 2^-22 on a GPU.
+    "text_embed": (0.0, 4 * EPS),
 }
 
 

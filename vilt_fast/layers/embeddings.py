@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from vilt_fast import ops
 from vilt_fast.config import ViltConfig
 from vilt_fast.packing import Layout
+from vilt_fast.pixels import PackedPixels, fold_normalisation
 
 
 class TextEmbeddings(nn.Module):
@@ -51,7 +52,7 @@ class ViltEmbeddings(nn.Module):
         input_ids: Tensor | None,
         token_type_ids: Tensor,
         inputs_embeds: Tensor | None,
-        pixel_values: Tensor | None,
+        pixel_values: Tensor | PackedPixels | None,
         image_embeds: Tensor | None,
         pair_modality: Tensor,
     ) -> Tensor:
@@ -60,7 +61,7 @@ class ViltEmbeddings(nn.Module):
         Args:
             layout: of the batch.
             input_ids, token_type_ids: (B, L) int64. inputs_embeds: (B, L, d) in place of `input_ids`.
-            pixel_values: (B, C, H, W). image_embeds: (B, places, d) in place of `pixel_values`.
+            pixel_values: (B, C, H, W) or PackedPixels. image_embeds: (B, places, d) in place of `pixel_values`.
             pair_modality: (B,) int64, the modality row of each picture.
 
         Returns:
@@ -109,24 +110,38 @@ class ViltEmbeddings(nn.Module):
         )
 
     def _embed_patches(
-        self, tokens: Tensor, layout: Layout, pixel_values: Tensor, modality: Tensor, pair_modality: Tensor
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        pixel_values: Tensor | PackedPixels,
+        modality: Tensor,
+        pair_modality: Tensor,
     ) -> Tensor:
-        projection = self.patch_embeddings.projection
-        return ops.patch_embed(
+        projection, copies, options = self.patch_embeddings.projection, layout.copies, {}
+        weight, bias = projection.weight, projection.bias
+        if isinstance(pixel_values, PackedPixels):
+            packed = pixel_values
+            # Folded anew in each call: that is one pass over the weight, and nothing kept could go stale.
+            weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
+            options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
+            pixel_values = packed.data
+        tokens = ops.patch_embed(
             tokens,
             pixel_values,
-            projection.weight,
-            projection.bias,
+            weight,
+            bias,
             self.position_embeddings[0],
             self.cls_token[0, 0],
             modality,
             pair_modality,
             layout.grid,
-            layout.patch_index,
-            layout.patch_row,
+            layout.patch_index if copies is None else layout.patch_index[copies.projected],
+            layout.patch_row if copies is None else layout.patch_row[copies.projected],
             layout.cls_row,
             table_size=self.table_size,
+            **options,
         )
+        return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
 
 
 def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:

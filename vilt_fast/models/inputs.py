@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vilt_fast.config import ViltConfig
 from vilt_fast.packing import Check, Layout
+from vilt_fast.pixels import CHANNELS, PackedPixels
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Inputs:
     input_ids: Tensor | None = None
     attention_mask: Tensor | None = None
     token_type_ids: Tensor | None = None
-    pixel_values: Tensor | None = None
+    pixel_values: Tensor | PackedPixels | None = None
     pixel_mask: Tensor | None = None
     head_mask: Tensor | None = None
     inputs_embeds: Tensor | None = None
@@ -27,6 +28,7 @@ class Inputs:
     patch_mask: Tensor | None = None
     seed: int | None = None
     image_index: Tensor | None = None
+    slots: int = 0  # pictures a text, after `fold_images`
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L).
@@ -42,19 +44,22 @@ class Inputs:
         return text.shape[0], text.shape[1]
 
     def fold_images(self, num_images: int) -> Inputs:
-        """(B, num_images, ...) pictures as B * num_images pairs, the text repeated, picture i with modality i + 1."""
+        """(B, num_images, ...) pictures as B * num_images pairs, the text repeated, picture i with modality i + 1.
+
+        PackedPixels have B * num_images pairs: the pictures of the first text, then those of the second.
+        """
         images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
-        name, rank = ("pixel_values", 5) if images is self.pixel_values else ("image_embeds", 4)
-        if images.ndim == rank - 1:  # one picture a text, without its axis
-            images = images[:, None]
-        if images.ndim != rank or images.shape[1] != num_images:
-            raise ValueError(
-                f"{name} must have num_images = {num_images} pictures a text in dimension 1, got shape "
-                f"{tuple(images.shape)}"
-            )
         batch, _ = self.text_shape()
-        if images.shape[0] != batch:
-            raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
+        if isinstance(images, PackedPixels):
+            name, folded = "pixel_values", images
+            if images.pairs != batch * num_images:
+                raise ValueError(
+                    f"pixel_values must have num_images = {num_images} pictures for each of {batch} texts, "
+                    f"{batch * num_images}, got {images.pairs}"
+                )
+        else:
+            name, rank = ("pixel_values", 5) if images is self.pixel_values else ("image_embeds", 4)
+            folded = _fold_padded(name, images, rank, batch, num_images)
 
         def fold(extra: Tensor | None, argument: str) -> Tensor | None:
             if extra is None:
@@ -80,7 +85,8 @@ class Inputs:
             patch_mask=fold(self.patch_mask, "patch_mask"),
             image_index=fold(self.image_index, "image_index"),
             image_token_type_idx=torch.arange(1, num_images + 1, device=images.device).repeat(batch),
-            **{name: images.flatten(0, 1)},
+            slots=num_images,
+            **{name: folded},
         )
 
     def check(self, config: ViltConfig, device: torch.device) -> Batch:
@@ -102,7 +108,7 @@ class Inputs:
             _shape("attention_mask", self.attention_mask, (batch, length))
         if self.token_type_ids is not None:
             _shape("token_type_ids", self.token_type_ids, (batch, length))
-        grid_size = self._check_images(config, batch)
+        grid_size = self._check_images(config, batch, device)
         if self.patch_mask is not None:
             _shape("patch_mask", self.patch_mask, (batch, *grid_size))
         ones = torch.ones(batch, length, dtype=torch.bool, device=device)
@@ -122,11 +128,14 @@ class Inputs:
             grid_size=grid_size,
             seed=_seed(self.seed),
             image_index=self._image_index(batch, device),
+            leaders=self._leaders(config),
         )
 
-    def _check_images(self, config: ViltConfig, batch: int) -> tuple[int, int]:
+    def _check_images(self, config: ViltConfig, batch: int, device: torch.device) -> tuple[int, int]:
         """(GH, GW), or (1, places) with image_embeds."""
         images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
+        if isinstance(images, PackedPixels):
+            return _check_packed(images, self.pixel_mask, config, batch, device)
         if images is self.image_embeds:
             if images.ndim != 3 or images.shape[2] != config.hidden_size or images.shape[1] == 0:
                 raise ValueError(
@@ -158,9 +167,21 @@ class Inputs:
             )
         return torch.full((batch,), index, dtype=torch.long, device=device)
 
+    def _leaders(self, config: ViltConfig) -> list[int] | None:
+        """`PackedPixels.leaders`, where pairs with the same picture surely have the same rows; None elsewhere."""
+        pixels = self.pixel_values
+        if not isinstance(pixels, PackedPixels) or pixels.picture is None or self.patch_mask is not None:
+            return None
+        if isinstance(self.image_token_type_idx, Tensor) and not self.slots:  # who knows what it holds
+            return None
+        limit, patch = config.max_image_length, config.patch_shape[0]
+        if self.image_index is not None and limit >= 0 and limit < max(h * w for h, w in pixels.grids(patch)):
+            return None  # pairs may draw different patches of one picture
+        return pixels.leaders(max(self.slots, 1))
+
     def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
         if self.image_index is None:
-            return None
+            return self.pixel_values.pair_picture if isinstance(self.pixel_values, PackedPixels) else None
         index = torch.as_tensor(self.image_index, device=device)
         _shape("image_index", index, (batch,))
         return _integers("image_index", index)
@@ -174,7 +195,7 @@ class Batch:
     attention_mask: Tensor
     token_type_ids: Tensor
     inputs_embeds: Tensor | None
-    pixel_values: Tensor | None
+    pixel_values: Tensor | PackedPixels | None
     pixel_mask: Tensor | None
     image_embeds: Tensor | None
     patch_mask: Tensor | None
@@ -183,6 +204,7 @@ class Batch:
     grid_size: tuple[int, int]
     seed: int | None
     image_index: Tensor | None
+    leaders: list[int] | None
 
     def layout(self, config: ViltConfig, training: bool, checks: list[Check]) -> Layout:
         """Plan the batch; all checks of values ride on the one read back to the host that this makes."""
@@ -193,7 +215,8 @@ class Batch:
             if kept is not None:
                 checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: a picture has no valid place"))
             return Layout.build(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
-        return Layout.build(
+        pixels, patch = self.pixel_values, config.patch_shape[0]
+        layout = Layout.build(
             self.attention_mask,
             self.pixel_mask,
             self.patch_mask,
@@ -201,8 +224,14 @@ class Batch:
             max_patches=config.max_image_length,
             seed=self._drawn_seed(config, training),
             image_index=self.image_index,
+            grid=pixels.pair_grid(patch) if isinstance(pixels, PackedPixels) else None,
             checks=checks,
         )
+        if self.leaders is None:
+            return layout
+        limit = config.max_image_length
+        counts = [height * width for height, width in pixels.grids(patch)]
+        return layout.sharing(self.leaders, counts if limit < 0 else [min(count, limit) for count in counts])
 
     def _drawn_seed(self, config: ViltConfig, training: bool) -> int:
         if self.seed is not None:
@@ -262,6 +291,45 @@ def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig)
     return grid_size
 
 
+def _fold_padded(name: str, images: Tensor, rank: int, batch: int, num_images: int) -> Tensor:
+    """(B, num_images, ...) to (B * num_images, ...)."""
+    if images.ndim == rank - 1:  # one picture a text, without its axis
+        images = images[:, None]
+    if images.ndim != rank or images.shape[1] != num_images:
+        raise ValueError(
+            f"{name} must have num_images = {num_images} pictures a text in dimension 1, got shape "
+            f"{tuple(images.shape)}"
+        )
+    if images.shape[0] != batch:
+        raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
+    return images.flatten(0, 1)
+
+
+def _check_packed(
+    pixels: PackedPixels, pixel_mask: Tensor | None, config: ViltConfig, batch: int, device: torch.device
+) -> tuple[int, int]:
+    """(GH, GW)."""
+    if pixel_mask is not None:
+        raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
+    if config.num_channels != CHANNELS:
+        raise ValueError(f"pixel_values: packed pictures have {CHANNELS} channels, the model {config.num_channels}")
+    if pixels.pairs != batch:
+        raise ValueError(
+            f"pixel_values must have as many pictures as there are texts, {batch}, got {pixels.pairs}; where several "
+            "texts are about one picture, say which with `picture`"
+        )
+    if pixels.device != device:
+        raise ValueError(f'pixel_values is on {pixels.device}, the model on {device}; move it with .to("{device}")')
+    patch = config.patch_shape[0]
+    for index, (height, width) in enumerate(pixels.sizes):
+        if height % patch or width % patch:
+            raise ValueError(
+                f"pixel_values: picture {index} is {height} x {width} pixels, wanted multiples of the patch, {patch}; "
+                "let the processor resize, with size_divisor a multiple of the patch"
+            )
+    return pixels.grid_size(patch)
+
+
 def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
     """(layers, heads) or None."""
     if head_mask is None:
@@ -283,7 +351,7 @@ def _exactly_one(first_name: str, first: Tensor | None, second_name: str, second
         found = "neither" if first is None else "both"
         raise ValueError(f"exactly one of {first_name} and {second_name} must be given, got {found}")
     chosen, name = (first, first_name) if second is None else (second, second_name)
-    if not isinstance(chosen, Tensor):
+    if not isinstance(chosen, (Tensor, PackedPixels) if name == "pixel_values" else Tensor):
         raise ValueError(f"{name} must be a torch tensor, got {type(chosen).__name__}; pass return_tensors='pt'")
     return chosen
 

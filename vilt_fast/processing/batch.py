@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from vilt_fast.pixels import PackedPixels
+
 
 def tensor_kind(return_tensors: Any) -> str | None:
     """Check `return_tensors` and return "pt", "np" or None; an enum with such a value is accepted.
@@ -69,7 +71,7 @@ class BatchFeature(UserDict):
     ) -> BatchFeature:
         """Move every tensor to `device` and cast the floating ones to `dtype`, in place; return self.
 
-        Ids and masks keep their integer dtype. As in `torch.Tensor.to`, a dtype may come first.
+        Ids, masks and packed pictures keep their integer dtype. As in `torch.Tensor.to`, a dtype may come first.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -77,6 +79,8 @@ class BatchFeature(UserDict):
             if isinstance(value, torch.Tensor):
                 target = dtype if value.is_floating_point() else None
                 self.data[key] = value.to(device=device, dtype=target, non_blocking=non_blocking)
+            elif isinstance(value, PackedPixels) and device is not None:
+                self.data[key] = value.to(device, non_blocking)
         return self
 
 

@@ -1,0 +1,67 @@
+"""`vilt-fast check`, `compile` and `tune`: the kernels beside their references, their machine code, their tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Print one line a kernel and dtype: its error, the bound, and whether it is within."""
+    from vilt_fast.check import check_kernels
+
+    rows = []
+    if not arguments.json:
+        print(f"{'operation':<18}{'dtype':<10}{'error':>11}{'bound':>11}        shape")
+    for row in check_kernels():
+        rows.append(row)
+        if not arguments.json:
+            verdict = "ok  " if row.passed else "FAIL"
+            print(f"{row.operation:<18}{row.dtype:<10}{row.error:>11.2e}{row.bound:>11.2e}  {verdict}  {row.shape}")
+    if arguments.json:
+        print(json.dumps([{**row.__dict__, "passed": row.passed} for row in rows], indent=2))
+    failed = [f"{row.operation} {row.dtype}" for row in rows if not row.passed]
+    if failed:
+        raise ValueError(f"outside its bound: {', '.join(failed)}")
+
+
+def compile_kernels(arguments: argparse.Namespace) -> None:
+    """Compile every shipped configuration for targets that need not be here, and print what came of it."""
+    _need_triton()
+    from vilt_fast.kernels.compile import compile_all
+
+    rows = compile_all(arguments.targets.split(","))
+    columns = ("target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions")
+    if arguments.json:
+        content = [{key: row[key] for key in columns} for row in rows]
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(_table(columns, rows))
+    spilling = sorted({f"{r['target']} {r['kernel']}" for r in rows if r["spill_bytes"] and r["target"] in _NO_SPILLS})
+    if spilling:
+        raise ValueError(f"registers spill: {', '.join(spilling)}")
+
+
+_NO_SPILLS = ("sm80", "sm90")
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Measure a short list of tiles for each kernel on this GPU and write the table that launchers read."""
+    _need_triton()
+    from vilt_fast.tune import tune as measure
+
+    print(measure(arguments.out))
+
+
+def _need_triton() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("the kernels need Triton, which is not installed: pip install triton")
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    width = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in columns}
+    lines = [{key: key for key in columns}, *rows]
+    return "\n".join("  ".join(f"{row[key]!s:<{width[key]}}" for key in columns).rstrip() for row in lines)
