@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,45 +28,173 @@ class Workload:
         name: of the distribution.
         sizes: (height, width) of each picture after resizing, in pixels.
         lengths: words of each text, with [CLS] and [SEP].
+        max_image_length: at most so many patches of a picture are tokens; negative: all.
+        pictures: of each pair; with two (NLVR2), sizes holds twice as many entries as lengths.
     """
 
     name: str
     sizes: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...]
+    max_image_length: int = -1
+    pictures: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Pairs, or triples of two pictures and a text."""
+        return len(self.lengths)
+
+    def sequences(self, patch_size: int = 32) -> list[int]:
+        """Tokens of each sequence: words, one CLS, patches; a text runs once with each of its pictures."""
+        limit = self.max_image_length
+        counts = [(height // patch_size) * (width // patch_size) for height, width in self.sizes]
+        counts = [count if limit < 0 else min(count, limit) for count in counts]
+        return [self.lengths[i // self.pictures] + 1 + count for i, count in enumerate(counts)]
 
     def tokens(self, patch_size: int = 32) -> int:
-        """Rows of the packed batch: words, one CLS a picture, patches."""
-        patches = sum((height // patch_size) * (width // patch_size) for height, width in self.sizes)
-        return sum(self.lengths) + len(self.sizes) + patches
+        """Rows of the packed batch."""
+        return sum(self.sequences(patch_size))
+
+    def padded_tokens(self, patch_size: int = 32) -> int:
+        """Rows of the same batch padded: every text as long as the longest, every picture with the most patches."""
+        pictures = [n - self.lengths[i // self.pictures] for i, n in enumerate(self.sequences(patch_size))]
+        return len(self.sizes) * (max(self.lengths) + max(pictures))
+
+    def shape(self) -> str:
+        """What a result file says of the batch: enough to make it again."""
+        heights, widths = zip(*self.sizes, strict=True)
+        sizes = f"{min(heights)}..{max(heights)} x {min(widths)}..{max(widths)} px"
+        limit = "" if self.max_image_length < 0 else f", at most {self.max_image_length} patches"
+        return f"{self.batch} x {self.pictures} pictures {sizes}, {min(self.lengths)}..{max(self.lengths)} words{limit}"
 
     def inputs(self, config: ViltConfig, seed: int = 0) -> dict[str, Tensor]:
         """Random ids and pixels in the padded form that Hugging Face's models take.
 
         Returns:
-            input_ids, attention_mask (B, L) int64; pixel_values (B, C, H, W) float32; pixel_mask (B, H, W) int64.
+            input_ids, attention_mask (B, L) int64; pixel_values (B, C, H, W) float32; pixel_mask (B, H, W) int64. With two
+            pictures the last two are (B, 2, ...).
         """
         generator = torch.Generator().manual_seed(seed)
         batch, length = len(self.sizes), max(self.lengths)
         height, width = (max(size[axis] for size in self.sizes) for axis in (0, 1))
         mask = torch.arange(length) < torch.tensor(self.lengths)[:, None]
-        ids = torch.randint(1, config.vocab_size, (batch, length), generator=generator)
+        ids = torch.randint(1, config.vocab_size, (self.batch, length), generator=generator)
         pixel_mask = torch.zeros(batch, height, width, dtype=torch.int64)
         for picture, (rows, columns) in zip(pixel_mask, self.sizes, strict=True):
             picture[:rows, :columns] = 1
         pixels = torch.randn(batch, config.num_channels, height, width, generator=generator)
+        pixels = pixels * pixel_mask[:, None]
+        if self.pictures > 1:
+            pixels, pixel_mask = (x.unflatten(0, (self.batch, self.pictures)) for x in (pixels, pixel_mask))
         return {
             "input_ids": ids * mask,
             "attention_mask": mask.long(),
-            "pixel_values": pixels * pixel_mask[:, None],
+            "pixel_values": pixels,
             "pixel_mask": pixel_mask,
         }
+
+
+# --- the workloads; all take the batch size and a seed ----------------------------------------------------------------
+
+
+def _coco(generator: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:
+    share = np.array(list(COCO_SIZES.values())) / 100
+    sizes = list(COCO_SIZES)
+    return tuple(resize_size(*sizes[i]) for i in generator.choice(len(share), count, p=share))
+
+
+def _words(generator: np.random.Generator, count: int, mean: float, deviation: float) -> tuple[int, ...]:
+    return tuple(int(n) for n in np.clip(generator.normal(mean, deviation, count).astype(int), 5, 40))
 
 
 def vqa_mix(batch_size: int, seed: int = 0) -> Workload:
     """COCO-like pictures under ViLT's resize rule, questions of normal length (mean 9.5, deviation 2.2, 5 to 40)."""
     generator = np.random.default_rng(seed)
-    share = np.array(list(COCO_SIZES.values())) / 100
-    chosen = generator.choice(len(share), batch_size, p=share)
-    sizes = list(COCO_SIZES)
-    lengths = np.clip(generator.normal(9.5, 2.2, batch_size).astype(int), 5, 40)
-    return Workload("vqa-mix", tuple(resize_size(*sizes[i]) for i in chosen), tuple(map(int, lengths)))
+    sizes = _coco(generator, batch_size)
+    return Workload("vqa-mix", sizes, _words(generator, batch_size, 9.5, 2.2))
+
+
+def uniform(batch_size: int, seed: int = 0) -> Workload:
+    """Every picture 384 x 384 and every text 10 words: nothing to pad, so packing wins nothing."""
+    return Workload("uniform-384", ((384, 384),) * batch_size, (10,) * batch_size)
+
+
+def extreme(batch_size: int, seed: int = 0) -> Workload:
+    """Panoramas, towers, squares and thumbnails: sides of 32 to 640 pixels, drawn evenly on a logarithmic scale."""
+    generator = np.random.default_rng(seed)
+    sides = np.exp(generator.uniform(np.log(32), np.log(672), (batch_size, 2))) // 32 * 32
+    sizes = tuple((int(height), int(width)) for height, width in sides)
+    return Workload("extreme", sizes, tuple(int(n) for n in generator.integers(5, 41, batch_size)))
+
+
+def captions(batch_size: int, seed: int = 0) -> Workload:
+    """COCO-like pictures with captions (mean 13, deviation 4) of which one in ten fills all 40 words."""
+    generator = np.random.default_rng(seed)
+    sizes = _coco(generator, batch_size)
+    lengths = np.array(_words(generator, batch_size, 13, 4))
+    lengths[generator.random(batch_size) < 0.1] = 40
+    return Workload("captions", sizes, tuple(map(int, lengths)))
+
+
+def limited(max_image_length: int) -> Callable[..., Workload]:
+    """vqa-mix with at most `max_image_length` patches a picture."""
+
+    def make(batch_size: int, seed: int = 0) -> Workload:
+        return replace(
+            vqa_mix(batch_size, seed), name=f"vqa-mix-{max_image_length}", max_image_length=max_image_length
+        )
+
+    return make
+
+
+def nlvr2(batch_size: int, seed: int = 0) -> Workload:
+    """Two pictures and a sentence (mean 17, deviation 5)."""
+    generator = np.random.default_rng(seed)
+    return Workload(
+        "nlvr2", _coco(generator, 2 * batch_size), _words(generator, batch_size, 17, 5), pictures=2
+    )  # picture 2 b and 2 b + 1 belong to text b
+
+
+def patches(count: int, batch_size: int, seed: int = 0, patch_size: int = 32) -> Workload:
+    """Pictures of one size with `count` patches: the most nearly square grid that has exactly so many."""
+    height = next(h for h in range(int(count**0.5), 0, -1) if count % h == 0)
+    size = (height * patch_size, count // height * patch_size)
+    return Workload(f"patches-{count}", (size,) * batch_size, (10,) * batch_size)
+
+
+def spread(ratio: int, batch_size: int, seed: int = 0) -> Workload:
+    """Pictures 384 pixels high whose widths differ by a factor of `ratio` and average the same: 1 is no spread.
+
+    Half of the pictures are narrow and half are wide, so the tokens of the batch do not depend on `ratio`.
+    """
+    mean = 320
+    narrow = max(32, round(2 * mean / (1 + ratio) / 32) * 32)
+    widths = [narrow if i % 2 else 2 * mean - narrow for i in range(batch_size)]
+    return Workload(f"spread-{ratio}", tuple((384, width) for width in widths), (10,) * batch_size)
+
+
+WORKLOADS: dict[str, Callable[..., Workload]] = {
+    "vqa-mix": vqa_mix,
+    "uniform-384": uniform,
+    "extreme": extreme,
+    "captions": captions,
+    "vqa-mix-64": limited(64),
+    "vqa-mix-128": limited(128),
+    "vqa-mix-200": limited(200),
+    "nlvr2": nlvr2,
+}
+
+
+def shrunk(workload: Workload, patch_size: int, side: int = 384) -> Workload:
+    """The same mix for a small model: sides divided by 32 / patch_size * side / 384, texts by the same, at least 3."""
+    factor = side / 384
+
+    def fit(pixels: int) -> int:
+        return max(1, round(pixels / 32 * factor)) * patch_size
+
+    limit = workload.max_image_length
+    return replace(
+        workload,
+        sizes=tuple((fit(height), fit(width)) for height, width in workload.sizes),
+        lengths=tuple(max(3, int(n * factor)) for n in workload.lengths),
+        max_image_length=limit if limit < 0 else max(2, int(limit * factor**2)),
+    )

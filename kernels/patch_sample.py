@@ -13,7 +13,7 @@ winner is found bit by bit, from the top: a bit is set if fewer than `max_patche
       key = draw << ORDINAL_BITS | ordinal      0 1 0 ? ? ? ...      cells in blocks of BLOCK_C, of which the
                                                     ^ 1 if count(keys < 0101000...) < n       first stays in registers
 
-Not supported: masks that are no rectangle at the top left (the grid is read along column 0 and row 0), 2**31 cells.
+Not supported: masks that are no rectangle at the top left (the grid is read along column 0 and row 0), 2**30 cells.
 """
 
 import ctypes
@@ -402,7 +402,7 @@ def patch_sample(
     launch.check_tensor(op, "image_index", image_index, (batch,), torch.int64)
     if not 0 <= seed < 2**63:
         raise ValueError(f"{op}: seed: got {seed}, wanted 0 <= seed < 2**63")
-    if rows < 0 or columns < 0 or batch * rows * columns >= 2**31:
-        raise ValueError(f"{op}: grid_size: got {grid_size} for {batch} pairs, wanted fewer than 2**31 cells")
+    if rows < 0 or columns < 0 or batch * rows * columns >= 2**30:
+        raise ValueError(f"{op}: grid_size: got {grid_size} for {batch} pairs, wanted fewer than 2**30 cells")
     masks = (attention_mask, pixel_mask, patch_mask)
     return Plan(*_patch_sample(*masks, rows, columns, max_patches, seed, image_index, has_cls))

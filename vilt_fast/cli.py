@@ -82,6 +82,9 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_match(commands)
     _add_nlvr(commands)
     _add_train_demo(commands)
+    _add_check(commands)
+    _add_compile(commands)
+    _add_tune(commands)
     _add_env(commands)
     return parser
 
@@ -228,6 +231,41 @@ def _add_train_demo(commands: argparse._SubParsersAction) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser, *, default: int, help: str) -> None:
     parser.add_argument("--evaluate", type=_natural, default=default, metavar="N", help=help)
+
+
+def _add_check(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "check",
+        "kernels:check",
+        "compare every kernel with its reference on this machine",
+        "vilt-fast check",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_compile(commands: argparse._SubParsersAction) -> None:
+    targets = "sm80,sm90,sm100,gfx942"
+    parser = _add(
+        commands,
+        "compile",
+        "kernels:compile_kernels",
+        "compile every kernel for GPUs that need not be here",
+        "vilt-fast compile --targets sm80,sm90 --json compiled.json",
+    )
+    parser.add_argument("--targets", default=targets, metavar="LIST", help=f"with commas (default: {targets})")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
+
+
+def _add_tune(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "tune",
+        "kernels:tune",
+        "measure the kernels' tiles on this GPU and write the table that they then use",
+        "vilt-fast tune",
+    )
+    parser.add_argument("--out", metavar="DIR", help="where the table goes (default: where the kernels look for it)")
 
 
 def _add_env(commands: argparse._SubParsersAction) -> None:

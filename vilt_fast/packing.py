@@ -93,8 +93,9 @@ class Layout:
         """
         if image_index is None:
             image_index = torch.arange(len(attention_mask), device=attention_mask.device)
+        mask = pixel_mask if grid is None else _cell_mask(grid, grid_size)
         plan = ops.patch_sample(
-            attention_mask, pixel_mask if grid is None else _cell_mask(grid, grid_size), patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
+            attention_mask, mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
         )
         checks = [*(checks or []), *_mask_checks(attention_mask, pixel_mask)]
         lengths = plan.cu_seqlens.diff()
@@ -171,6 +172,10 @@ class Layout:
     @cached_property
     def padded_row(self) -> Tensor:
         """(B, L + CLS + max_patches) int64: the row behind each place of the padded form, -1 for padding."""
+        if not self.has_cls:  # image_embeds: every row keeps the place in which it came
+            image_row = self.patch_row.new_full((self.batch_size * self.grid_size[1],), -1)
+            image_row = image_row.index_copy(0, self.patch_index.long(), self.patch_row).view(self.batch_size, -1)
+            return torch.cat((self.text_row, image_row), 1).long()
         places = torch.arange(int(self.has_cls) + self.max_patches, device=self.text_row.device)
         image_count = int(self.has_cls) + self.patch_count[:, None]
         image_row = self.first[:, None] + self.text_count[:, None] + places

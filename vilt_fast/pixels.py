@@ -152,8 +152,8 @@ def fold_normalisation(
         mean, std: C numbers each. rescale_factor: other than 0.
 
     Returns:
-        weight' in the dtype of `weight`, in channels-last memory as the pictures are; bias' (d,) fp32, or fp64 for fp64;
-        scale. Both tensors are differentiable.
+        weight' in the dtype of `weight`, in channels-last memory as the pictures are; bias' (d,) in fp32, or fp64 for
+        an fp64 weight; scale. Both tensors are differentiable.
     """
     scale = rescale_factor / std[0]
     if any(value != std[0] for value in std):

@@ -247,7 +247,7 @@ def _disk_error(error: BaseException) -> OSError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
-    found = re.search(r"os error (\d+)", str(error))
+    found = re.search(r"(?:os error |code: )(\d+)", str(error))
     number = cause.errno if isinstance(cause, OSError) else int(found.group(1)) if found else None
     return OSError(number, os.strerror(number) if number else str(error).splitlines()[0])
 

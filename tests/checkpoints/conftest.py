@@ -176,7 +176,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
     for module in (constants, file_download):  # before 1.0 each module has its own copies
         monkeypatch.setattr(module, "ENDPOINT", hub.url, raising=module is constants)
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=module is constants)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(module, "HF_HUB_CACHE", str(tmp_path / "cache"), raising=module is constants)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     yield hub

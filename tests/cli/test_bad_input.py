@@ -17,7 +17,7 @@ from vilt_fast.commands import answer, loading
 
 # --- what is shown, what is refused ---------------------------------------------------------------------------------
 
-COMMANDS = ("demo", "ask", "fill", "match", "nlvr", "train-demo", "env")
+COMMANDS = ("demo", "ask", "fill", "match", "nlvr", "train-demo", "check", "compile", "tune", "env")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -146,6 +146,11 @@ def test_truncated_weights(saved, fail, photo, tmp_path):
     weights = next(directory.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-100])
     fail("ask", photo, "a", "--model", str(directory))
+
+
+def test_compile_for_an_unknown_target(fail):
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    assert "sm12" in fail("compile", "--targets", "sm12")
 
 
 def test_nothing_to_fill(fail, models, photo):

@@ -108,7 +108,9 @@ def test_matmul_precision(device, tolerances) -> None:
 # --- attention_rows ---------------------------------------------------------------------------------------------------
 
 
-def _check_rows(tolerances, qkv: Tensor, cu_seqlens: Tensor, queries: Tensor, heads: int, size: int, **options) -> Tensor:
+def _check_rows(
+    tolerances, qkv: Tensor, cu_seqlens: Tensor, queries: Tensor, heads: int, size: int, **options
+) -> Tensor:
     got = kernel.attention_rows(qkv, cu_seqlens, queries, heads, max_seqlen=size, **options)
     wide = {key: value.double() if isinstance(value, Tensor) else value for key, value in options.items()}
     out64 = reference.attention_rows(qkv.double(), cu_seqlens, queries, heads, max_seqlen=size, **wide)

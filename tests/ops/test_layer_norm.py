@@ -13,9 +13,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _inputs(rows: int, d: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> list[Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    x, weight, bias = (torch.randn(shape, generator=g) for shape in ((rows, d), (d,), (d,)))
-    return [t.to(device, dtype) for t in (x * 3 + 1, weight, bias)]
+    g = torch.Generator(device).manual_seed(seed)
+    x, weight, bias = (torch.randn(shape, generator=g, device=device) for shape in ((rows, d), (d,), (d,)))
+    return [t.to(dtype) for t in (x * 3 + 1, weight, bias)]
 
 
 def _check(tolerances, inputs: list[Tensor], eps: float) -> None:
@@ -103,3 +103,33 @@ def test_registration(device) -> None:
     inputs[0].requires_grad_()
     with pytest.raises(RuntimeError, match="no autograd formula"):
         kernel.layer_norm(*inputs, 1e-6).sum().backward()
+
+
+# --- real sizes, on a GPU ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [192, 768, 1024, 1536, 4096])
+def test_real_sizes(d, dtype, gpu, tolerances, poisoned) -> None:
+    _check(tolerances, _inputs(13504, d, dtype, gpu), 1e-12)
+
+
+@pytest.mark.gpu
+def test_same_bits_in_every_batch(gpu) -> None:
+    x, weight, bias = _inputs(53831, 768, torch.bfloat16, gpu)
+    batch = kernel.layer_norm(x, weight, bias, 1e-12)
+    for start, rows in ((0, 1), (57, 226), (53605, 226), (1000, 13504)):
+        assert torch.equal(kernel.layer_norm(x[start : start + rows], weight, bias, 1e-12), batch[start : start + rows])
+
+
+@pytest.mark.gpu
+def test_cuda_graph(gpu) -> None:
+    inputs = _inputs(226, 768, torch.bfloat16, gpu)
+    wanted = kernel.layer_norm(*inputs, 1e-12)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernel.layer_norm(*inputs, 1e-12)
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, wanted)

@@ -25,15 +25,12 @@ DESCRIPTOR = POINTER | {"SUBTILES": 2, "FLATTEN": True, "programs": 2}
 CONFIGS = {"pointer": POINTER, "descriptor": DESCRIPTOR}
 
 
-def _rand(generator: torch.Generator, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(*shape, generator=generator).to(device, dtype)
-
-
 def _inputs(rows: int, N: int, K: int, dtype: torch.dtype, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    options = {"dtype": dtype, "device": device}
-    x, w = _rand(g, rows, K, **options), _rand(g, N, K, **options) * K**-0.5 * 2
-    return {"input": x, "weight": w, "bias": _rand(g, N, **options), "residual": _rand(g, rows, N, **options)}
+    g = torch.Generator(device).manual_seed(seed)
+    shapes = {"input": (rows, K), "weight": (N, K), "bias": (N,), "residual": (rows, N)}
+    inputs = {key: torch.randn(shape, generator=g, device=device) for key, shape in shapes.items()}
+    inputs["weight"] *= 2 * K**-0.5
+    return {key: value.to(dtype) for key, value in inputs.items()}
 
 
 def _launch(name: str, inputs: dict[str, Tensor | None], activation: str | None, config: dict | None = None) -> Tensor:
@@ -206,3 +203,80 @@ def test_compile_and_export(device) -> None:
 
     program = torch.export.export(Module(), (x, w, b), dynamic_shapes=({0: torch.export.Dim("rows")}, None, None))
     assert torch.equal(program.module()(x[:7], w, b), _two_layers(x[:7], w, b))
+
+
+# --- real sizes, on a GPU ---------------------------------------------------------------------------------------------
+
+# N, K, activation, residual of the four products of a ViT-B block, and rows of 1, 8, 64 and 256 pairs.
+VIT_B = [(2304, 768, None, False), (768, 768, None, True), (3072, 768, "gelu", False), (768, 3072, None, True)]
+ROWS = (226, 1688, 13504, 53831)
+
+
+@pytest.fixture(params=["highest", "high"])
+def precision(request):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+def _check_real_size(tolerances, inputs: dict[str, Tensor | None], activation: str | None) -> None:
+    tolerances.check(_name(activation), kernel.linear(**inputs, activation=activation), *_wanted(inputs, activation))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("N", "K", "activation", "residual"), VIT_B)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_real_sizes(dtype, N, K, activation, residual, gpu, tolerances, poisoned) -> None:
+    for rows in ROWS[:3]:
+        inputs = _inputs(rows, N, K, dtype, gpu, seed=rows)
+        _check_real_size(tolerances, inputs | ({} if residual else {"residual": None}), activation)
+
+
+@pytest.mark.gpu
+def test_real_sizes_in_fp32(precision, gpu, tolerances, poisoned) -> None:
+    for N, K, activation, _ in VIT_B:
+        _check_real_size(tolerances, _inputs(1688, N, K, torch.float32, gpu), activation)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("N", "K", "activation", "residual"), VIT_B)
+def test_same_bits_in_every_batch(N, K, activation, residual, dtype, precision, gpu) -> None:
+    """A pair's rows, alone and at several places in batches of every size class."""
+    inputs = _inputs(ROWS[-1], N, K, dtype, gpu)
+    inputs |= {} if residual else {"residual": None}
+    pair = {key: inputs[key][:226] if inputs[key] is not None else None for key in ("input", "residual")}
+    alone = kernel.linear(**(inputs | pair), activation=activation)
+    for rows in ROWS[1:]:
+        for start in (0, 57, rows - 226):
+            batch = {key: inputs[key][:rows].clone() if inputs[key] is not None else None for key in pair}
+            for key, value in batch.items():
+                if value is not None:
+                    value[start : start + 226] = pair[key]
+            out = kernel.linear(**(inputs | batch), activation=activation)
+            assert torch.equal(out[start : start + 226], alone), (rows, start)
+
+
+@pytest.mark.gpu
+def test_cuda_graph(gpu) -> None:
+    inputs = _inputs(226, 3072, 768, torch.bfloat16, gpu)
+    wanted = kernel.linear(**inputs, activation="gelu")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = kernel.linear(**inputs, activation="gelu")
+    out.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_32_bits(gpu) -> None:
+    """Rows that start past 2^31 elements, in both kernels."""
+    if torch.cuda.mem_get_info()[0] < 16 << 30:
+        pytest.skip("needs 16 GiB of free GPU memory")
+    wide = torch.empty(40, 1 << 27, dtype=torch.float16, device=gpu)
+    x, w = wide[:, :64].normal_(), torch.randn(72, 64, dtype=torch.float16, device=gpu)
+    inputs = {"input": x, "weight": w, "bias": None, "residual": None}
+    for name in CONFIGS:
+        assert torch.equal(_launch(name, inputs, None), _launch(name, inputs | {"input": x.contiguous()}, None))

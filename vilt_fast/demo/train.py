@@ -50,7 +50,8 @@ class Recipe:
     things_block, mentions_block: after which block the two helping maps read the patches; never the last one.
     help_weight: of the helping losses. They are means over patches, most of them empty: by the picture, 40 is about 1.
     shards: parts of a batch whose gradients are computed at once, a core each.
-    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32.
+    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32. On a CPU without
+        bfloat16 instructions `train` switches it off: there it is slower.
     """
 
     steps: int = 13000
@@ -232,7 +233,7 @@ def train(
         ValueError: a number out of range, or a checkpoint from another recipe or seed.
         OSError: the directory cannot be written; an older checkpoint stays whole.
     """
-    recipe = _checked(recipe or Recipe(), steps, save_every)
+    recipe = _checked(recipe or Recipe(), steps, save_every, torch.device(device))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
@@ -250,13 +251,23 @@ def train(
     return run.model, processor
 
 
-def _checked(recipe: Recipe, steps: int | None, save_every: int) -> Recipe:
-    """The recipe with the caller's number of steps. ValueError for numbers that mean nothing."""
-    recipe = recipe if steps is None else dataclasses.replace(recipe, steps=steps)
+def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.device) -> Recipe:
+    """The recipe as it runs here, with the caller's number of steps. ValueError for numbers that mean nothing."""
+    recipe = dataclasses.replace(
+        recipe, steps=recipe.steps if steps is None else steps, bf16=recipe.bf16 and _multiplies_bf16(device)
+    )
     for name, value in (("steps", recipe.steps), ("save_every", save_every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, wanted a positive integer")
     return recipe
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16; a PyTorch that cannot tell counts as no."""
+    if device.type != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(value is True for name, value in capabilities.items() if "bf16" in name)
 
 
 def _go(

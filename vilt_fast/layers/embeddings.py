@@ -76,12 +76,14 @@ class ViltEmbeddings(nn.Module):
         tokens = self._embed_text(tokens, layout, input_ids, token_type_ids, inputs_embeds, table[0])
         if pixel_values is not None:
             tokens = self._embed_patches(tokens, layout, pixel_values, table, pair_modality)
-        else:
+        if dropping:
+            tokens = F.dropout(tokens, self.dropout_p)
+        if image_embeds is not None:  # not dropped, as in Hugging Face: whoever made them has done that
             source = layout.patch_index.long()
             rows = image_embeds.flatten(0, 1)[source] + table[pair_modality[source // image_embeds.shape[1]]]
             tokens = tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
         if dropping:
-            tokens = F.dropout(tokens, self.dropout_p) + modality[_modality_of_rows(layout, pair_modality)]
+            tokens = tokens + modality[_modality_of_rows(layout, pair_modality)]
         return tokens
 
     def _embed_text(

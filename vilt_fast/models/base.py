@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,7 +54,7 @@ class PreTrainedModel(nn.Module):
             strict: True: every weight must fit. False: what is missing or of another shape keeps fresh values and
                 what is unexpected is left out, each named in a warning: for fine-tuning.
             revision, cache_dir, token, local_files_only: of the hub.
-            **overrides: fields of the configuration.
+            **overrides: fields of the configuration, or arguments of the class (`add_pooling_layer`).
 
         Raises:
             FileNotFoundError: nothing is there. ValueError: it is not a checkpoint of this model; names the tensors.
@@ -63,13 +64,17 @@ class PreTrainedModel(nn.Module):
         if "ignore_mismatched_sizes" in overrides:
             strict = strict and not overrides.pop("ignore_mismatched_sizes")
         hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        # What the constructor takes beside the configuration, such as add_pooling_layer.
+        constructor = {
+            name: overrides.pop(name) for name in [*inspect.signature(cls).parameters][1:] if name in overrides
+        }
         if config is None:
             config = _read_config(cls.config_class, name_or_path, hub, overrides)
         elif overrides:
             raise ValueError(f"give config or fields of it, got both: config and {', '.join(sorted(overrides))}")
         if dtype == "auto":
             dtype = checkpoints.stored_dtype(name_or_path, **hub)
-        model = cls(config).to(dtype=_as_dtype(dtype))
+        model = cls(config, **constructor).to(dtype=_as_dtype(dtype))
         checkpoints.load_weights(model, name_or_path, strict=strict, **hub)
         return model.to(device=device).eval()
 

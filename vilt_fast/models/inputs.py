@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Inputs:
     patch_mask: Tensor | None = None
     seed: int | None = None
     image_index: Tensor | None = None
-    slots: int = 0  # pictures a text, after `fold_images`
+    slots: int = 1  # pictures a text, after `fold_images`; pair b has modality row b % slots + 1
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L).
@@ -64,6 +65,7 @@ class Inputs:
         def fold(extra: Tensor | None, argument: str) -> Tensor | None:
             if extra is None:
                 return None
+            _tensor(argument, extra)
             extra = extra[:, None] if num_images == 1 and extra.shape[:2] != (batch, 1) else extra
             if extra.shape[:2] != (batch, num_images):
                 raise ValueError(
@@ -143,7 +145,10 @@ class Inputs:
                 )
             if self.patch_mask is not None:
                 raise ValueError("patch_mask goes with pixel_values; with image_embeds, give pixel_mask")
-            if self.pixel_mask is not None and self.pixel_mask.flatten(1).shape != images.shape[:2]:
+            if (
+                self.pixel_mask is not None
+                and _tensor("pixel_mask", self.pixel_mask).flatten(1).shape != images.shape[:2]
+            ):
                 raise ValueError(
                     f"pixel_mask must have one entry a row of image_embeds, {tuple(images.shape[:2])}, got shape "
                     f"{tuple(self.pixel_mask.shape)}"
@@ -172,12 +177,10 @@ class Inputs:
         pixels = self.pixel_values
         if not isinstance(pixels, PackedPixels) or pixels.picture is None or self.patch_mask is not None:
             return None
-        if isinstance(self.image_token_type_idx, Tensor) and not self.slots:  # who knows what it holds
-            return None
         limit, patch = config.max_image_length, config.patch_shape[0]
         if self.image_index is not None and limit >= 0 and limit < max(h * w for h, w in pixels.grids(patch)):
             return None  # pairs may draw different patches of one picture
-        return pixels.leaders(max(self.slots, 1))
+        return pixels.leaders(self.slots)
 
     def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
         if self.image_index is None:
@@ -334,6 +337,7 @@ def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
     """(layers, heads) or None."""
     if head_mask is None:
         return None
+    _tensor("head_mask", head_mask)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
         raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
@@ -341,9 +345,11 @@ def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
 
 
 def _seed(seed: int | None) -> int | None:
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63):
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
-    return seed
+    return int(seed)
 
 
 def _exactly_one(first_name: str, first: Tensor | None, second_name: str, second: Tensor | None) -> Tensor:
@@ -356,10 +362,14 @@ def _exactly_one(first_name: str, first: Tensor | None, second_name: str, second
     return chosen
 
 
+def _tensor(name: str, value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}; pass return_tensors='pt'")
+    return value
+
+
 def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} must be a torch tensor, got {type(tensor).__name__}")
-    if tuple(tensor.shape) != tuple(shape):
+    if tuple(_tensor(name, tensor).shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 

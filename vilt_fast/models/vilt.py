@@ -11,6 +11,7 @@ All classes share the arguments of `ViltModel.forward`. What differs from transf
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch.nn.functional as F
@@ -111,6 +112,8 @@ class ViltModel(PreTrainedModel):
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
         """
+        if image_token_type_idx is not None and not isinstance(image_token_type_idx, Integral):
+            raise ValueError(f"image_token_type_idx must be an integer, got {image_token_type_idx!r}")
         inputs = Inputs(
             input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
             image_embeds, image_token_type_idx, patch_mask, seed, image_index,
@@ -306,7 +309,9 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
     """One score a pair: how well text and picture match. labels (B,) integers: 1 for a match, 0 for none.
 
     The loss is the margin ranking loss with the original repository's margin of 0.2: the mean over every pair of a
-    match and a non-match in the batch of max(0, margin - score(match) + score(non-match)).
+    match and a non-match in the batch of max(0, margin - score(match) + score(non-match)). (That repository sets the
+    margin, and trains with the cross-entropy of one match among sixteen: `F.cross_entropy(logits.view(-1, 16), zeros)`
+    where every first row is the match.)
     """
 
     margin = 0.2
@@ -379,7 +384,8 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         return inputs.fold_images(self.config.num_images)
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
         return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
 
     def _logits(self, encoded: Encoded) -> Tensor:
@@ -393,8 +399,9 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         states, attentions = encoded.hidden_states(), encoded.padded_attentions()
         step, layout = self.config.num_images, encoded.layout
         # Hugging Face runs picture by picture: the i-th pictures are padded to the longest among them alone.
-        places = layout.text_length + int(layout.has_cls) + layout.patch_count.view(-1, step).amax(0)
-        cuts = list(enumerate(places.tolist())) if states or attentions else []
+        longest = 1 + layout.patch_count.view(-1, step).amax(0)  # with its CLS
+        longest = longest if layout.has_cls else longest.new_full((step,), layout.grid_size[1])
+        cuts = list(enumerate((layout.text_length + longest).tolist())) if states or attentions else []
         return self.output_class(
             loss=loss,
             logits=logits,

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
+from vilt_fast.pixels import PackedPixels
+
 from .batch import BatchFeature, tensor_kind
+from .packed import pack_pictures, scaled_message
 from .pictures import check_data_format, flatten_pictures, load_picture, quantise
 from .saving import find_json, read_json, split_options, to_json, write_files
 from .settings import SETTINGS, check_setting
+from .sizes import target_size
 
-# The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
-_LONGER, _SHORTER = 1333, 800
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
     "crop_size", "default_to_square", "device", "disable_grouping", "do_center_crop", "do_convert_rgb",
@@ -28,28 +31,6 @@ _WITHOUT_EFFECT = (
 _BOOKKEEPING = (
     "feature_extractor_type", "image_processor_class", "image_processor_type", "name_or_path", "processor_class",
 )  # fmt: skip
-
-
-def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
-    """The size (height, width) in pixels that a picture is resized to.
-
-    The shorter side becomes `shortest_edge`; if the longer one then exceeds int(1333 / 800 * shortest_edge), it
-    becomes that; both are rounded and floored to multiples of `size_divisor`. A side may come out 0. The order of the
-    float operations is that of transformers 4.37 (and of the PIL class of 5.x): it decides between two sizes.
-    """
-    longest = int(_LONGER / _SHORTER * shortest_edge)
-    scale = shortest_edge / min(height, width)
-    if height < width:
-        new_height, new_width = shortest_edge, scale * width
-    else:
-        new_height, new_width = scale * height, shortest_edge
-    if max(new_height, new_width) > longest:
-        scale = longest / max(new_height, new_width)
-        new_height, new_width = scale * new_height, scale * new_width
-    return (
-        int(new_height + 0.5) // size_divisor * size_divisor,
-        int(new_width + 0.5) // size_divisor * size_divisor,
-    )
 
 
 class _Prepared(NamedTuple):
@@ -181,6 +162,35 @@ class ViltImageProcessor:
         prepared = [_prepare(name, picture, input_data_format, settings) for name, picture in pictures]
         return _assemble(prepared, settings["do_pad"], layout, kind)
 
+    def pack(
+        self,
+        images: Any,
+        *,
+        device: torch.device | str | int = "cpu",
+        picture: Any = None,
+        input_data_format: str | None = None,
+        **overrides: Any,
+    ) -> PackedPixels:
+        """Turn pictures into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
+
+        The bytes are those that `preprocess` normalises, bit for bit; the model does the rest while it projects them.
+
+        Args:
+            images, input_data_format: as for `preprocess`.
+            device: where the pictures are resized, and stay.
+            picture: which picture each pair looks at, where several texts are about one; see `PackedPixels`.
+            overrides: settings, as for `preprocess`; do_pad has no effect.
+
+        Raises:
+            FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
+            TypeError: an argument that is no setting.
+        """
+        unknown = sorted(set(overrides) - set(SETTINGS))
+        if unknown:
+            raise TypeError(f"pack() got an unexpected keyword argument {unknown[0]!r}")
+        settings = self._settings(*(overrides.get(name) for name in SETTINGS))
+        return pack_pictures(images, settings, device, picture=picture, input_data_format=input_data_format)
+
     def _settings(self, *overrides: Any) -> dict[str, Any]:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
         return {
@@ -302,12 +312,7 @@ def _prepare(name: str, picture: Any, input_data_format: str | None, settings: M
 def _resize(rgb: Image.Image | np.ndarray, name: str, settings: Mapping[str, Any]) -> tuple[Any, bool]:
     """The resized picture (uint8), and whether its bytes stand for floats in [0, 1]."""
     height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
-    new_height, new_width = resize_size(height, width, settings["size"]["shortest_edge"], settings["size_divisor"])
-    if new_height == 0 or new_width == 0:
-        raise ValueError(
-            f"{name}: a picture of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
-            f"the longer one is limited and both are floored to multiples of {settings['size_divisor']}; crop or pad it"
-        )
+    new_height, new_width = target_size(name, height, width, settings)
     is_unit = False
     if isinstance(rgb, np.ndarray):
         pixels, is_unit = quantise(rgb, name)
@@ -335,9 +340,7 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
 
 def _warn_if_scaled(pixels: np.ndarray, name: str) -> None:
     if pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
-        warnings.warn(
-            f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False", stacklevel=6
-        )
+        warnings.warn(scaled_message(name), stacklevel=6)
 
 
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:

@@ -14,14 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from vilt_fast import ops
-from vilt_fast.pixels import CHANNELS, PackedPixels
+from vilt_fast.pixels import PackedPixels
 
 from .pictures import flatten_pictures, load_picture, quantise
+from .sizes import target_size
 
 
-class _Decoded(NamedTuple):
-    pixels: np.ndarray  # (H, W, 3) uint8
+class Decoded(NamedTuple):
+    """A picture as bytes."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8, contiguous
     is_unit: bool  # whether the bytes stand for floats in [0, 1]
+    exact: bool  # whether they equal the values that came
 
 
 def pack_pictures(
@@ -56,7 +60,9 @@ def pack_pictures(
     names, decoded = decode_all(images, input_data_format)
     factor = _rescale_factor(names, decoded, settings)
     shapes = [item.pixels.shape for item in decoded]
-    sizes = [_size(name, shape, settings) for name, shape in zip(names, shapes, strict=True)]
+    sizes = [shape[:2] for shape in shapes]
+    if settings["do_resize"]:
+        sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
     data = _flat_bytes([item.pixels for item in decoded], pinned=device.type == "cuda").to(device, non_blocking=True)
     if settings["do_resize"]:
         data, _ = ops.resize_packed(data, shapes, sizes)
@@ -65,25 +71,64 @@ def pack_pictures(
     return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
 
-def decode_all(images: Any, input_data_format: str | None = None) -> tuple[list[str], list[_Decoded]]:
-    """Every picture of an argument as bytes, and what errors call it; files are decoded on threads."""
+def decode_all(images: Any, input_data_format: str | None = None) -> tuple[list[str], list[Decoded]]:
+    """What errors call each picture of an argument, and its bytes; pictures that need decoding are decoded on threads.
+
+    Raises:
+        FileNotFoundError, ValueError: of the first picture that is none.
+    """
     named = flatten_pictures(images)
 
-    def decode(item: tuple[str, Any]) -> _Decoded:
-        name, image = item
-        picture = load_picture(image, input_data_format, name)
-        # Pillow leaves the interpreter's lock only while it decodes, so this belongs on the thread as well.
-        return _Decoded(*_to_bytes(np.asarray(picture), name))
+    def decode(item: tuple[str, Any]) -> Decoded:
+        return _decode(*item, input_data_format)
 
+    # Pillow leaves the interpreter's lock while it decodes; arrays need no decoding.
     coded = sum(not isinstance(image, np.ndarray | Tensor) for _, image in named)
     if coded < 2:
-        decoded = list(map(decode, named))
-    else:
-        with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) as pool:
-            decoded = list(pool.map(decode, named))
-    return [name for name, _ in named], decoded
+        return [name for name, _ in named], list(map(decode, named))
+    with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) as pool:
+        return [name for name, _ in named], list(pool.map(decode, named))
 
 
-def _to_bytes(pixels: np.ndarray, name: str) -> tuple[np.ndarray, bool]:
-    pixels, is_unit = quantise(pixels, name)
-    return np.ascontiguousarray(pixels), is_unit
+def scaled_message(name: str) -> str:
+    """What to warn of where floats in [0, 1] are to be rescaled."""
+    return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
+
+
+def _decode(name: str, image: Any, input_data_format: str | None) -> Decoded:
+    picture = np.asarray(load_picture(image, input_data_format, name))
+    try:
+        pixels, is_unit = quantise(picture, name)
+    except ValueError as error:
+        raise ValueError(f"{error}; packed pictures are bytes: call without device for this one") from error
+    exact = pixels is picture or np.array_equal(pixels, picture)
+    return Decoded(np.ascontiguousarray(pixels), is_unit, exact)
+
+
+def _rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Mapping[str, Any]) -> float:
+    """The one number that takes bytes to pixels, for all pictures of the batch."""
+    for name, item in zip(names, decoded, strict=True):
+        if not settings["do_resize"] and not item.exact:
+            raise ValueError(
+                f"{name}: got floats that are not whole numbers in 0..255, which bytes cannot hold without rounding; "
+                "call without device, or with do_resize=True, which rounds them"
+            )
+        if item.is_unit and settings["do_rescale"]:
+            warnings.warn(scaled_message(name), stacklevel=5)
+        if item.is_unit != decoded[0].is_unit:
+            raise ValueError(
+                f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed pictures cannot hold side "
+                "by side; convert one of them, or call without device"
+            )
+    factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
+    return factor / 255 if decoded[0].is_unit else factor
+
+
+def _flat_bytes(pictures: Sequence[np.ndarray], *, pinned: bool) -> Tensor:
+    """All bytes, one picture behind the other."""
+    flat = torch.empty(sum(picture.size for picture in pictures), dtype=torch.uint8, pin_memory=pinned)
+    view, start = flat.numpy(), 0
+    for picture in pictures:
+        view[start : start + picture.size] = picture.reshape(-1)
+        start += picture.size
+    return flat

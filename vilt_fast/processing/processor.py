@@ -8,8 +8,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .batch import BatchEncoding, tensor_kind
 from .image import ViltImageProcessor
+from .pictures import check_data_format
 from .saving import split_options, write_files
 from .settings import SETTINGS
 from .text import BertTokenizer
@@ -26,6 +29,8 @@ class ViltProcessor:
     Args:
         image_processor: a `ViltImageProcessor`.
         tokenizer: a `BertTokenizer`.
+        device: where to resize pictures and leave all results: "cuda", "cpu", ...; None: pictures are resized with
+            Pillow and come padded, as from Hugging Face. Not saved.
         feature_extractor: the old name of `image_processor`; deprecated.
 
     Raises:
@@ -36,7 +41,14 @@ class ViltProcessor:
     image_processor_class = "ViltImageProcessor"
     tokenizer_class = ("BertTokenizer", "BertTokenizerFast")
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, *, feature_extractor: Any = None) -> None:
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        device: torch.device | str | int | None = None,
+        *,
+        feature_extractor: Any = None,
+    ) -> None:
         if feature_extractor is not None:
             warnings.warn("feature_extractor is deprecated; use image_processor", FutureWarning, stacklevel=2)
             image_processor = feature_extractor if image_processor is None else image_processor
@@ -48,6 +60,7 @@ class ViltProcessor:
                 raise ValueError(f"{name}: got {type(value).__name__}, wanted {wanted}")
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.device = device
 
     def __call__(
         self,
@@ -67,6 +80,8 @@ class ViltProcessor:
         return_length: bool = False,
         verbose: bool = True,
         return_tensors: str | None = None,
+        device: torch.device | str | int | None = None,
+        picture: Any = None,
         **kwargs: Any,
     ) -> BatchEncoding:
         """Prepare pictures, texts, or both.
@@ -74,31 +89,44 @@ class ViltProcessor:
         Args:
             images: as for `ViltImageProcessor.preprocess`; None for text only.
             text: as for `BertTokenizer.__call__`; None for pictures only.
+            device: None: the processor's own. With a device, everything comes as tensors there, and the pictures as
+                bytes without padding, see `ViltImageProcessor.pack`.
+            picture: with a device, which picture each text is about, (batch,) or (batch, num_images); None: text i is
+                about picture i. A picture is prepared and embedded once, however many texts are about it.
             kwargs: further arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
                 `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
 
         Returns:
             `input_ids`, `token_type_ids`, `attention_mask` (batch, length) and `pixel_values` (N, 3, H, W),
-            `pixel_mask` (N, H, W). Whether the numbers of texts and pictures go together is the model's to say.
+            `pixel_mask` (N, H, W), or with a device `pixel_values` as PackedPixels and no mask. Whether the numbers of
+            texts and pictures go together is the model's to say.
 
         Raises:
             FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
             TypeError: an argument that neither has.
         """
         arguments = {name: value for name, value in locals().items() if name in _TEXT_ARGUMENTS and name != "text"}
+        device = self.device if device is None else device
         if images is None and text is None:
             raise ValueError("images, text: got neither, wanted at least one")
         for_text, for_images = _split_arguments({**arguments, **kwargs})
         kind = tensor_kind(for_text["return_tensors"])
+        if device is not None:
+            kind = for_text["return_tensors"] = _check_packed(kind, for_images)
+        elif picture is not None:
+            raise ValueError("picture: goes with a device; without one, repeat the pictures")
         data: dict[str, Any] = {}
         encodings = None
         if text is not None:
             encoded = self.tokenizer(text, **for_text)
             data.update(encoded)
             encodings = getattr(encoded, "encodings", None)
-        if images is not None:
+        if images is not None and device is None:
             data.update(self.image_processor(images, **{"return_tensors": kind, **for_images}))
-        return BatchEncoding(data, encodings)
+        elif images is not None:
+            data["pixel_values"] = self.image_processor.pack(images, device=device, picture=picture, **for_images)
+        batch = BatchEncoding(data, encodings)
+        return batch if device is None else batch.to(device, non_blocking=True)
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """The tokenizer's `batch_decode`."""
@@ -132,18 +160,19 @@ class ViltProcessor:
         Args:
             pretrained_model_name_or_path: a directory or a hub id.
             kwargs: settings to override, of the picture processor or else of the tokenizer; revision, cache_dir,
-                token, local_files_only as in `find_file`.
+                token, local_files_only as in `find_file`; device, as for the class.
 
         Raises:
             FileNotFoundError: a file of one of the two is missing.
             ValueError: a file is broken, or a setting out of range.
         """
         hub, overrides = split_options(kwargs)
+        device = overrides.pop("device", None)
         names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
         for_images = {name: overrides.pop(name) for name in names}
         image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
         tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
-        return cls(image_processor, tokenizer)
+        return cls(image_processor, tokenizer, device)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write the files of both, which transformers 4.37 and 5.x load; return their paths.
@@ -160,6 +189,18 @@ class ViltProcessor:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(\n{self.image_processor!r},\n{self.tokenizer!r})"
+
+
+def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
+    """The kind of tensors that go with packed pictures; takes what means nothing for them out of `for_images`."""
+    layout = for_images.pop("data_format", None)
+    if check_data_format(layout, "data_format") == "channels_last":
+        raise ValueError('data_format: got "channels_last", which goes with padded pictures; call without device')
+    if kind == "np" or tensor_kind(for_images.pop("return_tensors", None)) == "np":
+        raise ValueError('return_tensors: got "np" with a device, wanted "pt"')
+    if "pad_and_return_pixel_mask" in for_images:
+        for_images["do_pad"] = for_images.pop("pad_and_return_pixel_mask")
+    return "pt"
 
 
 def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

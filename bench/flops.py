@@ -1,0 +1,99 @@
+"""How many floating-point operations and bytes the work takes, by formula: a product of (m, k) and (k, n) is 2 m n k.
+
+Counted is what the mathematics needs on packed tokens: matrix products alone (as torch's FlopCounterMode does, which
+tests compare with), no padding. So TFLOP/s of a padded contestant is useful work, and never flatters waste.
+Bytes are what must move at least: every input read once, every output written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from vilt_fast.config import ViltConfig
+
+
+class Cost(NamedTuple):
+    """Floating-point operations and bytes of some work."""
+
+    flops: int
+    bytes: int
+
+    def __add__(self, other: Cost) -> Cost:  # type: ignore[override]
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+
+
+def linear(rows: int, inputs: int, outputs: int, itemsize: int, *, residual: bool = False) -> Cost:
+    """(rows, inputs) x (outputs, inputs)^T with a bias, and a residual to read where there is one."""
+    moved = rows * inputs + outputs * inputs + outputs + rows * outputs * (2 if residual else 1)
+    return Cost(2 * rows * inputs * outputs, moved * itemsize)
+
+
+def attention(lengths: Sequence[int], d: int, itemsize: int) -> Cost:
+    """q k^T and p v inside every span: 4 n^2 d; reads (rows, 3 d), writes (rows, d)."""
+    return Cost(sum(4 * n * n * d for n in lengths), 4 * sum(lengths) * d * itemsize)
+
+
+def layer_norm(rows: int, d: int, itemsize: int) -> Cost:
+    """No product; a row read and a row written."""
+    return Cost(0, (2 * rows * d + 2 * d) * itemsize)
+
+
+def patch_embed(patches: int, pictures: int, values: int, d: int, itemsize: int) -> Cost:
+    """(patches, values) x (d, values)^T, values = C p p; a CLS row a picture is written too."""
+    return Cost(2 * patches * values * d, (patches * values + d * values + (patches + pictures) * d) * itemsize)
+
+
+def text_embed(words: int, d: int, itemsize: int) -> Cost:
+    """A table row read and a row written for each word."""
+    return Cost(0, 2 * words * d * itemsize)
+
+
+def block(lengths: Sequence[int], d: int, hidden: int, itemsize: int) -> Cost:
+    """One block: two LayerNorms, four products, one attention."""
+    rows = sum(lengths)
+    return (
+        layer_norm(rows, d, itemsize)
+        + linear(rows, d, 3 * d, itemsize)
+        + attention(lengths, d, itemsize)
+        + linear(rows, d, d, itemsize, residual=True)
+        + layer_norm(rows, d, itemsize)
+        + linear(rows, d, hidden, itemsize)
+        + linear(rows, hidden, d, itemsize, residual=True)
+    )
+
+
+def head(config: ViltConfig, pairs: int, pictures: int, itemsize: int) -> Cost:
+    """Final LayerNorm and pooler on a row a sequence, then the two-layer classifier on a row a pair."""
+    d = config.hidden_size
+    inputs, inner = d * pictures, d * max(2, pictures)
+    sequences = pairs * pictures
+    return (
+        layer_norm(sequences, d, itemsize)
+        + linear(sequences, d, d, itemsize)
+        + linear(pairs, inputs, inner, itemsize)
+        + linear(pairs, inner, config.num_labels, itemsize)
+    )
+
+
+def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
+    """All blocks, every row through every one of them."""
+    one = block(lengths, config.hidden_size, config.intermediate_size, itemsize)
+    return Cost(one.flops * config.num_hidden_layers, one.bytes * config.num_hidden_layers)
+
+
+def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, pictures: int, itemsize: int) -> Cost:
+    """Pixels and ids to logits.
+
+    Args:
+        lengths: tokens of every sequence. words: of all sequences.
+        pairs: rows of logits. pictures: sequences a pair.
+    """
+    values = config.num_channels * config.patch_shape[0] * config.patch_shape[1]
+    patches = sum(lengths) - words - len(lengths)
+    return (
+        text_embed(words, config.hidden_size, itemsize)
+        + patch_embed(patches, len(lengths), values, config.hidden_size, itemsize)
+        + encoder(config, lengths, itemsize)
+        + head(config, pairs, pictures, itemsize)
+    )

@@ -1,0 +1,63 @@
+"""The check that stands before every clock: a contestant whose answer is wrong is reported and not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Largest relative error of one row of the result (`relative_error`) against the fp64 reference, for a whole model.
+BOUNDS = {
+    # 12 blocks of sums of up to 3072 products, each rounded at 2^-53.
+    torch.float64: 1e-9,
+    # The same at 2^-24, measured at 1e-6 to 5e-6; tensor cores in TF32 (2^-11) would not pass.
+    torch.float32: 1e-4,
+    # The stream between blocks is rounded at 2^-11, about 40 times, and the errors add like a random walk: 3e-3.
+    torch.float16: 2e-2,
+    # At 2^-8, eight times that: measured at 1e-2 to 3e-2. A missing mask or position costs more than 0.2.
+    torch.bfloat16: 1e-1,
+}
+# For one operation there is one rounding or two, not forty.
+OPERATION_BOUNDS = {
+    torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How far off a result is, and whether that is within the bound; NaN is not."""
+
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it may be timed."""
+        return self.error <= self.bound
+
+
+def relative_error(got: Tensor, wanted: Tensor) -> float:
+    """The largest error of a row, relative to its length: max over b of |got_b - wanted_b| / |wanted_b|.
+
+    One figure a row, so that one wrong pair cannot hide among many right ones. Infinite where the shapes differ or the
+    result is not finite.
+
+    Args:
+        got, wanted: (rows, ...) of any dtype; the comparison is made in fp64.
+    """
+    if got.shape != wanted.shape or not torch.isfinite(got).all():
+        return float("inf")
+    wanted = wanted.double().flatten(1)
+    difference = got.to(wanted).flatten(1) - wanted
+    # Rows much shorter than the others are held to a hundredth of the typical length: zero rows have none.
+    length = wanted.norm(dim=1)
+    floor = length.square().mean().sqrt() / 100
+    return (difference.norm(dim=1) / length.clamp(min=floor)).max().item()
+
+
+def check(run: Callable[[], Tensor], wanted: Tensor, bound: float) -> Verdict:
+    """Run a contestant once and compare its result with the reference's."""
+    with torch.inference_mode():
+        return Verdict(relative_error(run(), wanted), bound)

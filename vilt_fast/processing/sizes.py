@@ -1,0 +1,46 @@
+"""What size a picture is resized to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
+_LONGER, _SHORTER = 1333, 800
+
+
+def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
+    """The size (height, width) in pixels that a picture is resized to.
+
+    The shorter side becomes `shortest_edge`; if the longer one then exceeds int(1333 / 800 * shortest_edge), it
+    becomes that; both are rounded and floored to multiples of `size_divisor`. A side may come out 0. The order of the
+    float operations is that of transformers 4.37 (and of the PIL class of 5.x): it decides between two sizes.
+    """
+    longest = int(_LONGER / _SHORTER * shortest_edge)
+    scale = shortest_edge / min(height, width)
+    if height < width:
+        new_height, new_width = shortest_edge, scale * width
+    else:
+        new_height, new_width = scale * height, shortest_edge
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = scale * new_height, scale * new_width
+    return (
+        int(new_height + 0.5) // size_divisor * size_divisor,
+        int(new_width + 0.5) // size_divisor * size_divisor,
+    )
+
+
+def target_size(name: str, height: int, width: int, settings: Mapping[str, Any]) -> tuple[int, int]:
+    """`resize_size` by the settings of a picture processor, for the picture called `name`.
+
+    Raises:
+        ValueError: a side would be 0.
+    """
+    size = resize_size(height, width, settings["size"]["shortest_edge"], settings["size_divisor"])
+    if 0 in size:
+        raise ValueError(
+            f"{name}: a picture of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
+            f"the longer one is limited and both are floored to multiples of {settings['size_divisor']}; crop or pad it"
+        )
+    return size
