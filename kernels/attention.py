@@ -109,7 +109,8 @@ def _write_zeros(
         tl.store(out_ptrs, zeros, mask=mask)
 
 
-@triton.jit
+# Sizes of a batch are not specialised: a new one must not compile a new kernel.
+@triton.jit(do_not_specialize=["rows"])
 def attention_kernel(
     out_ptr,  # (rows, hidden)
     qkv_ptr,  # (rows, 3 * hidden)

@@ -48,7 +48,8 @@ def _span_of(row, cu_seqlens_ptr, spans, BLOCK_B: tl.constexpr):
     return below - 1
 
 
-@triton.jit
+# Sizes of a batch are not specialised: a new one must not compile a new kernel.
+@triton.jit(do_not_specialize=["spans", "max_seqlen"])
 def attention_rows_kernel(
     out_ptr,  # (queries, num_heads, max_seqlen)
     qkv_ptr,  # (rows, 3 * hidden)

@@ -13,8 +13,12 @@ over (channel, patch row, patch column), so that a patch row is one contiguous p
         |######|      |      |   patches  +-----------+      BLOCK_N)     +-----------+
         +------+------+------+                                     positions are read from the table in the epilogue
 
+Pictures that stayed bytes are ragged and lie as (height, width, channel): a patch row is `patch * CHANNELS` bytes side
+by side, which are read as CHANNELS runs of `patch` bytes in place of the channels. A byte u counts as u - 128, which is
+exact in every float dtype; the sums are multiplied by `pixel_scale` at the end.
+
 Programs past the blocks of patches write the CLS rows. The tile depends on shapes of the model, dtype and chip alone:
-a picture's rows are bit for bit the same in any batch. Not supported: integer pixels, backward.
+a picture's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
 """
 
 from typing import Any
@@ -55,6 +59,27 @@ def _load_pixels(
 
 
 @triton.jit
+def _load_bytes(
+    patch_ptrs,  # (BLOCK_M, 1), the first byte of each patch
+    pitch,  # (BLOCK_M, 1), bytes from one row of each picture to the next
+    run,
+    first_row,  # of the patch
+    PATCH: tl.constexpr,
+    PATCH_COLUMNS: tl.constexpr,
+    STEP_ROWS: tl.constexpr,
+):
+    """(BLOCK_M, STEP_ROWS * PATCH_COLUMNS) fp32: bytes less 128 of one run of each patch row; any outside the patch."""
+    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
+    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
+    ptrs = patch_ptrs + first_row * pitch + run * PATCH + row[None, :] * pitch + column[None, :]
+    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
+        pixels = tl.load(ptrs)
+    else:
+        pixels = tl.load(ptrs, mask=((first_row + row < PATCH) & (column < PATCH))[None, :], other=0)
+    return pixels.to(tl.float32) - 128.0
+
+
+@triton.jit
 def _load_weight(
     weight_ptrs,  # (BLOCK_N, 1), the first weight of each output
     channel,
@@ -62,16 +87,21 @@ def _load_weight(
     PATCH: tl.constexpr,
     PATCH_COLUMNS: tl.constexpr,
     STEP_ROWS: tl.constexpr,
+    STRIDE_C: tl.constexpr,
+    STRIDE_ROW: tl.constexpr,
 ):
-    """(BLOCK_N, STEP_ROWS * PATCH_COLUMNS) weights in the order of `_load_pixels`, zero outside the patch."""
+    """(BLOCK_N, STEP_ROWS * PATCH_COLUMNS) weights in the order of the pixels, zero outside the patch."""
     k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
-    ptrs = weight_ptrs + (channel * PATCH + first_row) * PATCH
+    ptrs = weight_ptrs + channel * STRIDE_C + first_row * STRIDE_ROW
+    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
     if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
-        weight = tl.load(ptrs + k_offs[None, :])
+        if STRIDE_ROW == PATCH:
+            weight = tl.load(ptrs + k_offs[None, :])
+        else:
+            weight = tl.load(ptrs + (row * STRIDE_ROW + column)[None, :])
     else:
-        row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
         mask = (first_row + row < PATCH) & (column < PATCH)
-        weight = tl.load(ptrs + (row * PATCH + column)[None, :], mask=mask[None, :], other=0.0)
+        weight = tl.load(ptrs + (row * STRIDE_ROW + column)[None, :], mask=mask[None, :], other=0.0)
     return weight
 
 
@@ -150,11 +180,13 @@ def _write_cls(
     tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+# Sizes of a batch are not specialised: a new one must not compile a new kernel.
+@triton.jit(do_not_specialize=["pairs", "places", "grid_rows", "grid_columns"])
 def patch_embed_kernel(
     tokens_ptr,  # (rows, hidden)
-    pixels_ptr,  # (B, CHANNELS, H, W)
-    weight_ptr,  # (hidden, CHANNELS, PATCH, PATCH), contiguous
+    pixels_ptr,  # (B, CHANNELS, H, W), or (bytes,) uint8 where there is pixel_offset_ptr
+    pixel_offset_ptr,  # (B,) int64 or None
+    weight_ptr,  # (hidden, CHANNELS, PATCH, PATCH), contiguous; for bytes (hidden, PATCH, PATCH, CHANNELS)
     bias_ptr,  # (hidden,) or None
     position_ptr,  # (1 + TABLE_ROWS * TABLE_COLUMNS, hidden)
     cls_token_ptr,  # (hidden,)
@@ -176,6 +208,7 @@ def patch_embed_kernel(
     stride_w,
     stride_position,
     stride_modality,
+    pixel_scale,
     CHANNELS: tl.constexpr,
     PATCH: tl.constexpr,
     PATCH_COLUMNS: tl.constexpr,
@@ -209,21 +242,39 @@ def patch_embed_kernel(
     x = cell % grid_columns
     y = cell // grid_columns % grid_rows
     picture = cell // (grid_columns * grid_rows)
-    patch_offs = picture.to(tl.int64) * stride_b + (y * PATCH).to(tl.int64) * stride_h + x * PATCH * stride_w
-    patch_ptrs = pixels_ptr + patch_offs[:, None]
+    RAGGED: tl.constexpr = pixel_offset_ptr is not None
+    if RAGGED:
+        RUN: tl.constexpr = PATCH * CHANNELS
+        ALIGN: tl.constexpr = PATCH & -PATCH  # divides every offset and pitch, as the sides are whole patches
+        pitch = tl.load(grid_ptr + picture * 2 + 1) * RUN
+        patch_offs = tl.load(pixel_offset_ptr + picture) + (y * PATCH).to(tl.int64) * pitch + x * RUN
+        pitch = tl.multiple_of(pitch[:, None], (ALIGN, ALIGN))
+        patch_ptrs = pixels_ptr + tl.multiple_of(patch_offs[:, None], (ALIGN, ALIGN))
+    else:
+        patch_offs = picture.to(tl.int64) * stride_b + (y * PATCH).to(tl.int64) * stride_h + x * PATCH * stride_w
+        patch_ptrs = pixels_ptr + patch_offs[:, None]
+    STRIDE_C: tl.constexpr = PATCH if RAGGED else PATCH * PATCH
+    STRIDE_ROW: tl.constexpr = PATCH * CHANNELS if RAGGED else PATCH
     weight_ptrs = weight_ptr + tl.minimum(n_offs, hidden - 1)[:, None] * (CHANNELS * PATCH * PATCH)
 
     STEPS: tl.constexpr = (PATCH + STEP_ROWS - 1) // STEP_ROWS
     accumulator = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(0, CHANNELS * STEPS):
         channel, first_row = step // STEPS, step % STEPS * STEP_ROWS
-        pixels = _load_pixels(
-            patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
+        if RAGGED:
+            pixels = _load_bytes(patch_ptrs, pitch, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
+        else:
+            pixels = _load_pixels(
+                patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
+            )
+        weight = _load_weight(
+            weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS, STRIDE_C, STRIDE_ROW
         )
-        weight = _load_weight(weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
         pixels = pixels.to(weight.dtype)
         accumulator = tl.dot(pixels, tl.trans(weight), accumulator, input_precision=INPUT_PRECISION)
 
+    if RAGGED:
+        accumulator = accumulator * pixel_scale
     row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=0)
     patches = (index, picture, y, x, row)
     tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
@@ -269,6 +320,7 @@ def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
 def _launch(
     tokens: Tensor,
     pixels: Tensor,
+    pixel_offset: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     position: Tensor,
@@ -281,25 +333,32 @@ def _launch(
     cls_row: Tensor,
     table_rows: int,
     table_columns: int,
+    grid_rows: int,
+    grid_columns: int,
+    pixel_scale: float,
 ) -> None:
-    (pairs, channels, height, width), (hidden, _, patch, _) = pixels.shape, weight.shape
-    places = patch_index.shape[0]
+    pairs, (hidden, channels, patch, _) = grid.shape[0], weight.shape
+    ragged, places = pixel_offset is not None, patch_index.shape[0]
     if pairs == 0:
         return
     precision = launch.input_precision(weight.dtype)
     tile = _configuration(launch.arch_of(tokens), weight, precision)
     blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
-    weight, cls_token, bias = weight.contiguous(), cls_token.contiguous(), None if bias is None else bias.contiguous()
+    weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
+    cls_token, bias = cls_token.contiguous(), None if bias is None else bias.contiguous()
     position, modality = launch.row_major(position), launch.row_major(modality)
     indices = [tensor.contiguous() for tensor in (pair_modality, grid, patch_index, patch_row, cls_row)]
-    sizes = (pairs, places, hidden, height // patch, width // patch)
-    strides = (tokens.stride(0), *pixels.stride(), position.stride(0), modality.stride(0))
+    sizes = (pairs, places, hidden, grid_rows, grid_columns)
+    pixel_strides = (0, 0, 0, 1) if ragged else pixels.stride()
+    strides = (tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0))
     with launch.on_device(tokens):
         patch_embed_kernel[(blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)](
-            *(tokens, pixels, weight, bias, position, cls_token, modality),
+            *(tokens, pixels, None if pixel_offset is None else pixel_offset.contiguous(), weight, bias),
+            *(position, cls_token, modality),
             *indices,
             *sizes,
             *strides,
+            pixel_scale,
             CHANNELS=channels,
             PATCH=patch,
             TABLE_ROWS=table_rows,
@@ -320,6 +379,7 @@ def _(tokens, *arguments):
 def shipped_configurations(target: str) -> list[tuple]:
     """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
     cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
+    cases += [("u8", "bf16", 32), ("u8", "fp16", 32), ("u8", "fp32", 32), ("u8", "bf16", 8)]
     cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32)] + ([] if target.startswith("gfx") else [("fp32", "tf32", 32)])
     shipped = []
     for pixel_dtype, name, patch in cases:
@@ -329,11 +389,15 @@ def shipped_configurations(target: str) -> list[tuple]:
         options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
         constexprs |= {"CHANNELS": 3, "PATCH": patch, "TABLE_ROWS": 12, "TABLE_COLUMNS": 12, "stride_w": 1}
         constexprs["INPUT_PRECISION"] = precision
+        ragged = pixel_dtype == "u8"
+        constexprs |= {} if ragged else {"pixel_offset_ptr": None}
         types = dict.fromkeys(("pairs", "places", "grid_rows", "grid_columns"), "i32")
         strides = ("hidden", "stride_token", "stride_b", "stride_c", "stride_h", "stride_position", "stride_modality")
         types |= dict.fromkeys(strides, "i32:16")
         indices = ("grid_ptr", "patch_index_ptr", "patch_row_ptr", "cls_row_ptr")
-        types |= dict.fromkeys(indices, "*i32:16") | {"pair_modality_ptr": "*i64:16"}
+        types |= dict.fromkeys(indices, "*i32:16") | {"pair_modality_ptr": "*i64:16", "pixel_scale": "fp32"}
+        # The bias of folded weights is fp32.
+        types |= {"pixel_offset_ptr": "*i64:16", "bias_ptr": "*fp32:16"} if ragged else {}
         missing = [n for n in patch_embed_kernel.arg_names if n not in types and n not in constexprs]
         types |= dict.fromkeys(missing, f"*{dtype}:16") | {"pixels_ptr": f"*{pixel_dtype}:16"}
         described = describe(patch_embed_kernel, types, constexprs)
@@ -359,12 +423,20 @@ def patch_embed(
     cls_row: Tensor,
     *,
     table_size: tuple[int, int],
+    grid_size: tuple[int, int] | None = None,
+    pixel_offset: Tensor | None = None,
+    pixel_scale: float = 1.0,
 ) -> Tensor:
-    """Project the chosen patches of a padded batch and write each, and every picture's CLS, at its row.
+    """Project the chosen patches of a batch of pictures and write each, and every picture's CLS, at its row.
+
+    The pictures are padded, (B, C, H, W) floats, or ragged: flat bytes, picture b (h * p, w * p, C) from
+    pixel_offset[b] on, where (h, w) is its grid. A byte u counts as pixel_scale * (u - 128);
+    `vilt_fast.pixels.fold_normalisation` makes weight, bias and scale for that.
 
     Args:
         tokens: (rows, d), written in place; rows that nothing goes to keep what they hold.
-        pixels: (B, C, H, W) fp32, fp16 or bf16; rounded to the dtype of `weight`.
+        pixels: (B, C, H, W) fp32, fp16 or bf16, rounded to the dtype of `weight`; or (bytes,) uint8, with `grid_size`
+            and `pixel_offset`.
         weight: (d, C, p, p) with p from 4 to 64; bias: (d,) or None. fp32 is multiplied as
             torch.get_float32_matmul_precision() says.
         position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
@@ -374,6 +446,9 @@ def patch_embed(
         patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
         patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32, -1 for a picture without CLS.
         table_size: (P, Q).
+        grid_size: (GH, GW) that `patch_index` counts in, for ragged pictures; pixel_offset: (B,) int64, the first byte
+            of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged pictures. A weight in
+            channels-last memory is used as it is, another one is copied.
 
     Returns:
         `tokens`.
@@ -383,23 +458,37 @@ def patch_embed(
     """
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
-    launch.check_device("patch_embed", tokens, *floats, *indices)
-    _check(tokens, *floats, *indices, table_size)
-    _patch_embed(tokens, *floats, *indices, *table_size)
+    launch.check_device("patch_embed", tokens, *floats, *indices, pixel_offset)
+    grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
+    _check(tokens, *floats[1:], *indices, table_size)
+    table = (*table_size, *grid_size, float(pixel_scale))
+    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, *table)
     return refuse_backward("patch_embed", tokens, *floats)
 
 
-def _check(
-    tokens, pixels, weight, bias, position, cls_token, modality, pair_modality, grid, patch_index, patch_row, cls_row,
-    table_size,
-) -> None:  # fmt: skip
+def _check_pixels(pixels, weight, grid, grid_size, pixel_offset) -> tuple[int, int]:
+    """(GH, GW)."""
     op, floats = "patch_embed", tuple(DTYPES.values())
-    launch.check_tensor(op, "pixels", pixels, ("B", "C", "H", "W"), floats)
-    pairs, channels = pixels.shape[:2]
-    launch.check_tensor(op, "weight", weight, ("d", channels, "p", "p"), floats)
-    hidden, _, patch, columns = weight.shape
+    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"), floats)
+    _, channels, patch, columns = weight.shape
     if patch != columns or not 4 <= patch <= 64:
         raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted square patches of 4 to 64")
+    launch.check_tensor(op, "grid", grid, ("B", 2), torch.int32)
+    if pixel_offset is None:
+        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"), floats)
+        return pixels.shape[2] // patch, pixels.shape[3] // patch
+    launch.check_tensor(op, "pixels", pixels, ("bytes",), torch.uint8, row_major=True)
+    launch.check_tensor(op, "pixel_offset", pixel_offset, (grid.shape[0],), torch.int64)
+    if grid_size is None:
+        raise ValueError(f"{op}: grid_size: got None with pixel_offset, wanted (GH, GW)")
+    return grid_size
+
+
+def _check(
+    tokens, weight, bias, position, cls_token, modality, pair_modality, grid, patch_index, patch_row, cls_row,
+    table_size,
+) -> None:  # fmt: skip
+    op, floats, hidden, pairs = "patch_embed", tuple(DTYPES.values()), weight.shape[0], grid.shape[0]
     launch.check_tensor(op, "tokens", tokens, ("rows", hidden), floats, row_major=True)
     if bias is not None:
         launch.check_tensor(op, "bias", bias, (hidden,), floats)
@@ -407,7 +496,6 @@ def _check(
     launch.check_tensor(op, "cls_token", cls_token, (hidden,), floats)
     launch.check_tensor(op, "modality", modality, ("M", hidden), floats)
     launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
-    launch.check_tensor(op, "grid", grid, (pairs, 2), torch.int32)
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
     launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)

@@ -29,6 +29,9 @@ from .compile import describe
 
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
+# Sizes of a batch are not specialised: a new one must not compile a new kernel.
+_UNSPECIALISED = ["words", "rows", "columns", "height", "width", "pairs", "places", "stride_xb", "stride_xh", "stride_xw"]
+_UNSPECIALISED += ["max_patches", "seed"]
 
 
 class Plan(NamedTuple):
@@ -73,7 +76,7 @@ def _keys(valid, ordinal, seed, picture, ORDINAL_BITS: tl.constexpr):
     return tl.where(valid, (draw.to(tl.int64) << ORDINAL_BITS) + ordinal, 1 << (32 + ORDINAL_BITS))
 
 
-@triton.jit(do_not_specialize=["seed", "max_patches"])
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def select_kernel(
     grid_ptr,  # (B, 2)
     text_count_ptr,  # (B,)
@@ -172,7 +175,7 @@ def _sums_before(pair, text_count_ptr, patch_count_ptr, pairs, HAS_CLS: tl.const
     return row, patch, patches
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def place_kernel(
     cu_seqlens_ptr,  # (B + 1,)
     text_row_ptr,  # (B, L)
@@ -349,7 +352,7 @@ def shipped_configurations(target: str) -> list[tuple]:
         pointers |= masks | {"pixel_mask_ptr": "*i64:16", "last_key_ptr": "*i64:16"}
         numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
         given = {**blocks, "BLOCK_G": 32, "BLOCK_B": 256, "HAS_CLS": 1}
-        given |= {"stride_xw": 1} | ({} if limited else {"last_key_ptr": None})
+        given |= {} if limited else {"last_key_ptr": None}
         for kernel in (select_kernel, place_kernel):
             constexprs = {name: value for name, value in given.items() if name in kernel.arg_names}
             types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}

@@ -22,7 +22,11 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HIDDEN = 16384
 
 
-@triton.jit
+# Strides of a batch of words are not specialised: a new length must not compile a new kernel.
+_UNSPECIALISED = ["stride_rb", "stride_rl", "stride_ib", "stride_il", "stride_tb", "stride_tl"]
+
+
+@triton.jit(do_not_specialize=_UNSPECIALISED)
 def text_embed_kernel(
     tokens_ptr,  # (rows, hidden)
     text_row_ptr,  # (B, L) int32
@@ -148,11 +152,10 @@ def shipped_configurations(target: str) -> list[tuple]:
     for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
         constexprs = _configuration(768)
         options = {"num_warps": constexprs.pop("num_warps")}
-        constexprs |= dict.fromkeys(("stride_rl", "stride_il", "stride_tl"), 1)
         constexprs["input_ids_ptr" if embeds else "inputs_embeds_ptr"] = None
         types = {"text_row_ptr": "*i32:16", "input_ids_ptr": "*i64:16", "token_type_ids_ptr": "*i64:16", "eps": "fp32"}
         strides = ("hidden", "stride_token", "stride_eb", "stride_el", "stride_word", "stride_position", "stride_type")
-        types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(("stride_rb", "stride_ib", "stride_tb"), "i32")
+        types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(_UNSPECIALISED, "i32")
         names = [name for name in text_embed_kernel.arg_names if name not in constexprs]
         types = {name: types.get(name, f"*{dtype}:16") for name in names}
         described = describe(text_embed_kernel, types, constexprs)

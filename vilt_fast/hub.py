@@ -115,4 +115,5 @@ def _is_known(name: str, cache_dir: str | os.PathLike[str] | None) -> bool:
     """Whether the hub answered for this repository before: then an absent optional file is no network trouble."""
     from huggingface_hub import constants
 
-    return (Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir()
+    folder = Path(cache_dir or constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    return any((folder / part).is_dir() for part in ("refs", "snapshots", ".no_exist"))

@@ -58,6 +58,7 @@ def assert_equals_padded(packed, padded):
 
 def kinds(picture, directory):
     """One picture in many forms."""
+    picture = picture.copy()  # torch warns of arrays that it may not write to
     image = Image.fromarray(picture)
     image.save(directory / "a.png")
     image.save(directory / "a.jpg", quality=80)
@@ -102,9 +103,9 @@ def test_every_kind_of_picture_under_every_setting(settings, pictures, tmp_path)
 
 def test_random_pictures_bit_for_bit(random_picture):
     images = [random_picture(np.random.default_rng(seed), 20, 150) for seed in range(40)]
-    raw = {"do_rescale": False, "do_normalize": False, "do_pad": False}
+    raw = {"do_rescale": False, "do_normalize": False, "do_pad": False, "size_divisor": 8}
     padded = ViltImageProcessor(**SMALL).preprocess(images, **raw)["pixel_values"]
-    packed = ViltImageProcessor(**SMALL).pack(images)
+    packed = ViltImageProcessor(**SMALL).pack(images, size_divisor=8)
     assert len(set(packed.sizes)) > 5
     for index, values in enumerate(padded):
         got = packed.data[packed.offsets[index] : packed.offsets[index + 1]].view(*packed.sizes[index], 3)
@@ -117,7 +118,7 @@ def test_floats_in_0_to_1_are_the_bytes_that_pillow_resizes(do_rescale, pictures
     raw = {"do_rescale": do_rescale, "image_mean": 0.4}
     image_processor = ViltImageProcessor(**SMALL)
     if do_rescale:
-        with pytest.warns(UserWarning, match=r"images\[1\].*in \[0, 1\] already"):
+        with pytest.warns(UserWarning, match=r"images\[.\].*in \[0, 1\] already"):
             packed = image_processor.pack(images, **raw)
         with pytest.warns(UserWarning):
             assert_equals_padded(packed, image_processor.preprocess(images, return_tensors="pt", **raw))
@@ -135,7 +136,7 @@ def test_what_bytes_cannot_hold(pictures):
         (dict(images=[pictures[0], unit], do_rescale=False, do_resize=False), r"images\[1\].*not whole numbers"),
         (dict(images=[pictures[0] + 0.5], do_resize=False), r"images\[0\].*call without device"),
         (dict(images=[pictures[0].astype(np.int64) - 300]), r"images\[0\].*call without device"),
-        (dict(images=[np.zeros((1, 300, 3), np.uint8)]), r"images\[0\].*too elongated"),
+        (dict(images=[np.zeros((2, 300, 3), np.uint8)]), r"images\[0\].*too elongated"),
         (dict(images=[]), "empty"),
         (dict(images=pictures, size_divisor=0), "size_divisor"),
         (dict(images=pictures, picture=[3]), r"picture\[0\]"),

@@ -14,6 +14,7 @@ from vilt_fast.commands.board import Answered, draw_board
 from vilt_fast.commands.loading import check_folder, load, open_picture, prepare, print_json
 from vilt_fast.commands.train import print_scores
 from vilt_fast.files import write_atomically
+from vilt_fast.results import answer_chances, make_answer
 
 
 def demo(arguments: argparse.Namespace) -> None:
@@ -63,8 +64,8 @@ def answer(model: Any, processor: Any, picture: Image.Image, question: str, *, t
     """
     inputs = prepare(processor, model, [picture], question)
     output = model(**inputs, output_attentions=explain)
-    chances, labels = output.logits[0].float().sigmoid().topk(min(top, output.logits.shape[1]))
-    answers = [(model.config.id2label[i], p) for i, p in zip(labels.tolist(), chances.tolist(), strict=True)]
+    chances, labels = answer_chances(output.logits, top)
+    answers = make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top
     return Answered(picture, question, answers, _attention(model, inputs, output) if explain else None)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 
 from vilt_fast.commands.loading import load, open_picture, prepare, print_json
+from vilt_fast.results import fill_masks, match_scores
 
 
 @torch.no_grad()
@@ -27,41 +27,14 @@ def fill(arguments: argparse.Namespace) -> None:
         print(f"  {step['probability']:6.1%}  {step['word']}")
 
 
-def fill_masks(model: Any, inputs: dict[str, torch.Tensor], mask_token_id: int) -> list[tuple[int, float]]:
-    """Replace every mask token of inputs["input_ids"] (1, L), in place, the surest first.
-
-    Each step runs the model again, so that a filled word helps with the rest. The procedure is that of the example in
-    Hugging Face's documentation of ViltForMaskedLM.
-
-    Returns:
-        (token id, probability) of each filled word, in the order of filling.
-
-    Raises:
-        ValueError: no word is masked.
-    """
-    ids = inputs["input_ids"]
-    open_places = ids[0] == mask_token_id  # (L,)
-    if not open_places.any():
-        raise ValueError("TEXT: got no masked word, wanted at least one [MASK]")
-    steps = []
-    while open_places.any():
-        chances, tokens = model(**inputs).logits[0].float().softmax(-1).max(-1)  # (L,)
-        place = int(chances.masked_fill(~open_places, -1.0).argmax())
-        ids[0, place] = tokens[place]
-        open_places[place] = False
-        steps.append((int(tokens[place]), float(chances[place])))
-    return steps
-
-
 @torch.no_grad()
 def match(arguments: argparse.Namespace) -> None:
     """Print the texts with their scores, best first."""
     picture = open_picture(arguments.image)
     model, processor = load(arguments)
     inputs = prepare(processor, model, [picture] * len(arguments.texts), arguments.texts)
-    logits = model(**inputs).logits.float()  # (texts, 1) of the ranking head or (texts, 2) of the matching head
-    is_ranking = logits.shape[1] == 1
-    scores = (logits[:, 0] if is_ranking else logits.softmax(-1)[:, 1]).tolist()
+    logits = model(**inputs).logits  # (texts, 1) of the ranking head or (texts, 2) of the matching head
+    is_ranking, scores = logits.shape[1] == 1, match_scores(logits).tolist()
     ranked = sorted(zip(arguments.texts, scores, strict=True), key=lambda pair: -pair[1])
     if arguments.json:
         meaning = "logit" if is_ranking else "probability"

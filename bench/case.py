@@ -1,0 +1,215 @@
+"""One batch to run contestants on: a model with telling weights, inputs on the device, and the right answer in fp64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilt_fast.bench import flops, verify
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.config import ViltConfig
+from vilt_fast.models.inputs import Inputs
+from vilt_fast.models.vilt import ViltForImagesAndTextClassification, ViltForQuestionAnswering
+from vilt_fast.packing import Layout
+from vilt_fast.reference import vilt as reference
+from vilt_fast.reference.patch_sample import patch_sample
+
+REFERENCE_CHUNK = 16  # pairs that the padded fp64 reference takes at once; it keeps every attention matrix
+
+
+def full_config(workload: Workload) -> ViltConfig:
+    """ViLT-B/32 with the head of the workload's task: 3129 answers, or NLVR2's two."""
+    return _config(workload, vocab_size=30522, num_labels=3129 if workload.pictures == 1 else 2)
+
+
+def tiny_config(workload: Workload) -> ViltConfig:
+    """A model for checks: two blocks of 48 with patches of 8."""
+    return _config(
+        workload, vocab_size=100, num_labels=7, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        intermediate_size=96, patch_size=8, image_size=96, max_position_embeddings=40,
+    )  # fmt: skip
+
+
+def _config(workload: Workload, **fields: Any) -> ViltConfig:
+    several = workload.pictures > 1
+    return ViltConfig(
+        num_images=workload.pictures if several else -1,
+        modality_type_vocab_size=workload.pictures + 1 if several else 2,
+        max_image_length=workload.max_image_length,
+        **fields,
+    )
+
+
+@torch.no_grad()
+def telling_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random weights under which every term of the model moves the logits, so that a wrong mask or position shows.
+
+    Matrices have deviation 1 / sqrt(fan in), norms are near one, the rest has deviation 0.3. With the usual initial
+    deviation of 0.02 attention would be nearly uniform, and a contestant that gets it wrong would pass.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        value = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name.lower() or "classifier.1." in name:
+            value = 0.2 * value + float(name.endswith("weight"))
+        elif name.endswith("weight") and "embeddings.weight" not in name:
+            value = value / parameter[0].numel() ** 0.5
+        else:
+            value = 0.3 * value
+        parameter.copy_(value)
+    return model
+
+
+@dataclass
+class Case:
+    """A workload with its model and its inputs.
+
+    Args:
+        workload, config: what and how large.
+        device: where contestants run.
+        sets: how many batches with the same shapes and other values take turns.
+        compiles: whether contestants that compile for minutes take part.
+    """
+
+    workload: Workload
+    config: ViltConfig
+    device: torch.device
+    sets: int = 2
+    compiles: bool = False
+
+    @cached_property
+    def master(self) -> torch.nn.Module:
+        """Our model in fp32 on the CPU: the weights that everybody gets."""
+        several = self.workload.pictures > 1
+        kind = ViltForImagesAndTextClassification if several else ViltForQuestionAnswering
+        return telling_weights(kind(self.config)).eval()
+
+    def model(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Our model with those weights, on the device."""
+        model = type(self.master)(self.config).eval()
+        model.load_state_dict(self.master.state_dict())
+        return model.to(self.device, dtype).requires_grad_(False)
+
+    @cached_property
+    def inputs(self) -> list[dict[str, Tensor]]:
+        """The padded inputs, fp32, on the device."""
+        made = [self.workload.inputs(self.config, seed) for seed in range(self.sets)]
+        return [{name: value.to(self.device) for name, value in one.items()} for one in made]
+
+    def inputs_in(self, dtype: torch.dtype) -> list[dict[str, Tensor]]:
+        """The inputs with pixels of a dtype."""
+        return [{**one, "pixel_values": one["pixel_values"].to(dtype)} for one in self.inputs]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of every sequence."""
+        return self.workload.sequences(self.config.patch_shape[0])
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """Logits of the first inputs by the padded reference in fp64."""
+        with full_precision(), torch.inference_mode():
+            return padded_logits(self.master.state_dict(), self.config, self.inputs[0], torch.float64)
+
+    @cached_property
+    def packed(self) -> tuple[Tensor, Layout]:
+        """Embedded rows (total_tokens, d) fp32 of the first inputs and their layout: where the encoder starts."""
+        from vilt_fast import ops
+
+        model = self.model(torch.float32)
+        with ops.backend("reference"), torch.inference_mode():
+            inputs = model._prepare(Inputs(**self.inputs[0]))
+            batch = inputs.check(self.config, self.device)
+            layout = batch.layout(self.config, False, [])
+            tokens = model.vilt.embeddings(
+                layout, batch.input_ids, batch.token_type_ids, None, batch.pixel_values, None, batch.pair_modality
+            )
+        return tokens, layout
+
+    def cost(self, scope: str, dtype: torch.dtype) -> flops.Cost:
+        """Useful work of one call: the whole model, or encoder and head."""
+        words = sum(self.workload.lengths) * self.workload.pictures
+        arguments = (self.workload.batch, self.workload.pictures, dtype.itemsize)
+        if scope == "encoder":
+            return flops.encoder(self.config, self.lengths, dtype.itemsize) + flops.head(self.config, *arguments)
+        return flops.model(self.config, self.lengths, words, *arguments)
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether `max_image_length` leaves patches out."""
+        return self.workload.max_image_length >= 0
+
+    def bound(self, dtype: torch.dtype) -> float:
+        """Largest relative error of a row of logits."""
+        return verify.BOUNDS[dtype]
+
+    def describe(self) -> dict[str, Any]:
+        """Columns of a row."""
+        work, config, patch = self.workload, self.config, self.config.patch_shape[0]
+        return {
+            "workload": work.name,
+            "batch": work.batch,
+            "tokens": work.tokens(patch),
+            "padded_tokens": work.padded_tokens(patch),
+            "shape": work.shape(),
+            "model": f"{config.num_hidden_layers} x {config.hidden_size}, patch {patch}",
+        }
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """While the reference runs, no product is rounded to TF32, whatever the user has set."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def patch_mask(config: ViltConfig, inputs: dict[str, Tensor]) -> Tensor | None:
+    """(B, GH, GW) bool: the patches that our model samples with seed 0, or None where it takes all."""
+    if config.max_image_length < 0:
+        return None
+    pixel_mask, patch = inputs["pixel_mask"], config.patch_shape[0]
+    batch, grid = len(pixel_mask), (pixel_mask.shape[1] // patch, pixel_mask.shape[2] // patch)
+    index = torch.arange(batch, device=pixel_mask.device)
+    mask = inputs["attention_mask"] != 0
+    plan = patch_sample(mask, pixel_mask, None, grid, config.max_image_length, 0, index)
+    kept = torch.zeros(batch * grid[0] * grid[1], dtype=torch.bool, device=pixel_mask.device)
+    kept[plan.patch_index[plan.patch_index >= 0].long()] = True
+    return kept.view(batch, *grid)
+
+
+def padded_logits(
+    state: dict[str, Tensor], config: ViltConfig, inputs: dict[str, Tensor], dtype: torch.dtype, chunk: int | None = None
+) -> Tensor:
+    """Logits by `vilt_fast.reference.vilt`, every pair padded to the largest of its chunk.
+
+    Args:
+        state: weights, moved to the inputs' device in `dtype`.
+        chunk: pairs at once; None: `REFERENCE_CHUNK`.
+    """
+    device = inputs["input_ids"].device
+    state = {name: value.to(device, dtype) for name, value in state.items()}
+    inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
+    several = inputs["pixel_values"].ndim == 5
+    kept = None if several else patch_mask(config, inputs)
+    if kept is not None:
+        inputs["patch_mask"] = kept
+    logits = []
+    batch = len(inputs["input_ids"])
+    for start in range(0, batch, chunk or REFERENCE_CHUNK):
+        part = {name: value[start : start + (chunk or REFERENCE_CHUNK)] for name, value in inputs.items()}
+        if several:
+            images = {name: part.pop(name) for name in ("pixel_values", "pixel_mask")}
+            logits.append(reference.classify_pictures(state, config, images, part))
+        else:
+            logits.append(reference.classify(state, reference.encode(state, config, **part).pooler_output))
+    return torch.cat(logits)

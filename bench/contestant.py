@@ -1,0 +1,251 @@
+"""What a contestant is, and how a row of results comes from it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vilt_fast.bench import timing, verify
+from vilt_fast.bench.flops import Cost
+
+MEBIBYTE = 2**20
+
+
+class Unavailable(Exception):
+    """A contestant cannot run here; the message says why."""
+
+
+class Case(Protocol):
+    """What contestants run on: a batch for the model (`case.Case`), or one operation (`operations.OperationCase`)."""
+
+    device: torch.device
+    compiles: bool  # whether contestants that compile for minutes take part
+    wanted: Tensor  # the right answer for the first input set
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether `max_image_length` leaves patches out."""
+
+    def describe(self) -> dict[str, Any]:
+        """workload, batch, tokens, padded_tokens, shape and model of a row."""
+
+    def bound(self, dtype: torch.dtype) -> float:
+        """Largest error in that dtype."""
+
+    def cost(self, scope: str, dtype: torch.dtype) -> Cost:
+        """Useful work of a call."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """Somebody who answers a case.
+
+    Args:
+        name: in tables.
+        dtype: of weights and activations.
+        make: from a case the calls to time, one an input set; raises `Unavailable`.
+        scope: "model" from padded pixels and ids to logits, "encoder" from embedded rows to logits, or another word
+            with `cost`.
+        is_ours: whether it is this library.
+        compiles: whether it compiles for so long that only some cases are worth it.
+        samples: whether it can draw the same patches as we do under `max_image_length`.
+    """
+
+    name: str
+    dtype: torch.dtype
+    make: Callable[[Any], list[Callable[[], Tensor]]]
+    scope: str = "model"
+    is_ours: bool = False
+    compiles: bool = False
+    samples: bool = True
+
+    def calls(self, case: Case) -> list[Callable[[], Tensor]]:
+        """The calls to time.
+
+        Raises:
+            Unavailable: it does not take part in this case.
+        """
+        if self.compiles and not case.compiles:
+            raise Unavailable("compiles for long: takes part where a case says so (--compile)")
+        if not self.samples and case.is_sampled:
+            raise Unavailable("samples other patches, so its answer cannot be checked")
+        with torch.inference_mode():
+            return self.make(case)
+
+
+@dataclass
+class Row:
+    """One line of a result file. Figures are None where nothing was timed."""
+
+    suite: str
+    workload: str
+    scope: str
+    contestant: str
+    is_ours: bool
+    dtype: str
+    batch: int
+    tokens: int
+    padded_tokens: int
+    shape: str
+    status: str = "ok"
+    error: float | None = None
+    bound: float | None = None
+    median_ms: float | None = None
+    p20_ms: float | None = None
+    p80_ms: float | None = None
+    samples: int | None = None
+    launches: str = timing.LAUNCHES
+    pairs_per_s: float | None = None
+    tokens_per_s: float | None = None
+    tflops: float | None = None
+    gbps: float | None = None
+    matmul_share: float | None = None
+    copy_share: float | None = None
+    peak_mib: float | None = None
+    model: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def flat(self) -> dict[str, object]:
+        """One level of columns."""
+        row = asdict(self)
+        found = row.pop("environment")
+        return {**row, **found}
+
+    def fill(self, times: timing.Times, cost: Cost, peaks: timing.Peaks) -> None:
+        """Everything that follows from the times."""
+        self.median_ms, self.p20_ms, self.p80_ms = times.median_ms, times.p20_ms, times.p80_ms
+        self.samples = times.samples
+        seconds = times.median_ms / 1e3
+        self.pairs_per_s, self.tokens_per_s = self.batch / seconds, self.tokens / seconds
+        self.tflops, self.gbps = cost.flops / seconds / 1e12, cost.bytes / seconds / 1e9
+        self.matmul_share = self.tflops / peaks.matmul_tflops
+        self.copy_share = self.gbps / peaks.copy_gbps
+
+
+@dataclass
+class Clock:
+    """How long the run may take in all, and each comparison in it."""
+
+    budget: timing.Budget
+    deadline: float = float("inf")  # of time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether no further contestant should start."""
+        return time.monotonic() > self.deadline
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """"bfloat16" for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def new_row(suite: str, case: Case, contestant: Contestant, environment: dict[str, str]) -> Row:
+    """A row with everything that is known before the run."""
+    return Row(
+        suite=suite,
+        scope=contestant.scope,
+        contestant=contestant.name,
+        is_ours=contestant.is_ours,
+        dtype=name_of(contestant.dtype),
+        environment=environment,
+        **case.describe(),
+    )
+
+
+def run(
+    suite: str,
+    case: Case,
+    contestants: Sequence[Contestant],
+    clock: Clock,
+    peaks: Callable[[torch.dtype], timing.Peaks],
+    environment: dict[str, str],
+) -> list[Row]:
+    """Check every contestant, then time those that were right, in turns; a row for each, whatever became of it."""
+    rows, ready = [], []
+    for contestant in contestants:
+        row = new_row(suite, case, contestant, environment)
+        rows.append(row)
+        calls = _checked_calls(case, contestant, row, clock)
+        if calls:
+            row.peak_mib = peak_memory(calls[0], case.device)
+            ready.append((contestant, row, calls))
+    times = timing.measure([calls for _, _, calls in ready], case.device, clock.budget)
+    for (contestant, row, _), measured in zip(ready, times, strict=True):
+        row.fill(measured, case.cost(contestant.scope, contestant.dtype), peaks(contestant.dtype))
+    del ready
+    _release(case.device)
+    return rows
+
+
+def _checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> list[Callable[[], Tensor]]:
+    """The calls of a contestant that is right; none, and the reason in the row, of another."""
+    if clock.is_over():
+        row.status = "not run: the time limit of this run was spent"
+        return []
+    try:
+        calls = contestant.calls(case)
+        row.bound = case.bound(contestant.dtype)
+        verdict = verify.check(calls[0], case.wanted, row.bound)
+    except Unavailable as reason:
+        row.status = f"not run: {reason}"
+        return []
+    except Exception as error:  # a peer that breaks is a result too; ours is one that readers must see
+        row.status = f"not run: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        _release(case.device)
+        return []
+    row.error = verdict.error
+    if not verdict.passed:
+        row.status = f"wrong: error {verdict.error:.1e} is above {verdict.bound:.0e}; not timed"
+        return []
+    return calls
+
+
+def peak_memory(call: Callable[[], Tensor], device: torch.device) -> float | None:
+    """MiB that a call allocates at most beyond what was there before it (weights and inputs); None without a GPU."""
+    if device.type != "cuda":
+        return None
+    with torch.inference_mode():
+        call()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def graphed(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """The call as a CUDA graph; what it returns is overwritten by the next replay.
+
+    Raises:
+        Unavailable: no CUDA device.
+    """
+    if device.type != "cuda":
+        raise Unavailable("needs a GPU: CUDA graphs")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return output
+
+    return replay

@@ -1,0 +1,253 @@
+"""Who else a user could pick: transformers, and two ViLT encoders written by hand around PyTorch's own attention.
+
+The peers take our weights, so that their answers can be checked. The hand-written ones start from embedded rows, as a
+reader would write them in an afternoon: fused query, key and value, exact GELU, the head on the first rows. They skip
+masks, patches and the embedding, so they stand beside our encoder, not beside our model.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vilt_fast.bench.case import Case
+from vilt_fast.bench.contestant import Contestant, Unavailable, graphed
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+# --- transformers -----------------------------------------------------------------------------------------------------
+
+
+def transformers_calls(case: Case, dtype: torch.dtype, *, compile: bool = False) -> list[Callable[[], Tensor]]:
+    """transformers' own class with our weights on the padded inputs."""
+    model = transformers_model(case, dtype)
+    forward = torch.compile(model) if compile else model
+    return [partial(_logits, forward, inputs) for inputs in case.inputs_in(dtype)]
+
+
+def transformers_model(case: Case, dtype: torch.dtype) -> nn.Module:
+    """Its class for the case's task.
+
+    Raises:
+        Unavailable: transformers is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise Unavailable("transformers is not installed") from error
+    config = case.config.to_dict()
+    for name in ("model_type", "architectures", "encoder_layer_norm_eps", "transformers_version"):
+        config.pop(name, None)
+    name = type(case.master).__name__
+    model = getattr(transformers, name)(transformers.ViltConfig(**config)).eval()
+    model.load_state_dict(case.master.state_dict())
+    return model.to(case.device, dtype).requires_grad_(False)
+
+
+def _logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
+    return model(**inputs).logits
+
+
+# --- the encoder by hand ----------------------------------------------------------------------------------------------
+
+
+class HandWritten(nn.Module):
+    """ViLT from embedded rows to logits, around an attention that is handed in.
+
+    Args:
+        state: weights under Hugging Face's names. config: of the model. pictures: sequences a pair.
+    """
+
+    def __init__(self, state: dict[str, Tensor], config: Any, pictures: int) -> None:
+        super().__init__()
+        self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
+        self.layers, self.pictures = config.num_hidden_layers, pictures
+        for index in range(self.layers):
+            prefix = f"vilt.encoder.layer.{index}."
+            parts = [f"{prefix}attention.attention.{name}" for name in ("query", "key", "value")]
+            self._keep(f"qkv{index}", *(torch.cat([state[f"{part}.{k}"] for part in parts]) for k in _KINDS))
+            for short, name in _LAYER.items():
+                self._keep(f"{short}{index}", *(state[f"{prefix}{name}.{k}"] for k in _KINDS))
+        for short, name in _HEAD.items():
+            self._keep(short, *(state[f"{name}.{k}"] for k in _KINDS))
+
+    def _keep(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        self.register_buffer(f"{name}_weight", weight.clone())
+        self.register_buffer(f"{name}_bias", bias.clone())
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
+
+    def _norm(self, name: str, x: Tensor, eps: float) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"), eps)
+
+    def forward(self, x: Tensor, first: Tensor, attend: Attend) -> Tensor:
+        """Logits.
+
+        Args:
+            x: (rows, d) packed, or (B, S, d) padded. first: flat indices of the rows that the pooler reads.
+            attend: query, key, value (..., heads, head_dim) to the same shape.
+        """
+        for i in range(self.layers):
+            qkv = self._linear(f"qkv{i}", self._norm(f"before{i}", x, self.eps))
+            query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
+            x = x + self._linear(f"out{i}", attend(query, key, value).flatten(-2))
+            inner = F.gelu(self._linear(f"up{i}", self._norm(f"after{i}", x, self.eps)))
+            x = x + self._linear(f"down{i}", inner)
+        rows = self._norm("last", x.flatten(0, -2)[first], self.eps)
+        pooled = torch.tanh(self._linear("pooler", rows))
+        inner = self._norm("head1", self._linear("head0", pooled.view(len(first) // self.pictures, -1)), 1e-5)
+        return self._linear("head3", F.gelu(inner))
+
+
+_KINDS = ("weight", "bias")
+_LAYER = {
+    "before": "layernorm_before", "out": "attention.output.dense", "after": "layernorm_after",
+    "up": "intermediate.dense", "down": "output.dense",
+}  # fmt: skip
+_HEAD = {
+    "last": "vilt.layernorm", "pooler": "vilt.pooler.dense", "head0": "classifier.0", "head1": "classifier.1",
+    "head3": "classifier.3",
+}  # fmt: skip
+
+
+def hand_written(case: Case, dtype: torch.dtype) -> HandWritten:
+    """The module with the case's weights, on its device."""
+    module = HandWritten(case.master.state_dict(), case.config, case.workload.pictures).eval()
+    return module.to(case.device, dtype)
+
+
+def padded_calls(
+    case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False, cudnn: bool = False
+) -> list[Callable[[], Tensor]]:
+    """(B, S, d) rows, every sequence as long as the longest, and F.scaled_dot_product_attention with a key mask."""
+    tokens, layout = case.packed
+    places, length = layout.padded_row, layout.max_seqlen
+    # Words, CLS and patches of each pair moved to the left: the rows stand as in the packed tensor.
+    at = torch.arange(length, device=case.device)
+    real = at < layout.cu_seqlens.diff()[:, None]
+    rows = torch.where(real, layout.first[:, None] + at, 0)
+    x = (tokens[rows] * real[..., None]).to(dtype)
+    first, mask = torch.arange(len(places), device=case.device) * length, real[:, None, None]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+    if not cudnn:
+        return _encoder_calls(case, dtype, x, first, attend, mode, graphs)
+    if case.device.type != "cuda":
+        raise Unavailable("needs a GPU: cuDNN")
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    calls = _encoder_calls(case, dtype, x, first, attend, mode, graphs)
+
+    def with_cudnn() -> Tensor:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return calls[0]()
+
+    return [with_cudnn]
+
+
+def packed_calls(
+    case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False
+) -> list[Callable[[], Tensor]]:
+    """(rows, d) packed and torch.nn.attention.varlen.varlen_attn (FlashAttention)."""
+    tokens, layout = case.packed
+    if case.device.type != "cuda":
+        raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise Unavailable("varlen_attn takes fp16 and bf16 alone")
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        raise Unavailable(f"torch {torch.__version__} has no torch.nn.attention.varlen") from error
+    spans, longest = layout.cu_seqlens, layout.max_seqlen
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return varlen_attn(query, key, value, spans, spans, longest, longest)
+
+    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs)
+
+
+def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> list[Callable[[], Tensor]]:
+    """(rows, d) packed and FlexAttention with a document mask: compiled on a GPU, eager on the CPU for tiny cases."""
+    tokens, layout = case.packed
+    if case.device.type != "cuda" and len(tokens) > 1024:
+        raise Unavailable("needs a GPU: eager FlexAttention makes the whole score matrix")
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    lengths = layout.cu_seqlens.diff().long()
+    # Compiled FlexAttention wants whole blocks of 128; the rows at the end are a document that nobody reads.
+    total = -(-len(tokens) // 128) * 128
+    lengths = torch.cat((lengths, lengths.new_tensor([total - len(tokens)])))
+    document = torch.arange(len(lengths), device=case.device).repeat_interleave(lengths)
+    x = F.pad(tokens, (0, 0, 0, total - len(tokens))).to(dtype)
+
+    def same_document(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return document[q] == document[k]
+
+    # Not compiled, it makes the whole (rows, rows) mask first: 10 GB at 100,000 rows.
+    make_mask = torch.compile(create_block_mask) if case.device.type == "cuda" else create_block_mask
+    block_mask = make_mask(same_document, None, None, total, total, device=case.device.type)
+    flex = torch.compile(flex_attention) if case.device.type == "cuda" else flex_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (t.transpose(0, 1)[None] for t in (query, key, value))
+        return flex(query, key, value, block_mask=block_mask)[0].transpose(0, 1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # eager FlexAttention warns of what the name of this contestant says
+        return _encoder_calls(case, dtype, x, layout.first.long(), attend, None, graphs)
+
+
+def _encoder_calls(
+    case: Case, dtype: torch.dtype, x: Tensor, first: Tensor, attend: Attend, mode: str | None, graphs: bool
+) -> list[Callable[[], Tensor]]:
+    module = hand_written(case, dtype)
+    forward = module if mode is None else torch.compile(module, mode=mode, dynamic=False)
+    call = partial(forward, x, first, attend)
+    return [graphed(call, case.device) if graphs else call]
+
+
+# --- the list ---------------------------------------------------------------------------------------------------------
+
+
+def model_peers(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
+    """From pixels and ids to logits."""
+    found = []
+    for dtype in dtypes:
+        eager = partial(transformers_calls, dtype=dtype)
+        found.append(Contestant("transformers eager", dtype, eager, samples=False))
+    lowest = dtypes[-1]
+    compiled = partial(transformers_calls, dtype=lowest, compile=True)
+    found.append(Contestant("transformers + torch.compile", lowest, compiled, compiles=True, samples=False))
+    return found
+
+
+def encoder_peers(dtype: torch.dtype) -> list[Contestant]:
+    """From embedded rows to logits."""
+    makes: dict[str, tuple[Callable[..., list[Callable[[], Tensor]]], dict[str, Any]]] = {
+        "padded SDPA": (padded_calls, {}),
+        "padded SDPA + graph": (padded_calls, {"graphs": True}),
+        "padded SDPA + torch.compile": (padded_calls, {"mode": "default"}),
+        "padded SDPA + torch.compile + graph": (padded_calls, {"mode": "default", "graphs": True}),
+        "padded SDPA, cuDNN": (padded_calls, {"cudnn": True}),
+        "packed varlen_attn": (packed_calls, {}),
+        "packed varlen_attn + graph": (packed_calls, {"graphs": True}),
+        "packed varlen_attn + torch.compile": (packed_calls, {"mode": "default"}),
+        "packed varlen_attn + torch.compile + graph": (packed_calls, {"mode": "default", "graphs": True}),
+        "packed varlen_attn + max-autotune": (packed_calls, {"mode": "max-autotune-no-cudagraphs"}),
+        "packed FlexAttention": (flex_calls, {}),
+    }
+    return [
+        Contestant(name, dtype, partial(make, dtype=dtype, **options), "encoder", compiles="mode" in options)
+        for name, (make, options) in makes.items()
+    ]

@@ -1,0 +1,91 @@
+"""From logits to what a user reads: answers, match scores, filled words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The most probable answer to a question, its probability, and the runners-up.
+
+    Each answer has a probability of its own, they do not sum to 1: a question may have several right answers.
+    """
+
+    answer: str
+    score: float
+    top: list[tuple[str, float]]  # (answer, probability), best first; the first is `answer`
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A text without its masks, and the words that went there, in the order in which they were filled."""
+
+    text: str
+    words: list[tuple[str, float]]  # (word, probability when it was chosen)
+
+
+def answer_chances(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """(B, answers) logits to the `top` largest probabilities (B, top), float32, and the answers they belong to."""
+    chances, labels = logits.float().sigmoid().topk(min(top, logits.shape[1]))
+    return chances, labels
+
+
+def make_answer(labels: Mapping[int, str], chances: list[float], chosen: list[int]) -> Answer:
+    """One row of `answer_chances`, with words from `config.id2label`."""
+    top = [(labels[label], chance) for label, chance in zip(chosen, chances, strict=True)]
+    return Answer(top[0][0], top[0][1], top)
+
+
+def match_scores(logits: Tensor) -> Tensor:
+    """How well text and picture match, (B,) float32.
+
+    (B, 1) of the ranking head: the logit. (B, 2) of the matching head: the probability of class 1, "they match".
+    """
+    logits = logits.float()
+    return logits[:, 0] if logits.shape[1] == 1 else logits.softmax(-1)[:, 1]
+
+
+def word_chances(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., vocabulary) logits to the largest probability of each place, float32, and the word it belongs to."""
+    chances, words = logits.float().softmax(-1).max(-1)
+    return chances, words
+
+
+def fill_surest(ids: Tensor, open_places: Tensor, chances: Tensor, words: Tensor) -> tuple[int, float]:
+    """Fill the open place whose word is the surest, and close it; return the word and its probability.
+
+    Args:
+        ids: (L,) and open_places: (L,) bool, with at least one True; both are changed in place.
+        chances, words: (L,) of `word_chances`.
+    """
+    place = int(chances.masked_fill(~open_places, -1.0).argmax())
+    ids[place] = words[place]
+    open_places[place] = False
+    return int(words[place]), float(chances[place])
+
+
+def fill_masks(model: Any, inputs: dict[str, Tensor], mask_token_id: int) -> list[tuple[int, float]]:
+    """Replace every mask token of inputs["input_ids"] (1, L), in place, the surest first.
+
+    Each step runs the model again, so that a filled word helps with the rest. The procedure is that of the example in
+    Hugging Face's documentation of ViltForMaskedLM.
+
+    Returns:
+        (token id, probability) of each filled word, in the order of filling.
+
+    Raises:
+        ValueError: no word is masked.
+    """
+    ids = inputs["input_ids"][0]  # (L,)
+    open_places = ids == mask_token_id
+    if not open_places.any():
+        raise ValueError("TEXT: got no masked word, wanted at least one [MASK]")
+    steps = []
+    while open_places.any():
+        steps.append(fill_surest(ids, open_places, *word_chances(model(**inputs).logits[0])))
+    return steps

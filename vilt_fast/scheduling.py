@@ -1,0 +1,431 @@
+"""From single pairs to batches and back: threads, queues and nothing about models.
+
+    submit -> load      threads of a pool, once a picture
+           -> form      one thread: counts tokens, fills batches
+           -> prepare   two threads: a batch's inputs, while the batch before it is computed
+           -> launch    one thread: the model
+           -> finish    one thread: waits for the numbers, makes results, answers the futures
+
+Every arrow is bounded: `submit` waits while `max_pending` pairs have no answer, `form` while two batches wait for the
+model, `launch` while two batches wait to be finished. What a batch costs is counted in tokens. A batch closes when the
+next pair does not fit, or when its first pair has waited `max_wait_ms` and the model could take it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+
+LOG = logging.getLogger(__name__)
+# What `Stages.finish` says of a pair that has to go through the model once more.
+AGAIN = object()
+_WAITING_BATCHES = 2
+
+
+class Picture:
+    """A picture that is loaded once for all waiting pairs that look at it."""
+
+    __slots__ = ("source", "value", "error", "waiting", "__weakref__")
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.value: Any = None
+        self.error: Exception | None = None
+        self.waiting: list[Item] | None = []  # pairs that cannot go on before it is loaded; None: it is
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One pair on its way."""
+
+    kind: str  # what is asked; a batch holds one kind
+    text: str
+    picture: Picture
+    future: Future
+    submitted: float
+    tokens: int = 0
+    error: Exception | None = None  # why it cannot be answered
+    is_taken: bool = False  # whether its future is running, and can no longer be cancelled
+    state: Any = None  # of the stages
+
+
+class Stages(Protocol):
+    """What is done at each arrow. All methods but `finish` may raise; the pairs concerned get the error."""
+
+    def is_loaded(self, source: Any) -> bool:
+        """Whether `load` is too quick for a thread of the pool."""
+
+    def load(self, source: Any) -> Any:
+        """A picture in memory."""
+
+    def measure(self, items: Sequence[Item]) -> None:
+        """Set `tokens` of each pair, or `error`."""
+
+    def prepare(self, items: Sequence[Item]) -> Any:
+        """A batch's inputs; in several threads at once."""
+
+    def launch(self, prepared: Any) -> Any:
+        """Start the model; always in one thread."""
+
+    def finish(self, items: Sequence[Item], launched: Any) -> list[Any]:
+        """For each pair a result, an exception, or AGAIN."""
+
+    def recover(self) -> None:
+        """Called when memory ran out."""
+
+
+@dataclass
+class Counts:
+    """What has happened since the start, or since they were last set to zero."""
+
+    pairs: int = 0
+    failed: int = 0
+    batches: int = 0
+    tokens: int = 0
+    capacity: int = 0  # tokens that the batches could have held
+    queue_s: float = 0.0  # sum over pairs, from submission to launch
+    stall_s: float = 0.0  # of the thread that launches, waiting for a batch
+    first: float | None = None  # when the first pair came
+    last: float | None = None  # when the last one was answered
+
+
+@dataclass
+class _Batch:
+    items: list[Item] = field(default_factory=list)
+    tokens: int = 0
+    since: float = 0.0
+    prepared: Future | None = None
+
+    def append(self, item: Item) -> None:
+        if not self.items:
+            self.since = time.perf_counter()
+        self.items.append(item)
+        self.tokens += item.tokens
+
+
+class Pipeline:
+    """The threads. They start with the first pair.
+
+    Args:
+        stages: what is done.
+        max_tokens: of a batch; a pair that is longer goes alone. Halved whenever memory runs out.
+        max_pairs: of a batch.
+        max_wait_ms: how long the first pair of a batch waits for others, where the model is free.
+        workers: threads that load pictures; None: one a core.
+        max_pending: pairs without an answer, above which `submit` waits.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        *,
+        max_tokens: int,
+        max_pairs: int,
+        max_wait_ms: float = 5.0,
+        workers: int | None = None,
+        max_pending: int = 1024,
+    ) -> None:
+        self.stages, self.max_tokens, self.max_pairs, self.max_pending = stages, max_tokens, max_pairs, max_pending
+        self.max_wait_s = max_wait_ms / 1000
+        self.counts = Counts()
+        # One lock for all shared state below; whoever changes it wakes all who wait.
+        self._changed = threading.Condition()
+        self._pictures: WeakValueDictionary[Hashable, Picture] = WeakValueDictionary()
+        self._pending: set[Item] = set()
+        self._ready: deque[Item] = deque()
+        self._slots = _WAITING_BATCHES
+        self._closing: str | None = None  # why nothing more is accepted
+        self._is_aborted = self._is_stopped = False
+        self._threads: list[threading.Thread] = []
+        self._loaders = ThreadPoolExecutor(workers or os.cpu_count() or 1, "vilt-load")
+        self._preparers = ThreadPoolExecutor(_WAITING_BATCHES, "vilt-prepare")
+        self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
+        self._launched: queue.Queue[tuple[list[Item], Any] | None] = queue.Queue(_WAITING_BATCHES)
+
+    # --- outside --------------------------------------------------------------------------------------------------
+
+    def submit(self, kind: str, source: Any, text: str) -> Future:
+        """Send a pair in; thread-safe. Waits while `max_pending` pairs are on their way.
+
+        Pairs whose `source` is the same object or the same path share the picture while any of them is on its way.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
+        key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
+            self._start()
+            picture = self._pictures.get(key)
+            if is_new := picture is None:
+                picture = self._pictures[key] = Picture(source)
+            item = Item(kind, text, picture, Future(), time.perf_counter())
+            self.counts.first = self.counts.first or item.submitted
+            self._pending.add(item)
+            if picture.waiting is None:
+                self._ready.append(item)
+                self._changed.notify_all()
+            else:
+                picture.waiting.append(item)
+        if is_new and self.stages.is_loaded(source):
+            self._load(picture)
+        elif is_new:
+            self._in_pool(picture)
+        return item.future
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """Run `function` in the thread that launches, between two batches, and return what it returns."""
+        future: Future = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        with self._changed:
+            self._start()
+            self._batches.put(run)
+        return future.result()
+
+    def close(self, finish: bool = True) -> None:
+        """Accept nothing more; finish what is on its way, or fail what the model has not begun with a RuntimeError."""
+        if threading.current_thread() in self._threads:
+            raise RuntimeError("close() was called in a future's callback, where it would wait for itself")
+        with self._changed:
+            self._closing = self._closing or "the engine is closed"
+            self._is_aborted = self._is_aborted or not finish
+            dropped = [] if finish else [item for item in self._pending if self._take(item, only_new=True)]
+            self._changed.notify_all()
+        self._settle(dropped, [_aborted() for _ in dropped])
+        with self._changed:
+            self._changed.wait_for(lambda: not self._pending)
+            self._is_stopped = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._loaders.shutdown(cancel_futures=True)
+        self._preparers.shutdown()
+
+    # --- shared state, under the lock -----------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._closing:
+            raise RuntimeError(f"{self._closing}: it takes no more pairs")
+        if not self._threads:
+            for loop in (self._form, self._launch, self._finish):
+                name = f"vilt{loop.__name__.replace('_', '-')}"
+                self._threads.append(threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True))
+                self._threads[-1].start()
+
+    def _take(self, item: Item, only_new: bool = False) -> bool:
+        """Whether the caller is to answer this pair: not where its future was cancelled, or another has it."""
+        if item.is_taken:
+            return not only_new and item in self._pending
+        item.is_taken = item.future.set_running_or_notify_cancel()
+        if not item.is_taken:
+            self._pending.discard(item)
+        return item.is_taken
+
+    # --- threads --------------------------------------------------------------------------------------------------
+
+    def _in_pool(self, picture: Picture) -> None:
+        try:
+            self._loaders.submit(self._load, picture)
+        except RuntimeError as error:  # closed, or the interpreter is ending
+            picture.error = error
+            self._loaded(picture)
+
+    def _load(self, picture: Picture) -> None:
+        try:
+            picture.value = self.stages.load(picture.source)
+        except Exception as error:
+            picture.error = error
+        self._loaded(picture)
+
+    def _loaded(self, picture: Picture) -> None:
+        with self._changed:
+            self._ready.extend(picture.waiting)
+            picture.waiting = None
+            self._changed.notify_all()
+
+    def _form(self) -> None:
+        batch = _Batch()
+        while (arrived := self._arrivals(batch)) is not None:
+            for item in self._measured(arrived):
+                if batch.items and not self._fits(batch, item):
+                    self._emit(batch)
+                    batch = _Batch()
+                batch.append(item)
+            if batch.items and (batch.tokens >= self.max_tokens or not arrived):
+                self._emit(batch)
+                batch = _Batch()
+        self._batches.put(None)
+
+    def _arrivals(self, batch: _Batch) -> list[Item] | None:
+        """Pairs with a picture; none where `batch` has to go as it is; None at the end."""
+        with self._changed:
+            while not self._ready:
+                wait_s = None
+                if batch.items and self._slots:
+                    wait_s = batch.since + self.max_wait_s - time.perf_counter()
+                    if wait_s <= 0 or self._is_aborted:
+                        return []
+                elif self._is_stopped:
+                    return None
+                self._changed.wait(wait_s)
+            arrived = list(self._ready)
+            self._ready.clear()
+            return arrived
+
+    def _measured(self, items: list[Item]) -> list[Item]:
+        """The pairs with their `tokens`; those that cannot be answered are settled."""
+        fresh = [item for item in items if item.picture.error is None]
+        try:
+            self.stages.measure(fresh)
+        except Exception as error:
+            for item in fresh:
+                item.error = error
+        for item in items:
+            item.error = item.error or item.picture.error
+        with self._changed:
+            bad = [item for item in items if item.error is not None and self._take(item)]
+        self._settle(bad, [item.error for item in bad])
+        return [item for item in items if item.error is None]
+
+    def _fits(self, batch: _Batch, item: Item) -> bool:
+        is_small = batch.tokens + item.tokens <= self.max_tokens and len(batch.items) < self.max_pairs
+        return is_small and batch.items[0].kind == item.kind
+
+    def _emit(self, batch: _Batch) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._slots)
+            batch.items = [item for item in batch.items if self._take(item)]
+            if not batch.items:
+                self._changed.notify_all()
+                return
+            self._slots -= 1
+        batch.prepared = self._preparers.submit(self.stages.prepare, batch.items)
+        self._batches.put(batch)
+
+    def _launch(self) -> None:
+        while True:
+            start = time.perf_counter()
+            batch = self._batches.get()
+            if batch is None:
+                break
+            if not isinstance(batch, _Batch):
+                batch()
+                continue
+            failed = batch.prepared.exception()  # waits
+            self.counts.stall_s += time.perf_counter() - start
+            if failed is None:
+                self._run(batch.items, batch.prepared.result())
+            else:
+                self._run_halves(batch.items, failed)
+            with self._changed:
+                self._slots += 1
+                self._changed.notify_all()
+        self._launched.put(None)
+
+    def _run(self, items: list[Item], prepared: Any = None) -> None:
+        """Launch a batch. Where that fails, its halves, down to the pair that is to blame."""
+        try:
+            launched = self.stages.launch(self.stages.prepare(items) if prepared is None else prepared)
+        except Exception as error:
+            prepared = None
+            self._run_halves(items, error)
+            return
+        now, tokens = time.perf_counter(), sum(item.tokens for item in items)
+        self.counts.batches += 1
+        self.counts.tokens += tokens
+        self.counts.capacity += max(self.max_tokens, tokens)
+        self.counts.queue_s += sum(now - item.submitted for item in items)
+        self._launched.put((items, launched))
+
+    def _run_halves(self, items: list[Item], error: BaseException) -> None:
+        error.with_traceback(None)  # it would keep the tensors of the failed batch alive
+        if is_out_of_memory(error):
+            self.max_tokens = max(1, min(self.max_tokens, sum(item.tokens for item in items)) // 2)
+            LOG.warning("out of memory with %d pairs: batches of %d tokens from here on", len(items), self.max_tokens)
+            self.stages.recover()
+        if len(items) == 1:
+            self._settle(items, [error])
+            return
+        middle = len(items) // 2
+        self._run(items[:middle])
+        self._run(items[middle:])
+
+    def _finish(self) -> None:
+        while (entry := self._launched.get()) is not None:
+            items, launched = entry
+            try:
+                outcomes = self.stages.finish(items, launched)
+            except Exception as error:
+                outcomes = [error] * len(items)
+            again = [item for item, outcome in zip(items, outcomes, strict=True) if outcome is AGAIN]
+            with self._changed:
+                is_aborted = self._is_aborted
+                self._ready.extend([] if is_aborted else again)
+                self._changed.notify_all()
+            outcomes = [_aborted() if outcome is AGAIN and is_aborted else outcome for outcome in outcomes]
+            done = [index for index, outcome in enumerate(outcomes) if outcome is not AGAIN]
+            self._settle([items[index] for index in done], [outcomes[index] for index in done])
+            entry = items = launched = None  # or they would live until the next batch comes
+
+    def _settle(self, items: Sequence[Item], outcomes: Sequence[Any]) -> None:
+        """Answer taken pairs. Callbacks of their futures run here."""
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                item.future.set_exception(outcome)
+            else:
+                item.future.set_result(outcome)
+        if not items:
+            return
+        with self._changed:
+            self._pending.difference_update(items)
+            failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
+            self.counts.failed += failed
+            self.counts.pairs += len(items) - failed
+            self.counts.last = time.perf_counter()
+            self._changed.notify_all()
+
+    def _guarded(self, loop: Callable[[], None]) -> None:
+        """A thread that dies of a bug of ours must not leave anyone waiting."""
+        try:
+            loop()
+        except BaseException as error:
+            with self._changed:
+                self._closing, self._is_aborted, self._is_stopped = f"the engine broke ({error!r})", True, True
+                lost, self._pending = self._pending, set()
+                self._slots = len(lost) + 1
+                self._changed.notify_all()
+            for item in lost:
+                try:
+                    item.future.set_exception(RuntimeError(f"the engine broke: {error!r}"))
+                except InvalidStateError:  # cancelled, or answered in this moment
+                    pass
+            raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a smaller batch may succeed where this was raised."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        # How PyTorch says it on the CPU.
+        isinstance(error, RuntimeError) and "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    )
+
+
+def _aborted() -> RuntimeError:
+    return RuntimeError("the engine was closed before this pair was answered")
