@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +29,12 @@ def write(rows: Sequence[Row], suite: str, environment: dict[str, str], director
     flat = [_rounded(row.flat()) for row in rows]
     as_json, as_csv = folder / f"{stem}.json", folder / f"{stem}.csv"
     content = {"suite": suite, "environment": environment, "rows": flat}
-    with write_atomically(as_json) as path:
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    with write_atomically(as_csv) as path, open(path, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(flat[0]) if flat else ["suite"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, list(flat[0]) if flat else ["suite"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_atomically(as_json, json.dumps(content, indent=1) + "\n")
+    write_atomically(as_csv, lines.getvalue())
     return [as_json, as_csv]
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from transformers import ViltConfig as HuggingFaceConfig
+
 from vilt_fast import ViltConfig
 
 

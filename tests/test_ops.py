@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 import vilt_fast
 from vilt_fast import ops
 

@@ -1,30 +1,65 @@
 """ViLT (Vision-and-Language Transformer) on packed tokens, with Hugging Face's names and its checkpoints.
 
     >>> from vilt_fast import ViltForQuestionAnswering, ViltProcessor
+
+Names are imported when they are first used, so that `vilt-fast --help` need not wait for PyTorch.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from vilt_fast.config import ViltConfig
+    from vilt_fast.engine import Engine
+    from vilt_fast.models.vilt import (
+        ViltForImageAndTextRetrieval,
+        ViltForImagesAndTextClassification,
+        ViltForImageTextMatching,
+        ViltForMaskedLM,
+        ViltForQuestionAnswering,
+        ViltForTokenClassification,
+        ViltModel,
+    )
+    from vilt_fast.ops import backend
+    from vilt_fast.packing import Layout
+    from vilt_fast.pixels import PackedPixels
+    from vilt_fast.processing.image import ViltFeatureExtractor, ViltImageProcessor
+    from vilt_fast.processing.processor import ViltProcessor
+    from vilt_fast.processing.text import BertTokenizer, BertTokenizerFast
 
 __version__ = "0.1.0"
 
-from vilt_fast.config import ViltConfig
-from vilt_fast.models.vilt import (
-    ViltForImageAndTextRetrieval,
-    ViltForImagesAndTextClassification,
-    ViltForImageTextMatching,
-    ViltForMaskedLM,
-    ViltForQuestionAnswering,
-    ViltForTokenClassification,
-    ViltModel,
+_HOMES = {
+    "ViltConfig": "config",
+    "ViltModel": "models.vilt",
+    "ViltForImageAndTextRetrieval": "models.vilt",
+    "ViltForImageTextMatching": "models.vilt",
+    "ViltForImagesAndTextClassification": "models.vilt",
+    "ViltForMaskedLM": "models.vilt",
+    "ViltForQuestionAnswering": "models.vilt",
+    "ViltForTokenClassification": "models.vilt",
+    "Engine": "engine",
+    "backend": "ops",
+    "Layout": "packing",
+    "PackedPixels": "pixels",
+    "ViltFeatureExtractor": "processing.image",
+    "ViltImageProcessor": "processing.image",
+    "ViltProcessor": "processing.processor",
+    "BertTokenizer": "processing.text",
+    "BertTokenizerFast": "processing.text",
+}
+_ROOMS = (
+    *("bench", "config", "demo", "engine", "kernels", "models", "ops", "packing", "pixels", "processing", "reference"),
 )
-from vilt_fast.ops import backend
-from vilt_fast.packing import Layout
-from vilt_fast.processing.image import ViltFeatureExtractor, ViltImageProcessor
-from vilt_fast.processing.processor import ViltProcessor
-from vilt_fast.processing.text import BertTokenizer, BertTokenizerFast
 
 __all__ = [
     "BertTokenizer",
     "BertTokenizerFast",
+    "Engine",
     "Layout",
+    "PackedPixels",
     "ViltConfig",
     "ViltFeatureExtractor",
     "ViltForImageAndTextRetrieval",
@@ -38,3 +73,17 @@ __all__ = [
     "ViltProcessor",
     "backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"vilt_fast.{_HOMES[name]}"), name)
+        globals()[name] = value  # the next access finds it without this function
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"vilt_fast.{name}")
+    raise AttributeError(f"module 'vilt_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

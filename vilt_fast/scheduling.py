@@ -23,7 +23,6 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 import torch
 
@@ -34,12 +33,13 @@ _WAITING_BATCHES = 2
 
 
 class Picture:
-    """A picture that is loaded once for all waiting pairs that look at it."""
+    """A picture that is loaded once for all pairs on their way that look at it."""
 
-    __slots__ = ("source", "value", "error", "waiting", "__weakref__")
+    __slots__ = ("key", "source", "users", "value", "error", "waiting")
 
-    def __init__(self, source: Any) -> None:
-        self.source = source
+    def __init__(self, key: Hashable, source: Any) -> None:
+        self.key, self.source = key, source  # while the source is held, no other object has its id
+        self.users = 0  # pairs on their way
         self.value: Any = None
         self.error: Exception | None = None
         self.waiting: list[Item] | None = []  # pairs that cannot go on before it is loaded; None: it is
@@ -51,7 +51,7 @@ class Item:
 
     kind: str  # what is asked; a batch holds one kind
     text: str
-    picture: Picture
+    picture: Picture | None  # None: the pair is on its way no more
     future: Future
     submitted: float
     tokens: int = 0
@@ -141,12 +141,12 @@ class Pipeline:
         self.counts = Counts()
         # One lock for all shared state below; whoever changes it wakes all who wait.
         self._changed = threading.Condition()
-        self._pictures: WeakValueDictionary[Hashable, Picture] = WeakValueDictionary()
+        self._pictures: dict[Hashable, Picture] = {}
         self._pending: set[Item] = set()
         self._ready: deque[Item] = deque()
         self._slots = _WAITING_BATCHES
         self._closing: str | None = None  # why nothing more is accepted
-        self._is_aborted = self._is_stopped = False
+        self._is_aborted = self._is_stopped = self._is_broken = False
         self._threads: list[threading.Thread] = []
         self._loaders = ThreadPoolExecutor(workers or os.cpu_count() or 1, "vilt-load")
         self._preparers = ThreadPoolExecutor(_WAITING_BATCHES, "vilt-prepare")
@@ -169,7 +169,8 @@ class Pipeline:
             self._start()
             picture = self._pictures.get(key)
             if is_new := picture is None:
-                picture = self._pictures[key] = Picture(source)
+                picture = self._pictures[key] = Picture(key, source)
+            picture.users += 1
             item = Item(kind, text, picture, Future(), time.perf_counter())
             self.counts.first = self.counts.first or item.submitted
             self._pending.add(item)
@@ -206,15 +207,16 @@ class Pipeline:
         with self._changed:
             self._closing = self._closing or "the engine is closed"
             self._is_aborted = self._is_aborted or not finish
-            dropped = [] if finish else [item for item in self._pending if self._take(item, only_new=True)]
-            self._changed.notify_all()
+            fresh = [] if finish else [item for item in self._pending if not item.is_taken]
+            dropped = [item for item in fresh if self._take(item)]
+            self._forget(dropped)
         self._settle(dropped, [_aborted() for _ in dropped])
         with self._changed:
             self._changed.wait_for(lambda: not self._pending)
             self._is_stopped = True
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(1.0 if self._is_broken else None)
         self._loaders.shutdown(cancel_futures=True)
         self._preparers.shutdown()
 
@@ -229,14 +231,31 @@ class Pipeline:
                 self._threads.append(threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True))
                 self._threads[-1].start()
 
-    def _take(self, item: Item, only_new: bool = False) -> bool:
-        """Whether the caller is to answer this pair: not where its future was cancelled, or another has it."""
-        if item.is_taken:
-            return not only_new and item in self._pending
-        item.is_taken = item.future.set_running_or_notify_cancel()
-        if not item.is_taken:
-            self._pending.discard(item)
-        return item.is_taken
+    def _take(self, item: Item) -> bool:
+        """Whether this pair is still to be answered; from here on its future cannot be cancelled."""
+        if item not in self._pending:
+            return False
+        if not item.is_taken and not item.future.set_running_or_notify_cancel():
+            self._forget([item])
+            return False
+        item.is_taken = True
+        return True
+
+    def _forget(self, items: Sequence[Item]) -> None:
+        """These pairs are on their way no more."""
+        self._release(items)
+        self._pending.difference_update(items)
+        self._changed.notify_all()
+
+    def _release(self, items: Sequence[Item]) -> None:
+        """The last pair to look at a picture takes it along."""
+        for item in items:
+            picture, item.picture = item.picture, None
+            if picture is None:
+                continue
+            picture.users -= 1
+            if picture.users == 0:
+                del self._pictures[picture.key]
 
     # --- threads --------------------------------------------------------------------------------------------------
 
@@ -268,9 +287,10 @@ class Pipeline:
                     self._emit(batch)
                     batch = _Batch()
                 batch.append(item)
-            if batch.items and (batch.tokens >= self.max_tokens or not arrived):
+            if batch.items and (self._is_full(batch) or self._is_due(batch)):
                 self._emit(batch)
                 batch = _Batch()
+            arrived = item = None  # or the last pictures would live until the next ones come
         self._batches.put(None)
 
     def _arrivals(self, batch: _Batch) -> list[Item] | None:
@@ -278,10 +298,10 @@ class Pipeline:
         with self._changed:
             while not self._ready:
                 wait_s = None
+                if self._is_due(batch):
+                    return []
                 if batch.items and self._slots:
                     wait_s = batch.since + self.max_wait_s - time.perf_counter()
-                    if wait_s <= 0 or self._is_aborted:
-                        return []
                 elif self._is_stopped:
                     return None
                 self._changed.wait(wait_s)
@@ -308,12 +328,19 @@ class Pipeline:
         is_small = batch.tokens + item.tokens <= self.max_tokens and len(batch.items) < self.max_pairs
         return is_small and batch.items[0].kind == item.kind
 
+    def _is_full(self, batch: _Batch) -> bool:
+        return batch.tokens >= self.max_tokens or len(batch.items) >= self.max_pairs
+
+    def _is_due(self, batch: _Batch) -> bool:
+        """Whether a batch goes though it is not full: it has waited enough, and the model could take it."""
+        waited = time.perf_counter() - batch.since
+        return bool(batch.items and self._slots) and (waited >= self.max_wait_s or self._closing is not None)
+
     def _emit(self, batch: _Batch) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._slots)
             batch.items = [item for item in batch.items if self._take(item)]
             if not batch.items:
-                self._changed.notify_all()
                 return
             self._slots -= 1
         batch.prepared = self._preparers.submit(self.stages.prepare, batch.items)
@@ -334,6 +361,7 @@ class Pipeline:
                 self._run(batch.items, batch.prepared.result())
             else:
                 self._run_halves(batch.items, failed)
+            batch = None
             with self._changed:
                 self._slots += 1
                 self._changed.notify_all()
@@ -386,20 +414,22 @@ class Pipeline:
 
     def _settle(self, items: Sequence[Item], outcomes: Sequence[Any]) -> None:
         """Answer taken pairs. Callbacks of their futures run here."""
+        if not items:
+            return
+        with self._changed:
+            # Before the answers: who sends the same path again once he has one wants the file to be read again.
+            self._release(items)
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 item.future.set_exception(outcome)
             else:
                 item.future.set_result(outcome)
-        if not items:
-            return
         with self._changed:
-            self._pending.difference_update(items)
+            self._forget(items)
             failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
             self.counts.failed += failed
             self.counts.pairs += len(items) - failed
             self.counts.last = time.perf_counter()
-            self._changed.notify_all()
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         """A thread that dies of a bug of ours must not leave anyone waiting."""
@@ -407,7 +437,8 @@ class Pipeline:
             loop()
         except BaseException as error:
             with self._changed:
-                self._closing, self._is_aborted, self._is_stopped = f"the engine broke ({error!r})", True, True
+                self._closing = f"the engine broke ({error!r})"
+                self._is_aborted = self._is_stopped = self._is_broken = True
                 lost, self._pending = self._pending, set()
                 self._slots = len(lost) + 1
                 self._changed.notify_all()
@@ -421,9 +452,11 @@ class Pipeline:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch may succeed where this was raised."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        # How PyTorch says it on the CPU.
-        isinstance(error, RuntimeError) and "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # How PyTorch says it on the CPU.
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory")
     )
 
 

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from vilt_fast import demo
+from vilt_fast.demo.bundled import make_examples
 from vilt_fast.demo.data import make_sample
 from vilt_fast.demo.evaluate import evaluate
-from vilt_fast.demo.bundled import make_examples
 from vilt_fast.demo.questions import ANSWERS, KINDS
 from vilt_fast.demo.train import Recipe
 from vilt_fast.demo.vocabulary import vocabulary

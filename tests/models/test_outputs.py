@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.utils import _pytree
+
 from vilt_fast.models.outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 

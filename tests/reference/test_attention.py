@@ -1,6 +1,7 @@
 """reference.attention on cases worked by hand, and against equation 1 written out with one big mask."""
 
 import torch
+
 from vilt_fast.reference.attention import attention, attention_rows
 
 

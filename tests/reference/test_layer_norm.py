@@ -1,6 +1,7 @@
 """reference.layer_norm on cases worked by hand."""
 
 import torch
+
 from vilt_fast.reference.layer_norm import layer_norm
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vilt_fast.reference.linear import linear
 
 X = torch.tensor([[1.0, 2.0], [0.0, -1.0]], dtype=torch.float64)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from vilt_fast.reference.patch_embed import interpolate, patch_embed
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vilt_fast.reference.patch_sample import Plan, nearest_pixels, patch_sample, philox
 
 

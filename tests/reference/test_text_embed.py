@@ -1,6 +1,7 @@
 """reference.text_embed on a case worked by hand."""
 
 import torch
+
 from vilt_fast.reference.text_embed import text_embed
 
 

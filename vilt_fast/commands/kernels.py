@@ -51,7 +51,7 @@ def tune(arguments: argparse.Namespace) -> None:
     _need_triton()
     from vilt_fast.tune import tune as measure
 
-    print(measure(arguments.out))
+    print(measure(directory=arguments.out))
 
 
 def _need_triton() -> None:

@@ -1,4 +1,4 @@
-"""How far a kernel may be from the fp64 reference: the contract of design.md ("Numbers"), in one place.
+"""How far a kernel may be from the fp64 reference: the contract of all kernels, in one place.
 
 A kernel's error is at most FACTOR times the error of the same computation done by PyTorch in the same dtype, plus the
 operation's floor. Both the largest error and the root of the mean square are held to that, so that one large element
@@ -17,7 +17,7 @@ EPS = torch.finfo(torch.float32).eps
 FLOORS: dict[str, tuple[float, float]] = {
     # fp32 sums in another order than the BLAS that PyTorch calls, which adds in wide blocks and loses less.
     "linear": (0.0, 4 * EPS),
-    # Exact GELU for 16-bit outputs: the polynomial is within 3e-6 (facts.md, section 2).
+    # Exact GELU for 16-bit outputs: the polynomial is within 3e-6.
     "linear gelu": (3e-6, 4 * EPS),
     # The sigmoid's reciprocal square root and exp2 are hardware approximations of 2^-22 each.
     "linear gelu_tanh": (0.0, 8 * EPS),
