@@ -31,7 +31,7 @@ def full_config(workload: Workload) -> ViltConfig:
 def tiny_config(workload: Workload) -> ViltConfig:
     """A model for checks: two blocks of 48 with patches of 8."""
     return _config(
-        workload, vocab_size=100, num_labels=7, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
+        workload, vocab_size=200, num_labels=7, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
         intermediate_size=96, patch_size=8, image_size=96, max_position_embeddings=40,
     )  # fmt: skip
 
@@ -188,13 +188,17 @@ def patch_mask(config: ViltConfig, inputs: dict[str, Tensor]) -> Tensor | None:
 
 
 def padded_logits(
-    state: dict[str, Tensor], config: ViltConfig, inputs: dict[str, Tensor], dtype: torch.dtype, chunk: int | None = None
+    state: dict[str, Tensor],
+    config: ViltConfig,
+    inputs: dict[str, Tensor],
+    dtype: torch.dtype,
+    chunk: int = REFERENCE_CHUNK,
 ) -> Tensor:
     """Logits by `vilt_fast.reference.vilt`, every pair padded to the largest of its chunk.
 
     Args:
         state: weights, moved to the inputs' device in `dtype`.
-        chunk: pairs at once; None: `REFERENCE_CHUNK`.
+        chunk: pairs at once.
     """
     device = inputs["input_ids"].device
     state = {name: value.to(device, dtype) for name, value in state.items()}
@@ -205,8 +209,8 @@ def padded_logits(
         inputs["patch_mask"] = kept
     logits = []
     batch = len(inputs["input_ids"])
-    for start in range(0, batch, chunk or REFERENCE_CHUNK):
-        part = {name: value[start : start + (chunk or REFERENCE_CHUNK)] for name, value in inputs.items()}
+    for start in range(0, batch, chunk):
+        part = {name: value[start : start + chunk] for name, value in inputs.items()}
         if several:
             images = {name: part.pop(name) for name in ("pixel_values", "pixel_mask")}
             logits.append(reference.classify_pictures(state, config, images, part))

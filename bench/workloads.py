@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast.config import ViltConfig
-from vilt_fast.processing.image import resize_size
+from vilt_fast.processing.sizes import resize_size
 
 # (height, width) of COCO-like pictures before resizing, and how many of a hundred have it.
 COCO_SIZES = {
@@ -70,8 +70,8 @@ class Workload:
         """Random ids and pixels in the padded form that Hugging Face's models take.
 
         Returns:
-            input_ids, attention_mask (B, L) int64; pixel_values (B, C, H, W) float32; pixel_mask (B, H, W) int64. With two
-            pictures the last two are (B, 2, ...).
+            input_ids, attention_mask (B, L) int64; pixel_values (B, C, H, W) float32; pixel_mask (B, H, W) int64. With
+            two pictures the last two are (B, 2, ...).
         """
         generator = torch.Generator().manual_seed(seed)
         batch, length = len(self.sizes), max(self.lengths)

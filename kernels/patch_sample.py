@@ -30,8 +30,8 @@ from .compile import describe
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
 # Sizes of a batch are not specialised: a new one must not compile a new kernel.
-_UNSPECIALISED = ["words", "rows", "columns", "height", "width", "pairs", "places", "stride_xb", "stride_xh", "stride_xw"]
-_UNSPECIALISED += ["max_patches", "seed"]
+_UNSPECIALISED = ["words", "rows", "columns", "height", "width", "pairs", "places", "max_patches", "seed"]
+_UNSPECIALISED += ["stride_xb", "stride_xh", "stride_xw"]
 
 
 class Plan(NamedTuple):

@@ -19,85 +19,15 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import torch
+from vilt_fast.stages import AGAIN, Counts, Item, Picture, Stages, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
-# What `Stages.finish` says of a pair that has to go through the model once more.
-AGAIN = object()
 _WAITING_BATCHES = 2
-
-
-class Picture:
-    """A picture that is loaded once for all pairs on their way that look at it."""
-
-    __slots__ = ("key", "source", "users", "value", "error", "waiting")
-
-    def __init__(self, key: Hashable, source: Any) -> None:
-        self.key, self.source = key, source  # while the source is held, no other object has its id
-        self.users = 0  # pairs on their way
-        self.value: Any = None
-        self.error: Exception | None = None
-        self.waiting: list[Item] | None = []  # pairs that cannot go on before it is loaded; None: it is
-
-
-@dataclass(eq=False, slots=True)
-class Item:
-    """One pair on its way."""
-
-    kind: str  # what is asked; a batch holds one kind
-    text: str
-    picture: Picture | None  # None: the pair is on its way no more
-    future: Future
-    submitted: float
-    tokens: int = 0
-    error: Exception | None = None  # why it cannot be answered
-    is_taken: bool = False  # whether its future is running, and can no longer be cancelled
-    state: Any = None  # of the stages
-
-
-class Stages(Protocol):
-    """What is done at each arrow. All methods but `finish` may raise; the pairs concerned get the error."""
-
-    def is_loaded(self, source: Any) -> bool:
-        """Whether `load` is too quick for a thread of the pool."""
-
-    def load(self, source: Any) -> Any:
-        """A picture in memory."""
-
-    def measure(self, items: Sequence[Item]) -> None:
-        """Set `tokens` of each pair, or `error`."""
-
-    def prepare(self, items: Sequence[Item]) -> Any:
-        """A batch's inputs; in several threads at once."""
-
-    def launch(self, prepared: Any) -> Any:
-        """Start the model; always in one thread."""
-
-    def finish(self, items: Sequence[Item], launched: Any) -> list[Any]:
-        """For each pair a result, an exception, or AGAIN."""
-
-    def recover(self) -> None:
-        """Called when memory ran out."""
-
-
-@dataclass
-class Counts:
-    """What has happened since the start, or since they were last set to zero."""
-
-    pairs: int = 0
-    failed: int = 0
-    batches: int = 0
-    tokens: int = 0
-    capacity: int = 0  # tokens that the batches could have held
-    queue_s: float = 0.0  # sum over pairs, from submission to launch
-    stall_s: float = 0.0  # of the thread that launches, waiting for a batch
-    first: float | None = None  # when the first pair came
-    last: float | None = None  # when the last one was answered
 
 
 @dataclass
@@ -144,6 +74,7 @@ class Pipeline:
         self._pictures: dict[Hashable, Picture] = {}
         self._pending: set[Item] = set()
         self._ready: deque[Item] = deque()
+        self._settling = 0  # threads that are answering pairs
         self._slots = _WAITING_BATCHES
         self._closing: str | None = None  # why nothing more is accepted
         self._is_aborted = self._is_stopped = self._is_broken = False
@@ -212,7 +143,7 @@ class Pipeline:
             self._forget(dropped)
         self._settle(dropped, [_aborted() for _ in dropped])
         with self._changed:
-            self._changed.wait_for(lambda: not self._pending)
+            self._changed.wait_for(lambda: not self._pending and not self._settling)
             self._is_stopped = True
             self._changed.notify_all()
         for thread in self._threads:
@@ -241,21 +172,16 @@ class Pipeline:
         item.is_taken = True
         return True
 
-    def _forget(self, items: Sequence[Item]) -> None:
-        """These pairs are on their way no more."""
-        self._release(items)
-        self._pending.difference_update(items)
-        self._changed.notify_all()
-
-    def _release(self, items: Sequence[Item]) -> None:
-        """The last pair to look at a picture takes it along."""
+    def _forget(self, items: Iterable[Item]) -> None:
+        """These pairs are on their way no more, and the last one to look at a picture takes it along."""
         for item in items:
-            picture, item.picture = item.picture, None
-            if picture is None:
+            if item not in self._pending:
                 continue
-            picture.users -= 1
-            if picture.users == 0:
-                del self._pictures[picture.key]
+            self._pending.remove(item)
+            item.picture.users -= 1
+            if item.picture.users == 0:
+                del self._pictures[item.picture.key]
+        self._changed.notify_all()
 
     # --- threads --------------------------------------------------------------------------------------------------
 
@@ -355,24 +281,22 @@ class Pipeline:
             if not isinstance(batch, _Batch):
                 batch()
                 continue
-            failed = batch.prepared.exception()  # waits
+            batch.prepared.exception()  # waits for it
             self.counts.stall_s += time.perf_counter() - start
-            if failed is None:
-                self._run(batch.items, batch.prepared.result())
-            else:
-                self._run_halves(batch.items, failed)
+            self._run(batch.items, batch.prepared)
             batch = None
             with self._changed:
                 self._slots += 1
                 self._changed.notify_all()
         self._launched.put(None)
 
-    def _run(self, items: list[Item], prepared: Any = None) -> None:
+    def _run(self, items: list[Item], prepared: Future | None = None) -> None:
         """Launch a batch. Where that fails, its halves, down to the pair that is to blame."""
         try:
-            launched = self.stages.launch(self.stages.prepare(items) if prepared is None else prepared)
+            inputs = self.stages.prepare(items) if prepared is None else prepared.result()
+            launched = self.stages.launch(inputs)
         except Exception as error:
-            prepared = None
+            inputs = None
             self._run_halves(items, error)
             return
         now, tokens = time.perf_counter(), sum(item.tokens for item in items)
@@ -418,18 +342,20 @@ class Pipeline:
             return
         with self._changed:
             # Before the answers: who sends the same path again once he has one wants the file to be read again.
-            self._release(items)
+            self._forget(items)
+            self._settling += 1
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, BaseException):
                 item.future.set_exception(outcome)
             else:
                 item.future.set_result(outcome)
+        failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
         with self._changed:
-            self._forget(items)
-            failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
+            self._settling -= 1
             self.counts.failed += failed
             self.counts.pairs += len(items) - failed
             self.counts.last = time.perf_counter()
+            self._changed.notify_all()
 
     def _guarded(self, loop: Callable[[], None]) -> None:
         """A thread that dies of a bug of ours must not leave anyone waiting."""
@@ -448,16 +374,6 @@ class Pipeline:
                 except InvalidStateError:  # cancelled, or answered in this moment
                     pass
             raise
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller batch may succeed where this was raised."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    # How PyTorch says it on the CPU.
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("not enough memory", "can't allocate memory")
-    )
 
 
 def _aborted() -> RuntimeError:

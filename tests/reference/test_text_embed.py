@@ -24,7 +24,7 @@ def test_words_go_to_their_rows_and_nothing_else_changes() -> None:
             tokens, text_row, input_ids, types, inputs_embeds, *_tables().values(), weight, bias, modality, 0.0
         )
         # (1, 3): mean 2, deviation 1, so (-1, 1) * (1, 2) + (0, 1) = (-1, 3).
-        # (10, 0) + position (0, 4) + type (0, 2) = (10, 6): mean 8, deviation 2, so (1, -1) * (1, 2) + (0, 1) = (1, -1).
+        # (10, 0) + position (0, 4) + type (0, 2) = (10, 6): mean 8, deviation 2: (1, -1) * (1, 2) + (0, 1) = (1, -1).
         assert out[2].tolist() == [99.0, 203.0]
         assert out[0].tolist() == [101.0, 199.0]
         assert out[[1, 3]].isnan().all()

@@ -1,0 +1,64 @@
+"""`vilt-fast check`, `compile` and `tune`."""
+
+import json
+
+import pytest
+
+from vilt_fast import cli
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+OPERATIONS = {"linear", "layer_norm", "attention", "attention_rows", "text_embed", "patch_embed", "patch_sample"}
+
+
+def test_check_runs_every_kernel_in_every_dtype(capsys) -> None:
+    assert cli.main(["check", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["operation"].split()[0] for row in rows} == OPERATIONS
+    assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16", "int32"}
+    assert all(row["passed"] and row["error"] <= row["bound"] for row in rows)
+    assert all(row["error"] > 0 for row in rows if row["operation"] == "linear gelu")  # something was compared
+
+
+def test_check_fails_on_a_kernel_that_is_wrong(capsys, monkeypatch) -> None:
+    from vilt_fast.kernels import layer_norm
+
+    right = layer_norm.layer_norm
+    monkeypatch.setattr(layer_norm, "layer_norm", lambda *a: right(*a) * 1.01)
+    assert cli.main(["check"]) == 2
+    printed = capsys.readouterr()
+    assert "FAIL" in printed.out
+    assert "layer_norm float32" in printed.err and "linear" not in printed.err
+
+
+def test_compile_prints_a_table_and_writes_rows(capsys, monkeypatch, tmp_path) -> None:
+    from vilt_fast.kernels import compile as compiler
+
+    row = dict(
+        target="sm90", kernel="k", config="c", registers=9, spill_bytes=0, shared_bytes=1, matrix_instructions="wgmma",
+        matrix_shapes=[],
+    )  # fmt: skip
+    asked = []
+    monkeypatch.setattr(compiler, "compile_all", lambda targets: asked.append(targets) or [row])
+    assert cli.main(["compile", "--targets", "sm90,sm80", "--json", str(tmp_path / "rows.json")]) == 0
+    assert asked == [["sm90", "sm80"]]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == [key for key in row if key != "matrix_shapes"] and "wgmma" in printed[1]
+    (written,) = json.loads((tmp_path / "rows.json").read_text())
+    assert written == {key: value for key, value in row.items() if key != "matrix_shapes"}
+    monkeypatch.setattr(compiler, "compile_all", lambda targets: [{**row, "spill_bytes": 8}])
+    assert cli.main(["compile"]) == 2
+    assert "spill: sm90 k" in capsys.readouterr().err
+
+
+def test_compile_of_an_unknown_target_is_bad_input(capsys) -> None:
+    assert cli.main(["compile", "--targets", "sm12"]) == 2
+    assert "sm12" in capsys.readouterr().err
+
+
+def test_tune_without_a_gpu_says_so(capsys, monkeypatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.main(["tune"]) == 2
+    assert "GPU" in capsys.readouterr().err
