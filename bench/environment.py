@@ -55,10 +55,10 @@ def commit() -> str:
 
 
 def file_stem(suite: str, found: dict[str, str]) -> str:
-    """What result files are called: suite, device, versions."""
+    """What result files are called: suite, device, versions, and "quick" where the figures mean nothing."""
     name = re.sub(r"[^A-Za-z0-9]+", "-", found["device"].removeprefix("NVIDIA ")).strip("-").lower()
     versions = f"torch-{found['torch'].split('+')[0]}_triton-{found['triton']}"
-    return f"{suite}_{name}_{versions}"
+    return f"{suite}_{name}_{versions}" + ("_quick" if found.get("mode") == "quick" else "")
 
 
 def _version(package: str) -> str:

@@ -60,7 +60,7 @@ class Plan:
         seconds = 0.2 if self.quick else 8.0 if on_gpu else 60.0
         budget = timing.Budget(seconds, least=2 if self.quick else 7, most=3 if self.quick else 100)
         self.clock = Clock(budget, time.monotonic() + 60 * self.minutes)
-        self.environment = environment.environment(self.device)
+        self.environment = {**environment.environment(self.device), "mode": "quick" if self.quick else "full"}
         self.peaks = cache(partial(timing.measure_peaks, self.device, quick=self.quick))
 
     @property
@@ -91,8 +91,8 @@ class Plan:
         return rows
 
 
-def run_suite(name: str, plan: Plan) -> list[Row]:
-    """All rows of a suite.
+def run_suite(name: str, plan: Plan) -> Iterator[list[Row]]:
+    """The rows of a suite, case by case.
 
     Raises:
         ValueError: an unknown suite.
@@ -103,7 +103,7 @@ def run_suite(name: str, plan: Plan) -> list[Row]:
     }  # fmt: skip
     if name not in runners:
         raise ValueError(f"suite: got {name!r}, wanted one of {', '.join(SUITES)}, or all")
-    return [row for rows in runners[name](plan) for row in rows]
+    return runners[name](plan)
 
 
 def _ops(plan: Plan) -> Iterator[list[Row]]:
@@ -171,5 +171,5 @@ def _memory(plan: Plan) -> Iterator[list[Row]]:
         rows = plan.run("memory", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(plan)])
         for row in rows:
             if row.status == "ok" and row.peak_mib is None:
-                row.status = "ok, but peak memory needs a GPU: torch counts it there alone"
+                row.note = "peak memory needs a GPU: torch counts it there alone"
         yield rows

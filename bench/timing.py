@@ -53,7 +53,6 @@ def measure(contestants: Sequence[Sequence[Callable[[], object]]], device: torch
             for i in range(min(WARM_UP_CALLS, budget.least) * len(calls)):
                 calls[i % len(calls)]()
         wait()
-        gc.collect()
         gc.disable()  # a collection would hit one contestant by chance
         try:
             started = time.perf_counter()

@@ -1,13 +1,15 @@
-"""Right bfloat16 arithmetic in Triton's interpreter, for tests.
+"""Right bfloat16 arithmetic and checked memory in Triton's interpreter, for tests.
 
 Triton's interpreter keeps a bfloat16 block as uint16 and computes on the bit patterns; its fp32 -> bf16 cast
 truncates. `mend()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
-a GPU does, and keeps NumPy from warning of infinities, which a GPU does not. Test code only: nothing in the package
+a GPU does, and keeps NumPy from warning of infinities, which a GPU does not. It also makes a kernel that reads or
+writes past its tensors raise, which is otherwise seen only when the process dies. Test code: nothing in the package
 calls it.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import triton.language as tl
@@ -110,12 +112,63 @@ def _mend_reduction(original: Callable) -> Callable:
     return reduction
 
 
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+_extents: list[tuple[int, int]] = []  # first and last byte + 1 of every tensor of the launch that runs
+
+
+def _extent(tensor: Any) -> tuple[int, int]:
+    """Bytes from the first to the last element of a tensor, which may be a view."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (steps + 1) * tensor.element_size() if tensor.numel() else first
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from _tensors(argument)
+        elif isinstance(argument, interpreter.TensorDescriptor):
+            yield argument.base
+        elif hasattr(argument, "data_ptr"):
+            yield argument
+
+
+def _mend_arguments(original: Callable) -> Callable:
+    """Wraps the copy of a launch's arguments to the host: notes where its tensors are."""
+
+    @functools.wraps(original)
+    def arguments(self, positional, named):
+        copied = original(self, positional, named)
+        _extents[:] = map(_extent, _tensors((*copied[0], *copied[1].values())))
+        return copied
+
+    return arguments
+
+
+def _mend_access(original: Callable, kind: str) -> Callable:
+    """Wraps the masked load or store: every address that the mask lets through must lie in one of the tensors."""
+
+    @functools.wraps(original)
+    def access(self, ptrs, *rest, **named):
+        mask = rest[0] if kind == "read" else rest[1]
+        reached = np.broadcast_to(ptrs.data, mask.data.shape)[mask.data]
+        if reached.size:
+            size = max(ptrs.get_element_ty().primitive_bitwidth // 8, 1)
+            first, end = int(reached.min()), int(reached.max()) + size
+            if not any(start <= first and end <= stop for start, stop in _extents):
+                raise IndexError(f"a kernel {kind}s bytes {first} to {end}, and its tensors are at {_extents}")
+        return original(self, ptrs, *rest, **named)
+
+    return access
+
+
 _DOT = interpreter.InterpreterBuilder.create_dot
 _mended = False
 
 
 def mend() -> None:
-    """Mends bfloat16 in this process's interpreter; a second call does nothing."""
+    """Mends bfloat16 and checks memory in this process's interpreter; a second call does nothing."""
     global _mended
     if _mended:
         return
@@ -130,3 +183,7 @@ def mend() -> None:
     builder.create_rsqrt = lambda self, arg: _rounded(1 / np.sqrt(_values(arg)), arg.dtype)
     for name in ("sum", "min_max"):
         setattr(reductions, name, _mend_reduction(getattr(reductions, name)))
+    builder.create_masked_load = _mend_access(builder.create_masked_load, "read")
+    builder.create_masked_store = _mend_access(builder.create_masked_store, "write")
+    executor = interpreter.GridExecutor
+    executor._init_args_hst = _mend_arguments(executor._init_args_hst)

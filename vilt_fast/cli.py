@@ -85,6 +85,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_compile(commands)
     _add_tune(commands)
+    _add_bench(commands)
+    _add_ablate(commands)
     _add_env(commands)
     return parser
 
@@ -266,6 +268,43 @@ def _add_tune(commands: argparse._SubParsersAction) -> None:
         "vilt-fast tune",
     )
     parser.add_argument("--out", metavar="DIR", help="where the table goes (default: where the kernels look for it)")
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "bench",
+        "bench:bench",
+        "check every contestant, then time it beside the others, and file the results",
+        "vilt-fast bench --suite model --device cpu --batch 8",
+    )
+    suites = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "all")
+    parser.add_argument("--suite", choices=suites, default="model", help="default: model")
+    parser.add_argument("--compare", nargs=2, metavar="JSON", help="instead, say what changed from one file to another")
+    _add_bench_options(parser)
+
+
+def _add_ablate(commands: argparse._SubParsersAction) -> None:
+    parser = _add(
+        commands,
+        "ablate",
+        "bench:ablate",
+        "turn on one idea after the other: what each buys in time and costs in error",
+        "vilt-fast ablate --without sampling --plot waterfall.png",
+    )
+    parser.add_argument("--only", metavar="A,B", help="these switches alone (default: all)")
+    parser.add_argument("--without", metavar="A,B", help="all but these")
+    parser.add_argument("--plot", metavar="PNG", help="also draw the waterfall (needs matplotlib)")
+    _add_bench_options(parser)
+
+
+def _add_bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few samples: the figures mean nothing")
+    parser.add_argument("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--batch", type=_positive, action="append", metavar="N", help="pairs a batch; may be repeated")
+    parser.add_argument("--compile", action="store_true", help="with compiled peers on a CPU too: takes minutes")
+    parser.add_argument("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M")
 
 
 def _add_env(commands: argparse._SubParsersAction) -> None:

@@ -141,13 +141,14 @@ class Layout:
         counts = torch.tensor(patch_counts, device="cpu")
         first = counts.cumsum(0) - counts
 
-        def places(pairs: Sequence[int]) -> Tensor:
+        def places_of(pairs: Sequence[int]) -> Tensor:
             chosen = torch.tensor(pairs, device="cpu")
             before = counts[chosen].cumsum(0) - counts[chosen]  # places of the pairs before each in the result
-            return torch.arange(int(counts[chosen].sum())) + (first[chosen] - before).repeat_interleave(counts[chosen])
+            places = torch.arange(int(counts[chosen].sum()), device="cpu")
+            return places + (first[chosen] - before).repeat_interleave(counts[chosen])
 
-        lists = [places([pair for pair, leader in enumerate(leaders) if leader == pair])]
-        lists += [places([leaders[pair] for pair in followers]), places(followers)]
+        lists = [places_of([pair for pair, leader in enumerate(leaders) if leader == pair])]
+        lists += [places_of([leaders[pair] for pair in followers]), places_of(followers)]
         joined, device = torch.cat(lists), self.patch_row.device
         joined = (joined.pin_memory() if device.type == "cuda" else joined).to(device, non_blocking=True)
         projected, source, target = joined.split([len(part) for part in lists])

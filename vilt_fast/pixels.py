@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ def _flat_integers(values: Any) -> Iterable[int]:
     for value in values.tolist() if hasattr(values, "tolist") else values:
         if isinstance(value, Iterable):
             yield from _flat_integers(value)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield value
+        elif isinstance(value, Integral) and not isinstance(value, bool):
+            yield int(value)
         else:
             raise ValueError(f"picture: got {value!r}, wanted integers")

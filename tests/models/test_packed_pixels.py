@@ -261,6 +261,40 @@ def test_an_updated_weight_is_used_in_the_next_call() -> None:
     torch.testing.assert_close(after, wanted, **TOLERANCE[torch.float64])
 
 
+def test_a_held_projection_is_folded_once_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    tested, text, packed = model("ViltModel"), words(2), pictures(2)
+    embeddings = tested.embeddings
+    with torch.no_grad():
+        wanted = tested(**text, pixel_values=packed).pooler_output
+        other = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
+        with embeddings.hold_folded(packed):
+            embeddings.patch_embeddings.projection.weight.mul_(-1)  # not seen inside, as it says
+            assert torch.equal(tested(**text, pixel_values=packed).pooler_output, wanted)
+            embeddings.patch_embeddings.projection.weight.mul_(-1)
+            assert torch.equal(tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output, other)
+        embeddings.patch_embeddings.projection.weight.mul_(-1)
+        assert not torch.allclose(tested(**text, pixel_values=packed).pooler_output, wanted)
+
+
+@pytest.mark.parametrize("limit", [-1, 2])
+def test_the_whole_model_on_kernels(limit: int) -> None:
+    """In Triton's interpreter, or on a GPU: layout and rows of shared pictures, then everything after them."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from vilt_fast.kernels import launch
+
+    device = torch.device("cpu" if launch.INTERPRETED else "cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
+    tested = model("ViltForQuestionAnswering", torch.float32, max_image_length=limit)
+    text, packed = words(3), pictures(2, picture=[1, 0, 1])
+    with torch.no_grad(), ops.backend("reference"):
+        wanted = tested(**text, pixel_values=packed, seed=4).logits
+    tested, text = tested.to(device), {name: tensor.to(device) for name, tensor in text.items()}
+    with torch.no_grad(), ops.backend("kernels"):
+        got = tested(**text, pixel_values=packed.to(device), seed=4).logits
+    torch.testing.assert_close(got.cpu(), wanted, rtol=1e-4, atol=1e-4)  # fp32 sums in another order, two layers
+
+
 def test_bytes_behind_the_last_picture_are_not_read() -> None:
     tested, text, packed = model("ViltModel"), words(2), pictures(2)
     longer = PackedPixels(torch.cat([packed.data, torch.full((1001,), 77, dtype=torch.uint8)]), packed.sizes)

@@ -27,6 +27,12 @@ def _product(out_ptr, sum_ptr, x_ptr, N: tl.constexpr):
     tl.store(sum_ptr + tl.arange(0, N), tl.sum(x, axis=1) + tl.max(x, axis=1).to(x.dtype))
 
 
+@triton.jit
+def _copy(out_ptr, x_ptr, count, N: tl.constexpr):
+    offs = tl.arange(0, N)
+    tl.store(out_ptr + offs, tl.load(x_ptr + offs, mask=offs < count, other=0.0), mask=offs < count)
+
+
 @pytest.fixture(autouse=True)
 def _mended() -> None:
     interpreter.mend()
@@ -64,3 +70,13 @@ def test_products_and_sums() -> None:
     _product[(1,)](out, total, x, N=32)
     torch.testing.assert_close(out, x.float() @ x.float().T, rtol=1e-6, atol=1e-5)
     assert torch.equal(total, x.float().sum(1).bfloat16() + x.amax(1))
+
+
+def test_memory_past_a_tensor_is_refused() -> None:
+    """The element after a view belongs to somebody else, though the storage goes on."""
+    x, out = torch.arange(48.0)[:7], torch.full((8,), -1.0)
+    _copy[(1,)](out, x, 7, N=16)
+    assert out.tolist() == [0, 1, 2, 3, 4, 5, 6, -1]
+    for source, target, kind in ((x, out, "read"), (out, x, "write")):
+        with pytest.raises(triton.runtime.errors.InterpreterError, match=f"a kernel {kind}s bytes"):
+            _copy[(1,)](target, source, 8, N=16)

@@ -142,6 +142,16 @@ def test_gelu_is_exact_enough(device) -> None:
         assert ((got[:, 0].cpu().double() - wanted).abs() <= 3.1e-6 + half_ulp * wanted.abs() * 1.01).all()
 
 
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "tanh"])
+def test_fp32_activations(activation, device) -> None:
+    """To a few units in the last place, on both sides of where tanh changes its form."""
+    x = torch.linspace(-6, 6, 4001)
+    got = kernel.linear(x[:, None].to(device), torch.ones(1, 1, device=device), activation=activation)[:, 0].cpu()
+    wanted = reference(x[:, None].double(), torch.ones(1, 1).double(), activation=activation)[:, 0]
+    scale = x.abs().clamp(max=1.0 if activation == "tanh" else 6.0)
+    assert ((got.double() - wanted).abs() <= 3e-7 * scale).all()
+
+
 def test_no_rows_and_no_columns(device) -> None:
     x, w = torch.ones(0, 8, device=device), torch.ones(5, 8, device=device)
     assert kernel.linear(x, w).shape == (0, 5)

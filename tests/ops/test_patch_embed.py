@@ -93,7 +93,9 @@ def test_more_patches_than_a_block_and_sampled(dtype, device, tolerances) -> Non
     _check(tolerances, sampled)
 
 
-@pytest.mark.parametrize(("grid_size", "table_size"), [((1, 1), (4, 4)), ((1, 5), (3, 1)), ((6, 2), (1, 1)), ((7, 8), (7, 8))])
+@pytest.mark.parametrize(
+    ("grid_size", "table_size"), [((1, 1), (4, 4)), ((1, 5), (3, 1)), ((6, 2), (1, 1)), ((7, 8), (7, 8))]
+)
 def test_positions(grid_size, table_size, device, tolerances) -> None:
     """Grids and tables of one row or column, and a grid as large as the table, which has to be read exactly."""
     inputs = _inputs(3, 1, grid_size, 8, 16, FP32, device, table_size=table_size)
@@ -168,14 +170,14 @@ def test_a_picture_does_not_depend_on_its_batch(dtype, device) -> None:
         ({"tokens": torch.ones(9, 16).double()}, "tokens: got dtype torch.float64"),
         ({"tokens": torch.ones(16, 9).t()}, "tokens: got strides"),
         ({"pixels": torch.ones(2, 1, 16, 16, dtype=torch.uint8)}, "pixels: got dtype torch.uint8"),
-        ({"weight": torch.ones(16, 3, 8, 8)}, r"weight: got shape \(16, 3, 8, 8\), wanted \(d, 1, p, p\)"),
+        ({"weight": torch.ones(16, 3, 8, 8)}, r"pixels: got shape \(2, 1, 19, 17\), wanted \(2, 3, H, W\)"),
         ({"weight": torch.ones(16, 1, 8, 4)}, r"weight: got shape \(16, 1, 8, 4\), wanted square patches of 4 to 64"),
         ({"weight": torch.ones(16, 1, 2, 2)}, r"wanted square patches of 4 to 64"),
         ({"bias": torch.ones(15)}, r"bias: got shape \(15,\), wanted \(16,\)"),
         ({"table_size": (5, 6)}, r"position: got shape \(36, 16\), wanted \(31, 16\)"),
         ({"cls_token": torch.ones(1, 16)}, "cls_token: got shape"),
         ({"pair_modality": torch.zeros(2).int()}, "pair_modality: got dtype torch.int32, wanted torch.int64"),
-        ({"grid": torch.zeros(2, 3).int()}, r"grid: got shape \(2, 3\), wanted \(2, 2\)"),
+        ({"grid": torch.zeros(2, 3).int()}, r"grid: got shape \(2, 3\), wanted \(B, 2\)"),
         ({"patch_row": torch.zeros(3).int()}, "patch_row: got shape"),
         ({"cls_row": torch.zeros(2).long()}, "cls_row: got dtype torch.int64"),
         ({"pixels": torch.ones(2, 1, 16, 16, device="meta")}, "wanted one device"),
@@ -187,17 +189,20 @@ def test_bad_arguments(change, words) -> None:
         kernel.patch_embed(**(inputs | change))
 
 
-def _positional(inputs: dict) -> tuple:
-    names = ("tokens", "pixels", "weight", "bias", "position", "cls_token", "modality", "pair_modality", "grid")
-    names += ("patch_index", "patch_row", "cls_row")
-    return (*(inputs[name] for name in names), *inputs["table_size"])
+def _operation(inputs: dict) -> dict:
+    """Arguments of the registered operation."""
+    pixels, patch = inputs["pixels"], inputs["weight"].shape[-1]
+    sizes = dict(zip(("table_rows", "table_columns"), inputs["table_size"], strict=True))
+    sizes |= {"grid_rows": pixels.shape[2] // patch, "grid_columns": pixels.shape[3] // patch}
+    given = {name: value for name, value in inputs.items() if name != "table_size"}
+    return {**given, **sizes, "pixel_offset": None, "pixel_scale": 1.0}
 
 
 def test_registration(device) -> None:
     inputs = _inputs(2, 1, (2, 2), 8, 16, FP32, device)
     inputs |= {"tokens": torch.zeros_like(inputs["tokens"]), "pixels": inputs["pixels"].nan_to_num()}
     for bias in (inputs["bias"], None):
-        torch.library.opcheck(torch.ops.vilt_fast.patch_embed.default, _positional(inputs | {"bias": bias}))
+        torch.library.opcheck(torch.ops.vilt_fast.patch_embed.default, (), _operation(inputs | {"bias": bias}))
 
     def embed(pixels: Tensor) -> Tensor:
         return kernel.patch_embed(**(inputs | {"tokens": torch.zeros_like(inputs["tokens"]), "pixels": pixels}))
@@ -220,7 +225,8 @@ def test_the_launcher_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernel, "patch_embed_kernel", Recorder())
     monkeypatch.setattr(kernel.launch, "arch_of", lambda tensor: "sm90")
     inputs = _inputs(5, 1, (6, 9), 8, 272, BF16, torch.device("cpu"), limit=40)
-    kernel._launch(*(v.to("meta") if isinstance(v, Tensor) else v for v in _positional(inputs)))
+    arguments = _operation(inputs)
+    kernel._launch(**{name: v.to("meta") if isinstance(v, Tensor) else v for name, v in arguments.items()})
     assert grids == [((2 + 1) * 3,)]  # 200 places and 5 CLS rows in blocks of 128, 272 columns in blocks of 128
 
 

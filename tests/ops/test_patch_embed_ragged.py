@@ -95,6 +95,7 @@ def embed_padded(
 
 # --- folding ----------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=25, deadline=None)
 @given(
     mean=st.lists(st.floats(-1.0, 1.0), min_size=3, max_size=3),
@@ -133,7 +134,7 @@ def test_folded_loses_no_more_than_unfolded(dtype: torch.dtype, picture: str, nu
     bytes_of = {
         "noise": lambda: torch.randint(0, 256, (200, 3, 32, 32)),
         "dark": lambda: torch.randint(0, 12, (200, 3, 32, 32)),
-        "smooth": lambda: (torch.randint(0, 226, (200, 3, 1, 1)) + torch.randint(0, 30, (200, 3, 32, 32))),
+        "smooth": lambda: torch.randint(0, 226, (200, 3, 1, 1)) + torch.randint(0, 30, (200, 3, 32, 32)),
         "grey": lambda: torch.randint(120, 136, (200, 3, 32, 32)),
     }
     pixels = bytes_of[picture]()
@@ -197,6 +198,34 @@ def test_kernel_equals_the_reference(
     by_torch = embed_padded(packed, layout, parameters, pair_modality, dtype)
     assert torch.equal(got == -7, exact == -7)  # rows that nothing goes to
     tolerances.check("patch_embed", got, exact, by_torch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_reference_in_16_bits_is_no_worse_than_unfolded(dtype: torch.dtype) -> None:
+    packed, layout, parameters, pair_modality = case(32, 32, [(2, 3), (3, 2)], dtype, **VILT)
+    wide = {name: tensor.double() for name, tensor in parameters.items()}
+    exact = embed_padded(packed, layout, wide, pair_modality, torch.float64)
+    results = (
+        embed(reference, packed, layout, parameters, pair_modality),
+        embed_padded(packed, layout, parameters, pair_modality, dtype),
+    )
+    errors = [(result.double() - exact).square().mean().sqrt().item() for result in results]
+    assert 0 < errors[0] <= errors[1], errors
+
+
+def test_registration(kernel: ModuleType, device: torch.device) -> None:
+    packed, layout, parameters, pair_modality = case(4, 16, [(1, 2), (1, 1)], torch.float32, **VILT)
+    tensors = (torch.zeros(layout.total_tokens, 16), packed.data, *parameters.values(), pair_modality)
+    tensors += (layout.grid, layout.patch_index, layout.patch_row, layout.cls_row)
+    tokens, *rest = (tensor.to(device) for tensor in tensors)
+    offset = packed.pair_offset.to(device)
+
+    def run(pixels: Tensor) -> Tensor:
+        options = dict(table_size=TABLE, grid_size=layout.grid_size, pixel_offset=offset, pixel_scale=0.5)
+        return kernel.patch_embed(tokens.clone(), pixels, *rest[1:], **options)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(rest[0]), run(rest[0]))
 
 
 def test_a_row_does_not_depend_on_the_batch(kernel: ModuleType, device: torch.device) -> None:

@@ -112,6 +112,20 @@ def test_random_pictures_bit_for_bit(random_picture):
         np.testing.assert_array_equal(got.numpy(), np.asarray(values).transpose(1, 2, 0))
 
 
+def test_ops_resize_is_the_installed_pillow(random_picture):
+    rng = np.random.default_rng(5)
+    images = [random_picture(rng, 2, 60) for _ in range(12)]
+    sizes = [tuple(map(int, rng.integers(1, 70, 2))) for _ in images]
+    wanted = [
+        np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+        for image, size in zip(images, sizes, strict=True)
+    ]
+    got = ops.resize([torch.from_numpy(image.copy()) for image in images], sizes)
+    for ours, pillow in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), pillow)
+    assert "resize" in ops.OPERATIONS and ops.resize([], []) == []
+
+
 @pytest.mark.parametrize("do_rescale", [False, True])
 def test_floats_in_0_to_1_are_the_bytes_that_pillow_resizes(do_rescale, pictures):
     images = [picture / np.float64(255) for picture in pictures]
@@ -190,7 +204,11 @@ def test_the_processor_packs_with_a_device(processor, pictures, resized):
     always = ViltProcessor(processor.image_processor, processor.tokenizer, device="cpu")
     again = always(pictures, TEXTS, padding=True, images_kwargs={"do_pad": False, "data_format": "channels_first"})
     assert torch.equal(again.pixel_values.data, batch.pixel_values.data)
-    assert resized == [3, 3]  # one operation a batch
+    theirs = {"device": "cuda", "disable_grouping": True, "pad_and_return_pixel_mask": False}  # of Hugging Face's
+    nested = [pictures[:2], pictures[2:]]  # as NLVR2 has them
+    again = processor(nested, padding=True, device="cpu", images_kwargs=theirs)
+    assert torch.equal(again.pixel_values.data, batch.pixel_values.data)
+    assert resized == [3, 3, 3]  # one operation a batch
     assert "pixel_values" not in always(text=TEXTS, padding=True)
     alone = always(pictures)
     assert isinstance(alone.pixel_values, PackedPixels) and list(alone) == ["pixel_values"]

@@ -41,6 +41,7 @@ __all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
 
 CHECKPOINT = "checkpoint.pt"
 REPORT = "training.json"
+_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve")  # of a run, beside its tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _Run:
         self.helpers.to(device)
         self.parameters = [*self.model.parameters(), *self.helpers.parameters()]
         self.optimizer = _optimizer(self.parameters, recipe)
-        self.step = self.round = self.batch = 0  # batch counts inside the round
+        self.step = self.questions = self.round = self.batch = 0  # batch counts inside the round
         self.seconds = 0.0
         self.curve: list[dict[str, float]] = []
 
@@ -149,7 +150,7 @@ class _Run:
             parameter.grad = sum(gradients[i] * weight for (gradients, _), weight in zip(results, weights, strict=True))
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         self.optimizer.step()
-        self.step, self.batch = self.step + 1, self.batch + 1
+        self.step, self.batch, self.questions = self.step + 1, self.batch + 1, self.questions + len(batch.answer)
         return {
             name: sum(losses[name] * weight for (_, losses), weight in zip(results, weights, strict=True))
             for name in results[0][1]
@@ -180,7 +181,7 @@ class _Run:
             "model": self.model.state_dict(),
             "helpers": self.helpers.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in ("step", "round", "batch", "seconds", "curve")},
+            **{name: getattr(self, name) for name in _PROGRESS},
         }
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
@@ -193,7 +194,7 @@ class _Run:
         self.model.load_state_dict(state["model"])
         self.helpers.load_state_dict(state["helpers"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("step", "round", "batch", "seconds", "curve"):
+        for name in _PROGRESS:
             setattr(self, name, state[name])
 
 
@@ -327,7 +328,7 @@ def _report(run: _Run, path: Path) -> None:
         "seed": run.seed,
         "recipe": dataclasses.asdict(run.recipe),
         "steps": run.step,
-        "questions": run.step * run.recipe.batch_size,
+        "questions": run.questions,
         "minutes": round(run.seconds / 60, 1),
         "torch": torch.__version__,
         "cores": os.cpu_count(),

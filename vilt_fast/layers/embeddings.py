@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +48,22 @@ class ViltEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
         self.dropout_p = config.hidden_dropout_prob
+        self._folded: dict[tuple, tuple[Tensor, Tensor, float]] = {}  # see hold_folded
+
+    @contextmanager
+    def hold_folded(self, pixels: PackedPixels) -> Iterator[None]:
+        """Inside, pictures with the normalisation of `pixels` use a projection that was folded once, at the start.
+
+        For a caller that changes no weight meanwhile, wants no gradient of the projection, and runs many small batches.
+        """
+        projection, before = self.patch_embeddings.projection, self._folded
+        with torch.no_grad():
+            folded = fold_normalisation(projection.weight, projection.bias, *_numbers(pixels))
+        self._folded = {**before, _numbers(pixels): folded}
+        try:
+            yield
+        finally:
+            self._folded = before
 
     def forward(
         self,
@@ -123,8 +142,9 @@ class ViltEmbeddings(nn.Module):
         weight, bias = projection.weight, projection.bias
         if isinstance(pixel_values, PackedPixels):
             packed = pixel_values
-            # Folded anew in each call: that is one pass over the weight, and nothing kept could go stale.
-            weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
+            # Folded anew in each call unless asked otherwise: it is one pass over the weight, and nothing goes stale.
+            held = self._folded.get(_numbers(packed))
+            weight, bias, scale = held or fold_normalisation(weight, bias, *_numbers(packed))
             options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
             pixel_values = packed.data
         tokens = ops.patch_embed(
@@ -144,6 +164,11 @@ class ViltEmbeddings(nn.Module):
             **options,
         )
         return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
+
+
+def _numbers(pixels: PackedPixels) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """What tells one normalisation from another."""
+    return pixels.mean, pixels.std, pixels.rescale_factor
 
 
 def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:

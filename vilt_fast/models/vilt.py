@@ -98,7 +98,8 @@ class ViltModel(PreTrainedModel):
             input_ids: (B, L) integers; or `inputs_embeds`: (B, L, d).
             attention_mask: (B, L), nonzero for real words; None: all.
             token_type_ids: (B, L) integers; None: zeros.
-            pixel_values: (B, C, H, W) floats; or `image_embeds`: (B, places, d), which already hold CLS and positions.
+            pixel_values: (B, C, H, W) floats, or PackedPixels, which know their sizes (no `pixel_mask`);
+                or `image_embeds`: (B, places, d), which already hold CLS and positions.
             pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each picture; None: all.
                 With `image_embeds`: (B, ...) with `places` entries a picture.
             head_mask: (heads,) or (layers, heads), multiplies the attention probabilities of each head.
@@ -107,7 +108,8 @@ class ViltModel(PreTrainedModel):
             patch_mask: (B, H // patch, W // patch) bool, False drops a patch; the others keep their positions.
             seed: of the patch sample, where `config.max_image_length` limits patches; None: 0 in evaluation, drawn
                 from PyTorch's CPU generator in training.
-            image_index: (B,) integers, which draw of the seed each picture gets; None: its place in the batch.
+            image_index: (B,) integers, which draw of the seed each picture gets; None: its place in the batch, in
+                PackedPixels that of the picture.
 
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
@@ -358,6 +360,8 @@ class ViltForImageTextMatching(ViltWithHead):
 
 class ViltForImagesAndTextClassification(ViltWithHead):
     """One text about several pictures (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
+
+    Or pixel_values as PackedPixels with B * num_images pairs: the pictures of the first text, then those of the second.
 
     labels (B,) integers. Every picture is one pair with the text, picture i with modality row i + 1; all pairs run in
     one packed batch, and the classifier reads their pooled rows side by side.

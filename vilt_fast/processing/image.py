@@ -185,7 +185,7 @@ class ViltImageProcessor:
             FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
             TypeError: an argument that is no setting.
         """
-        unknown = sorted(set(overrides) - set(SETTINGS))
+        unknown = sorted(set(overrides) - {*SETTINGS, *_WITHOUT_EFFECT, "pad_and_return_pixel_mask"})
         if unknown:
             raise TypeError(f"pack() got an unexpected keyword argument {unknown[0]!r}")
         settings = self._settings(*(overrides.get(name) for name in SETTINGS))

@@ -198,8 +198,7 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
         raise ValueError('data_format: got "channels_last", which goes with padded pictures; call without device')
     if kind == "np" or tensor_kind(for_images.pop("return_tensors", None)) == "np":
         raise ValueError('return_tensors: got "np" with a device, wanted "pt"')
-    if "pad_and_return_pixel_mask" in for_images:
-        for_images["do_pad"] = for_images.pop("pad_and_return_pixel_mask")
+    for_images.pop("device", None)  # Hugging Face's, which has no effect in `preprocess` either
     return "pt"
 
 

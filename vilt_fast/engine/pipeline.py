@@ -24,7 +24,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from vilt_fast.stages import AGAIN, Counts, Item, Picture, Stages, is_out_of_memory
+from vilt_fast.engine.stages import AGAIN, Counts, Item, Picture, Stages, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
 _WAITING_BATCHES = 2
@@ -301,6 +301,7 @@ class Pipeline:
             return
         now, tokens = time.perf_counter(), sum(item.tokens for item in items)
         self.counts.batches += 1
+        self.counts.launched += len(items)
         self.counts.tokens += tokens
         self.counts.capacity += max(self.max_tokens, tokens)
         self.counts.queue_s += sum(now - item.submitted for item in items)

@@ -165,9 +165,7 @@ def compute_logits(model: Any, plan: Plan) -> Tensor:
     pair_modality = torch.ones_like(layout.cls_row, dtype=torch.int64)
     vilt = model.vilt
     tokens = vilt.embeddings(layout, plan.input_ids, zeros, None, plan.pixels, None, pair_modality)
-    tokens, _, _ = vilt.encoder(
-        tokens, layout, None, False, False, layout.first if model.reads_first_row else None
-    )
+    tokens, _, _ = vilt.encoder(tokens, layout, None, False, False, layout.first if model.reads_first_row else None)
     return model._logits(Encoded(layout, tokens, [], []))
 
 
@@ -217,7 +215,7 @@ class Bucketed:
         shapes = {name: (lengths.get(name, pairs),) for name in _LAYOUT_LISTS}
         shapes |= {"text_row": (pairs, limits.words), "grid": (pairs, 2)}
         self._lists = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
-        self._copies = Copies(*torch.full((3, tokens), tokens, device=device))
+        self._copies = Copies(*torch.zeros(3, tokens, dtype=torch.int64, device=device))
         self._input_ids = torch.zeros(pairs, limits.words, dtype=torch.int64, device=device)
         self._pair_offset = torch.zeros(pairs, dtype=torch.int64, device=device)
         patch_bytes = 3 * model.config.patch_shape[0] ** 2

@@ -1,4 +1,4 @@
-"""What travels through the pipeline of `vilt_fast.scheduling`, and what is done to it on the way."""
+"""What travels through the pipeline of `vilt_fast.engine.pipeline`, and what is done to it on the way."""
 
 from __future__ import annotations
 
@@ -73,6 +73,7 @@ class Counts:
     pairs: int = 0
     failed: int = 0
     batches: int = 0
+    launched: int = 0  # pairs in batches; one whose masks are filled counts in each of its batches
     tokens: int = 0
     capacity: int = 0  # tokens that the batches could have held
     queue_s: float = 0.0  # sum over pairs, from submission to launch

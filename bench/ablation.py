@@ -1,0 +1,187 @@
+"""What each idea buys and costs: from the padded reference to the whole library, one switch at a time.
+
+The switches are turned on one after the other in the order of SWITCHES and stay on, so each row holds the gain of one
+idea on top of those before it. Any subset can be chosen; what is left out stays as in the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import vilt_fast
+from vilt_fast import ops
+from vilt_fast.bench import ours, workloads
+from vilt_fast.bench.case import Case, telling_weights
+from vilt_fast.bench.contestant import Contestant, Row, Unavailable
+from vilt_fast.bench.suites import Plan
+from vilt_fast.pixels import PackedPixels
+from vilt_fast.reference.linear import ACTIVATIONS
+
+BASE = "padded reference"
+SWITCHES = {
+    "packing": "one flat tensor without padding, on the PyTorch reference",
+    "first-rows": "the last block computes only the rows that the head reads",
+    "linear": "matrix products by the kernel, each epilogue a PyTorch call of its own",
+    "epilogues": "bias, GELU, tanh and residual inside the product",
+    "attention": "attention inside spans, no score matrix in memory",
+    "layer_norm": "LayerNorm by the kernel",
+    "text_embed": "word rows by the kernel",
+    "patch_embed": "pixels to rows in one pass",
+    "patch_sample": "the plan of the batch by the kernel",
+    "uint8": "pixels stay bytes; the normalisation is folded into the projection",
+    "graphs": "one launch a batch: Engine's CUDA graphs",
+    "sampling": "a third of the patches, drawn at random (max_image_length)",
+}
+KERNELS = ("linear", "attention", "layer_norm", "text_embed", "patch_embed", "patch_sample")
+
+
+@dataclass
+class BytesCase(Case):
+    """A case whose pixels are bytes, so that the padded floats and the packed bytes are the same pictures."""
+
+    @cached_property
+    def inputs(self) -> list[dict[str, Tensor]]:
+        """As in Case, with pixels (u / 255 - 0.5) / 0.5."""
+        made = []
+        for seed in range(self.sets):
+            one = self.workload.inputs(self.config, seed)
+            u = torch.randint(256, one["pixel_values"].shape, generator=torch.Generator().manual_seed(seed))
+            one["pixel_values"] = (u / 255 - 0.5) / 0.5 * one["pixel_mask"][:, None]
+            made.append({name: value.to(self.device) for name, value in one.items()})
+        return made
+
+    def packed_inputs(self) -> list[dict[str, Any]]:
+        """The same batches with PackedPixels."""
+        return [self._pack(one) for one in self.inputs]
+
+    def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
+        flat = []
+        for pixels, (height, width) in zip(one["pixel_values"], self.workload.sizes, strict=True):
+            u = ((pixels[:, :height, :width].double() * 0.5 + 0.5) * 255).round().to(torch.uint8)
+            flat.append(u.permute(1, 2, 0).flatten())
+        packed = PackedPixels(torch.cat(flat), self.workload.sizes)
+        words = {name: one[name] for name in ("input_ids", "attention_mask")}
+        return {**words, "pixel_values": packed}
+
+
+def check_switches(names: Sequence[str]) -> tuple[str, ...]:
+    """The names in the order of SWITCHES.
+
+    Raises:
+        ValueError: an unknown name, or a switch without the one that it builds on.
+    """
+    unknown = [name for name in names if name not in SWITCHES]
+    if unknown:
+        raise ValueError(f"switches: got {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
+    if names and "packing" not in names:
+        raise ValueError("switches: every other switch builds on packing; add it")
+    for name in ("epilogues",):
+        if name in names and "linear" not in names:
+            raise ValueError(f"switches: {name} builds on linear; add it")
+    return tuple(name for name in SWITCHES if name in names)
+
+
+def run_ablation(plan: Plan, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
+    """A row for the padded reference and one for each switch.
+
+    A switch that cannot run here says so in its row and stays off in the rows after it.
+
+    Raises:
+        ValueError: see `check_switches`.
+    """
+    names = check_switches(names)
+    batch = (plan.batches or ((2,) if plan.is_small else (64,)))[0]
+    whole = plan.case(workloads.vqa_mix(batch))
+    case = BytesCase(whole.workload, whole.config, whole.device, sets=2)
+    dtype = plan.dtypes[-1]
+    steps = [Contestant(BASE, dtype, partial(ours.padded_reference_calls, dtype=dtype), is_ours=True)]
+    on: list[str] = []
+    for name in names:
+        make = partial(_calls, dtype=dtype, switches=(*on, name))
+        price = name == "sampling"
+        steps.append(Contestant(f"+ {name}", dtype, make, is_ours=True, approximates=price))
+        if _reason_against(name, plan.device) is None:
+            on.append(name)
+    rows = plan.run("ablate", case, steps)
+    for row, name in zip(rows[1:], names, strict=True):
+        row.note = "; ".join(filter(None, (SWITCHES[name], row.note)))
+    return rows
+
+
+def _reason_against(name: str, device: torch.device) -> str | None:
+    if name in (*KERNELS, "epilogues", "graphs") and device.type != "cuda":
+        return "needs a GPU"
+    if name == "graphs":
+        return "whole-model graphs live in the engine: see the end-to-end suite"
+    return None
+
+
+def _calls(case: BytesCase, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Callable[[], Tensor]]:
+    """The packed model with these switches on."""
+    reason = _reason_against(switches[-1], case.device)
+    if reason is not None:
+        raise Unavailable(reason)
+    model = _model(case, dtype, switches)
+    inputs = case.packed_inputs() if "uint8" in switches else case.inputs_in(dtype)
+
+    def call(one: dict[str, Any]) -> Tensor:
+        with _backends(switches):
+            return model(**one).logits
+
+    return [partial(call, one) for one in inputs]
+
+
+def _model(case: BytesCase, dtype: torch.dtype, switches: tuple[str, ...]) -> torch.nn.Module:
+    config = case.config
+    if "sampling" in switches:
+        # A third of the most patches of a picture.
+        patch = config.patch_shape[0]
+        most = max((height // patch) * (width // patch) for height, width in case.workload.sizes)
+        config = type(config).from_dict({**config.to_dict(), "max_image_length": max(1, most // 3)})
+    model = telling_weights(type(case.master)(config)).eval().to(case.device, dtype).requires_grad_(False)
+    if "first-rows" not in switches:
+        encode = model.vilt.encode
+
+        def every_row(*arguments: Any, **options: Any) -> Any:
+            encoded = encode(*arguments, **{**options, "first_rows_only": False})
+            return replace(encoded, tokens=encoded.tokens[encoded.layout.first])
+
+        model.vilt.encode = every_row
+    return model
+
+
+@contextmanager
+def _backends(switches: Sequence[str]) -> Iterator[None]:
+    sides = {name: "kernels" if name in switches else "reference" for name in KERNELS}
+    with ExitStack() as stack:
+        stack.enter_context(vilt_fast.backend(**sides))
+        if "linear" in switches and "epilogues" not in switches:
+            stack.enter_context(unfused_epilogues())
+        yield
+
+
+@contextmanager
+def unfused_epilogues() -> Iterator[None]:
+    """`ops.linear` as a bare product and PyTorch calls for bias's followers: activation, then residual."""
+    fused = ops.linear
+
+    def separate(
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        output = fused(input, weight, bias)
+        output = output if activation is None else ACTIVATIONS[activation](output)
+        return output if residual is None else output + residual
+
+    ops.linear = separate
+    try:
+        yield
+    finally:
+        ops.linear = fused

@@ -1,0 +1,29 @@
+"""A plan for the CPU in quick mode, and small cases with the tiny model."""
+
+import pytest
+import torch
+from vilt_fast.bench import suites, workloads
+from vilt_fast.bench.case import Case, tiny_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine two threads wait for each other longer than these sizes take."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def plan() -> suites.Plan:
+    return suites.Plan(CPU, quick=True)
+
+
+@pytest.fixture(scope="session")
+def case() -> Case:
+    """Three pairs under the tiny model, of very unequal texts and pictures."""
+    work = workloads.Workload("ragged", ((32, 72), (48, 16), (40, 40)), (14, 3, 7))
+    return Case(work, tiny_config(work), CPU)

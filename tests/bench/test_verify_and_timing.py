@@ -1,0 +1,96 @@
+"""The check and the clock by themselves."""
+
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from vilt_fast.bench import timing, verify
+
+CPU = torch.device("cpu")
+
+
+def test_relative_error_by_hand():
+    wanted = torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    got = torch.tensor([[3.0, 4.5], [6.0, 8.0]])
+    assert verify.relative_error(got, wanted) == pytest.approx(0.1)
+    assert verify.relative_error(wanted.bfloat16(), wanted) == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_not_finite_is_infinitely_wrong(bad):
+    wanted = torch.randn(3, 5)
+    got = wanted.clone()
+    got[2, 4] = bad
+    assert verify.relative_error(got, wanted) == math.inf
+    assert not verify.Verdict(math.nan, 1.0).passed
+
+
+def test_another_shape_is_infinitely_wrong():
+    assert verify.relative_error(torch.ones(2, 3), torch.ones(2, 4)) == math.inf
+    assert verify.relative_error(torch.ones(1, 3), torch.ones(2, 3)) == math.inf
+
+
+def test_one_row_cannot_hide_among_many():
+    wanted = torch.randn(10_000, 8)
+    got = wanted.clone()
+    got[77] = wanted[78]
+    assert verify.relative_error(got, wanted) > 0.2
+
+
+def test_a_row_of_zeros_is_held_to_the_others():
+    wanted = torch.ones(4, 3)
+    wanted[0] = 0
+    assert verify.relative_error(wanted + 1e-9, wanted) < 1e-6
+    got = wanted.clone()
+    got[0] = 0.5
+    assert verify.relative_error(got, wanted) > 10
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
+def test_summary(samples):
+    times = timing.summary(samples)
+    assert min(samples) <= times.p20_ms <= times.median_ms <= times.p80_ms <= max(samples)
+    assert times.samples == len(samples)
+
+
+def test_summary_by_hand():
+    assert timing.summary([5.0, 1.0, 2.0, 3.0, 4.0]) == timing.Times(3.0, pytest.approx(1.8), pytest.approx(4.2), 5)
+
+
+def test_contestants_take_turns_and_sets_rotate():
+    order = []
+
+    def call(name):
+        return lambda: order.append(name)
+
+    budget = timing.Budget(seconds=0.0, least=4, most=50)
+    times = timing.measure([[call("a0"), call("a1")], [call("b")]], CPU, budget)
+    assert [t.samples for t in times] == [4, 4], "the least number of rounds is kept though no time is left"
+    assert order[-8:] == ["a0", "b", "a1", "b"] * 2
+
+
+def test_the_clock_tells_slow_from_fast():
+    budget = timing.Budget(seconds=5.0, least=3, most=3)
+    slow, fast = timing.measure([[lambda: time.sleep(0.03)], [lambda: None]], CPU, budget)
+    assert slow.median_ms >= 30 > fast.median_ms
+
+
+def test_rounds_end_with_the_time():
+    budget = timing.Budget(seconds=0.05, least=2, most=10**6)
+    (times,) = timing.measure([[lambda: time.sleep(0.005)]], CPU, budget)
+    assert 2 <= times.samples <= 11
+
+
+def test_rotations():
+    """Small inputs rotate until they exceed the cache; large ones need not."""
+    assert timing.rotations(2**30, CPU) == 1
+    assert timing.rotations(2**24, CPU) == 4
+    assert timing.rotations(1, CPU) == 8
+
+
+def test_peaks_are_measured():
+    peaks = timing.measure_peaks(CPU, torch.float32, quick=True)
+    assert 0 < peaks.matmul_tflops < 1000 and 0 < peaks.copy_gbps < 100_000

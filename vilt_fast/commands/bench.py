@@ -1,0 +1,114 @@
+"""`vilt-fast bench` and `vilt-fast ablate`: verify, then time, and file what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("workload", "scope", "contestant", "dtype", "batch", "error", "median_ms", "pairs_per_s", "status")
+RESULTS = "bench-results"  # where files go unless --out says otherwise
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Run suites and file their rows, or compare two result files."""
+    if arguments.compare:
+        _compare(*arguments.compare)
+        return
+    from vilt_fast.bench import results, suites
+
+    plan = _plan(arguments)
+    names = suites.SUITES if arguments.suite == "all" else (arguments.suite,)
+    for name in names:
+        print(f"{name}:")
+        started = time.perf_counter()
+        rows = []
+        for some in suites.run_suite(name, plan):
+            # Filed after every case, so that a run that is cut short keeps what it has measured.
+            rows += some
+            files = results.write(rows, name, plan.environment, arguments.out)
+        print(f"  {len(rows)} rows in {time.perf_counter() - started:.0f} s: {files[0]}")
+        _end(rows)
+
+
+def ablate(arguments: argparse.Namespace) -> None:
+    """Turn on one switch after the other, and print what each bought and cost."""
+    from vilt_fast.bench import ablation, results
+
+    names = arguments.only.split(",") if arguments.only else list(ablation.SWITCHES)
+    without = arguments.without.split(",") if arguments.without else []
+    ablation.check_switches([*without, "packing", "linear"])
+    chosen = ablation.check_switches([name for name in names if name not in without])
+    plan = _plan(arguments)
+    print("ablate:")
+    rows = ablation.run_ablation(plan, chosen)
+    files = results.write(rows, "ablate", plan.environment, arguments.out)
+    print()
+    print(results.table(_waterfall(rows), ("step", "ms", "times", "of the first", "error", "status")))
+    print(files[0])
+    if arguments.plot:
+        from vilt_fast.bench import plots
+
+        plots.waterfall([row.flat() for row in rows], Path(arguments.plot))
+        print(arguments.plot)
+    _end(rows)
+
+
+def _waterfall(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    found, last = [], None
+    for row in rows:
+        line = {"step": row.contestant, "ms": row.median_ms, "error": row.error, "status": row.status}
+        if row.median_ms:
+            line["times"] = None if last is None else last / row.median_ms
+            line["of the first"] = rows[0].median_ms / row.median_ms if rows[0].median_ms else None
+            last = row.median_ms
+        found.append(line)
+    return found
+
+
+def _plan(arguments: argparse.Namespace) -> Any:
+    import torch
+
+    from vilt_fast.bench import suites
+    from vilt_fast.commands.loading import parse_device
+
+    device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return suites.Plan(
+        device=device,
+        quick=arguments.quick,
+        batches=tuple(arguments.batch) if arguments.batch else None,
+        compiles=True if arguments.compile else None,
+        minutes=arguments.minutes,
+        report=_print_row,
+    )
+
+
+def _print_row(row: Any) -> None:
+    time_ms = "" if row.median_ms is None else f"{row.median_ms:.4g} ms ({row.p20_ms:.4g} to {row.p80_ms:.4g})"
+    speed = "" if row.pairs_per_s is None else f"{row.pairs_per_s:.5g} pairs/s"
+    error = "" if row.error is None else f"error {row.error:.1e}"
+    status = "" if row.status == "ok" else row.status
+    what = f"{row.workload}, {row.scope}, {row.dtype}, B={row.batch}"
+    parts = (f"  {what:<42} {row.contestant:<42}", time_ms, speed, error, status)
+    print("  ".join(part for part in parts if part))
+
+
+def _end(rows: Sequence[Any]) -> None:
+    wrong = [f"{row.contestant} ({row.workload})" for row in rows if row.status.startswith("wrong")]
+    if wrong:
+        raise ValueError(f"wrong answers, not timed: {', '.join(wrong)}")
+
+
+def _compare(before: str, after: str) -> None:
+    from vilt_fast.bench import results
+
+    changes = results.compare(results.read(before), results.read(after))
+    columns = ("workload", "scope", "contestant", "dtype", "batch", "before_ms", "after_ms", "ratio", "verdict")
+    print(results.table([row for row in changes if row["verdict"] != "same"], columns))
+    count = {verdict: sum(row["verdict"] == verdict for row in changes) for verdict in ("same", "faster", "slower")}
+    print(", ".join(f"{number} {verdict}" for verdict, number in count.items()))
+    worse = [row for row in changes if row["verdict"] in ("slower", "broke")]
+    if worse:
+        raise ValueError(f"{len(worse)} regressions beyond noise (the 20th to 80th percentiles do not overlap)")

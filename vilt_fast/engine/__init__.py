@@ -1,0 +1,13 @@
+"""Many pairs, or a server's: batches filled by tokens, preparation beside compute, CUDA graphs, results in order.
+
+    >>> from vilt_fast.engine import Engine
+    >>> with Engine(model, processor) as engine:
+    ...     answers = engine.answer(["a.jpg", "b.jpg"], "how many red circles are there ?")
+
+`pipeline` has the threads and knows nothing of models; `vilt` is what they do for ViLT; `graphs` runs its batches.
+"""
+
+from vilt_fast.engine.engine import Engine, Stats
+from vilt_fast.results import Answer, Filled
+
+__all__ = ["Answer", "Engine", "Filled", "Stats"]

@@ -1,0 +1,239 @@
+"""`Engine`: what a batch job or a server calls."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vilt_fast.engine.feeding import in_order, pair_up, with_bar
+from vilt_fast.engine.graphs import max_pairs
+from vilt_fast.engine.pipeline import Pipeline
+from vilt_fast.engine.stages import Counts
+from vilt_fast.engine.vilt import ViltStages, own_model
+from vilt_fast.models.vilt import (
+    ViltForImageAndTextRetrieval,
+    ViltForImageTextMatching,
+    ViltForMaskedLM,
+    ViltForQuestionAnswering,
+)
+
+_KINDS = {
+    "answer": (ViltForQuestionAnswering,),
+    "score": (ViltForImageAndTextRetrieval, ViltForImageTextMatching),
+    "fill": (ViltForMaskedLM,),
+}
+_MODELS = tuple(model for models in _KINDS.values() for model in models)
+# Tokens of a batch: on a GPU, where throughput stops growing; on a CPU, what its caches hold.
+_MAX_TOKENS = {"cuda": 49_152}
+_MAX_TOKENS_ELSEWHERE = 4096
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine has done since it was made or warmed up."""
+
+    pairs: int  # answered
+    failed: int  # with an error for an answer
+    batches: int
+    tokens: int
+    seconds: float  # from the first pair to the last answer
+    pairs_per_s: float
+    tokens_per_s: float
+    fill: float  # 0..1: tokens of the batches, of what they could have held
+    queue_ms: float  # a pair's mean wait from submission to the model
+    stall_s: float  # in which the model waited for a batch
+
+
+class Engine:
+    """Answers questions about pictures, many at a time, from lists, iterators or a server's threads.
+
+    A result does not depend on what else is asked at the same time. Pictures are whatever
+    `vilt_fast.processing.pictures` reads (a path, a PIL image, an array); floats in [0, 1] count as 0..255. Pairs on
+    the way that name the same object or the same path share the picture: it is decoded once, and embedded once a batch.
+    A picture must not be changed before the results that depend on it are there.
+
+    Args:
+        model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
+            or ViltForMaskedLM (`fill`).
+        processor: a ViltProcessor.
+        max_tokens: of a batch, words and patches; None: 49,152 on a GPU, 4,096 elsewhere.
+        dtype, device: None: the model's. A model that is elsewhere, or in training mode, is copied.
+        cuda_graphs: whether to record CUDA graphs, one a bucket of lengths, when they are first needed or in `warmup`.
+        workers: threads that decode pictures; None: one a core.
+        max_wait_ms: how long a pair waits for others to share a batch with while the model is idle.
+        top: how many answers `Answer.top` has.
+
+    Raises:
+        ValueError: an argument is out of range or of another kind.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_tokens: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        cuda_graphs: bool = True,
+        workers: int | None = None,
+        max_wait_ms: float = 5.0,
+        top: int = 5,
+    ) -> None:
+        if not isinstance(model, _MODELS):
+            wanted = ", ".join(kind.__name__ for kind in _MODELS)
+            raise ValueError(f"model: got {type(model).__name__}, wanted one of {wanted}")
+        if not hasattr(getattr(processor, "image_processor", None), "pack"):
+            raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
+        for name, value in (("max_tokens", max_tokens), ("workers", workers), ("top", top)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
+        if not 0 <= max_wait_ms < float("inf"):
+            raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 or more")
+        self.model = own_model(model, dtype, device)
+        max_tokens = max_tokens or _MAX_TOKENS.get(self.model.device.type, _MAX_TOKENS_ELSEWHERE)
+        self._stages = ViltStages(self.model, processor, max_tokens=max_tokens, top=top, cuda_graphs=cuda_graphs)
+        self._pipeline = Pipeline(
+            self._stages,
+            max_tokens=max_tokens,
+            max_pairs=max_pairs(max_tokens),
+            max_wait_ms=max_wait_ms,
+            workers=workers,
+            # Enough for the five batches that can be under way at ViLT's usual 211 tokens a pair, and for decoding.
+            max_pending=max(64, max_tokens // 32),
+        )
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self.close(finish=error is None)
+
+    # --- many pairs -----------------------------------------------------------------------------------------------
+
+    def answer(self, images: Any, questions: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
+        """Answer questions about pictures, each question about the picture in its place.
+
+        Args:
+            images: a list of pictures, an iterator of them (without end, if need be), or one picture for all questions.
+            questions: a list of texts, an iterator of them, or one text for all pictures.
+            on_error: what a pair that cannot be answered gives: "raise": its error, with the pair's number; "return":
+                the error in place of the result. Other pairs are unharmed.
+            progress: whether to draw a progress bar; None: for a long list on a terminal.
+
+        Returns:
+            `Answer`s in order: a list; a generator where an argument is an iterator, which reads ahead by a bounded
+            number of pairs, in a thread; or one alone where both arguments are single.
+
+        Raises:
+            ValueError: the model is for something else, or images and questions differ in number.
+            RuntimeError: the engine is closed.
+        """
+        return self._many("answer", images, questions, on_error, progress)
+
+    def score(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
+        """How well each text fits its picture, floats: the ranking head's logit, or the matching head's probability.
+
+        Arguments and order are those of `answer`.
+        """
+        return self._many("score", images, texts, on_error, progress)
+
+    def fill(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
+        """Fill the [MASK]s of each text, one by one, the surest first: `Filled`s.
+
+        Arguments and order are those of `answer`.
+        """
+        return self._many("fill", images, texts, on_error, progress)
+
+    def logits(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
+        """What the model's head gives for each pair: float32 tensors (labels,), or (words, vocabulary) for `fill`'s.
+
+        Arguments and order are those of `answer`.
+        """
+        return self._many("logits", images, texts, on_error, progress)
+
+    # --- one pair -------------------------------------------------------------------------------------------------
+
+    def submit(self, image: Any, question: str, *, kind: str | None = None) -> Future:
+        """Send one pair in, from any thread; the future gives what `answer` (or the model's own method) gives.
+
+        A future can be cancelled until its batch is formed. Waits while too many pairs are under way. Callbacks of
+        futures run in the engine's threads: they should be quick.
+
+        Args:
+            kind: "answer", "score", "fill" or "logits"; None: what the model is for.
+
+        Raises:
+            ValueError: the question is no text, or the model is for another kind. RuntimeError: the engine is closed.
+        """
+        if kind is None:
+            kind = next(name for name, models in _KINDS.items() if isinstance(self.model, models))
+        self._check_kind(kind)
+        if not isinstance(question, str):
+            raise ValueError(f"text: got {type(question).__name__}, wanted str")
+        return self._pipeline.submit(kind, image, question)
+
+    # --- the engine itself ----------------------------------------------------------------------------------------
+
+    def warmup(self) -> None:
+        """Run the model once and record all CUDA graphs, so that no later pair waits for that; set `stats` to zero."""
+        self._pipeline.call(self._stages.record_all)
+        self.submit(np.zeros((64, 64, 3), np.uint8), "", kind="logits").result()
+        self._pipeline.counts = Counts()
+
+    def stats(self) -> Stats:
+        """Counts and speeds so far."""
+        counts = self._pipeline.counts
+        seconds = 0.0 if counts.first is None or counts.last is None else counts.last - counts.first
+        return Stats(
+            pairs=counts.pairs,
+            failed=counts.failed,
+            batches=counts.batches,
+            tokens=counts.tokens,
+            seconds=seconds,
+            pairs_per_s=counts.pairs / seconds if seconds else 0.0,
+            tokens_per_s=counts.tokens / seconds if seconds else 0.0,
+            fill=counts.tokens / max(counts.capacity, 1),
+            queue_ms=1000 * counts.queue_s / max(counts.launched, 1),
+            stall_s=counts.stall_s,
+        )
+
+    @property
+    def max_tokens(self) -> int:
+        """Of a batch; smaller than it was asked for once memory has run out."""
+        return self._pipeline.max_tokens
+
+    def close(self, finish: bool = True) -> None:
+        """Take no more pairs, and end the threads.
+
+        Args:
+            finish: True: answer all that are under way. False: only those whose batch is formed; the futures of the
+                others get a RuntimeError. The end of a `with` block finishes, unless an error ends it.
+        """
+        self._pipeline.close(finish)
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def _check_kind(self, kind: str) -> None:
+        wanted = _KINDS.get(kind, _MODELS if kind == "logits" else ())
+        if not isinstance(self.model, wanted):
+            names = " or ".join(model.__name__ for model in wanted) or f"one of {', '.join(_KINDS)}, logits"
+            raise ValueError(f"{kind}: got {type(self.model).__name__}, wanted {names}")
+
+    def _many(self, kind: str, images: Any, texts: Any, on_error: str, progress: bool | None) -> Any:
+        self._check_kind(kind)
+        if on_error not in ("raise", "return"):
+            raise ValueError(f'on_error: got {on_error!r}, wanted "raise" or "return"')
+        pairs, length, is_single = pair_up(images, texts)
+
+        def submit(image: Any, text: Any) -> Future:
+            return self.submit(image, text, kind=kind)
+
+        results = with_bar(in_order(submit, pairs, self._pipeline.max_pending, on_error), length, progress)
+        if length is None:
+            return results
+        return list(results)[0] if is_single else list(results)

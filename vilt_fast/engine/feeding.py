@@ -1,0 +1,143 @@
+"""Between a caller's lists and iterators and an engine that takes one pair at a time: pairs in, results in order."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+_BAR_FROM = 100  # results from which a progress bar is worth its line
+_KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryError, MemoryError)
+_MISSING = object()
+
+
+class Pairs(NamedTuple):
+    """What a caller gave."""
+
+    pairs: Iterable[tuple[Any, Any]]
+    length: int | None  # None: nobody knows
+    is_single: bool  # one picture and one text
+
+
+def pair_up(images: Any, texts: Any) -> Pairs:
+    """Each picture with its text; a single one goes with all of the other side.
+
+    Raises:
+        ValueError: lists of different lengths, or no picture at all; while iterating, one side ends before the other.
+    """
+    one_image, one_text = _is_picture(images), isinstance(texts, str)
+    if one_image and one_text:
+        return Pairs([(images, texts)], 1, True)
+    sides = []
+    for name, side, is_one in (("images", images, one_image), ("texts", texts, one_text)):
+        if not is_one and not isinstance(side, Iterable):
+            raise ValueError(f"{name}: got {type(side).__name__}, wanted one, a list of them or an iterator")
+        sides.append(itertools.repeat(side) if is_one else side)
+    if one_image or one_text:
+        return Pairs(zip(*sides, strict=False), _length(texts if one_image else images), False)
+    lengths = [_length(side) for side in sides]
+    if None not in lengths and lengths[0] != lengths[1]:
+        raise ValueError(f"images, texts: got {lengths[0]} and {lengths[1]}, wanted as many of both, or one of either")
+    return Pairs(_zip_all(*sides), None if None in lengths else lengths[0], False)
+
+
+def in_order(
+    submit: Callable[[Any, Any], Future], pairs: Iterable[tuple[Any, Any]], ahead: int, on_error: str
+) -> Iterator[Any]:
+    """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
+
+    Args:
+        submit: sends one pair in; a ValueError is the pair's own.
+        on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
+    """
+    futures: queue.Queue[Future | BaseException | None] = queue.Queue(ahead)
+    is_over = threading.Event()
+    thread = threading.Thread(target=_feed, args=(submit, pairs, futures, is_over), name="vilt-feed", daemon=True)
+    thread.start()
+    try:
+        for number in itertools.count():
+            future = futures.get()
+            if future is None:
+                return
+            if isinstance(future, BaseException):
+                raise future
+            error = future.exception()
+            if error is not None and on_error == "raise":
+                raise _numbered(error, number) from error
+            yield future.result() if error is None else error
+    finally:
+        is_over.set()
+        while not futures.empty():  # the thread may be waiting for room; it puts one more, and sees that it is over
+            _cancel(futures.get())
+
+
+def with_bar(results: Iterator[Any], length: int | None, progress: bool | None) -> Iterator[Any]:
+    """The same results, and a progress bar where it is wanted; None: for a long list on a terminal."""
+    if progress is None:
+        progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()
+    return _drawn(results, length) if progress else results
+
+
+def _drawn(results: Iterator[Any], length: int | None) -> Iterator[Any]:
+    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1) as bar:
+        for result in results:
+            bar.update()
+            yield result
+
+
+def _feed(submit: Callable, pairs: Iterable, futures: queue.Queue, is_over: threading.Event) -> None:
+    try:
+        for image, text in pairs:
+            try:
+                future = submit(image, text)
+            except ValueError as error:
+                future = Future()
+                future.set_exception(error)
+            futures.put(future)
+            if is_over.is_set():
+                _cancel(future)
+                return
+    except BaseException as error:
+        futures.put(error)
+    else:
+        futures.put(None)
+
+
+def _cancel(future: Any) -> None:
+    if isinstance(future, Future):
+        future.cancel()
+
+
+def _numbered(error: BaseException, number: int) -> BaseException:
+    """The error of a kind that callers expect, with the number of the pair it belongs to."""
+    kind = next((kind for kind in _KINDS_OF_ERROR if isinstance(error, kind)), RuntimeError)
+    return kind(f"item {number}: {error}")
+
+
+def _is_picture(images: Any) -> bool:
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images.ndim < 4
+    return isinstance(images, str | os.PathLike | Image.Image)
+
+
+def _length(side: Any) -> int | None:
+    return len(side) if isinstance(side, Sequence | np.ndarray | torch.Tensor) else None
+
+
+def _zip_all(images: Iterable, texts: Iterable) -> Iterator[tuple[Any, Any]]:
+    for image, text in itertools.zip_longest(images, texts, fillvalue=_MISSING):
+        if image is _MISSING or text is _MISSING:
+            ended = "images" if image is _MISSING else "texts"
+            raise ValueError(f"{ended}: ended before the other side did, wanted as many of both")
+        yield image, text

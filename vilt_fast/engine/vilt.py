@@ -1,0 +1,241 @@
+"""The stages of the pipeline for ViLT: pictures and words in, results out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilt_fast.engine.graphs import Bucket, Bucketed, Limits, Plan, compute_logits, make_plan, to_device
+from vilt_fast.engine.stages import AGAIN, Item
+from vilt_fast.processing.pictures import load_picture, quantise
+from vilt_fast.processing.sizes import resize_size, target_size
+from vilt_fast.results import (
+    Filled,
+    answer_chances,
+    fill_surest,
+    make_answer,
+    match_scores,
+    word_chances,
+)
+
+
+class Loaded(NamedTuple):
+    """A picture in memory."""
+
+    pixels: np.ndarray  # (H, W, 3) uint8
+    tokens: int  # patches that the model reads
+
+
+@dataclass
+class _Words:
+    """The text of a pair, and how far its masks are filled."""
+
+    ids: Tensor  # (L,) int64
+    open_places: Tensor | None = None  # (L,) bool
+    filled: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Prepared(NamedTuple):
+    """A batch's inputs. The plan is on the device, or, for a bucket, what `Bucketed.pad` made."""
+
+    kind: str
+    pairs: int
+    plan: Plan
+    bucket: Bucket | None
+    offsets: Tensor | None
+    copied: Any  # CUDA event: the pictures are on the device
+
+
+class Launched(NamedTuple):
+    """Numbers on their way to the host."""
+
+    outputs: tuple[Tensor, ...]
+    done: Any  # CUDA event, or None: they are there
+    prepared: Prepared  # keeps the inputs alive until then
+
+
+class ViltStages:
+    """See `vilt_fast.engine.stages.Stages`.
+
+    Args:
+        model: in evaluation mode, on its device. processor: a ViltProcessor.
+        max_tokens: of a batch. top: answers to report.
+        cuda_graphs: whether to record graphs, where there is a GPU.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, max_tokens: int, top: int, cuda_graphs: bool) -> None:
+        self.model, self.processor, self.top = model, processor, top
+        self.config, self.device = model.config, model.device
+        self.patch = self.config.patch_shape[0]
+        # Whatever the processor cannot do with packed pictures shows now, and not with the first batch.
+        side = 2 * max(self.patch, processor.image_processor.size_divisor)
+        like = self._pack([np.zeros((side, side, 3), np.uint8)], None, "cpu")
+        is_cuda = self.device.type == "cuda"
+        self._copying = torch.cuda.Stream(self.device) if is_cuda else None
+        self._computing = torch.cuda.Stream(self.device) if is_cuda else None
+        self.bucketed: Bucketed | None = None
+        if is_cuda and cuda_graphs and model.reads_first_row and processor.image_processor.do_resize:
+            self.use_buckets(max_tokens, like, is_recording=True)
+
+    def use_buckets(self, max_tokens: int, like: Any = None, *, is_recording: bool) -> None:
+        """Run batches in the shape of buckets from here on."""
+        if like is None:
+            like = self._pack([np.zeros((64, 64, 3), np.uint8)], None, "cpu")
+        limits = largest(self.config, self.processor.image_processor, max_tokens)
+        self.bucketed = Bucketed(self.model, limits, like, is_recording=is_recording)
+
+    # --- stages ---------------------------------------------------------------------------------------------------
+
+    def is_loaded(self, source: Any) -> bool:
+        """Whether a picture is an array of bytes already."""
+        return isinstance(source, np.ndarray | Tensor) and str(source.dtype).endswith("uint8")
+
+    def load(self, source: Any) -> Loaded:
+        """Decode a picture and find out its size."""
+        settings = self.processor.image_processor
+        pixels, is_unit = quantise(np.asarray(load_picture(source, None, "image")), "image")
+        if is_unit and not settings.do_rescale:
+            raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
+        size = pixels.shape[:2]
+        if settings.do_resize:
+            size = target_size("image", *size, {"size": settings.size, "size_divisor": settings.size_divisor})
+        height, width = size
+        if height % self.patch or width % self.patch:
+            raise ValueError(f"image: got {height} x {width} pixels, wanted multiples of the patch, {self.patch}")
+        patches, limit = height // self.patch * (width // self.patch), self.config.max_image_length
+        return Loaded(np.ascontiguousarray(pixels), min(patches, limit) if limit >= 0 else patches)
+
+    def measure(self, items: Sequence[Item]) -> None:
+        """Tokenise, all texts in one call."""
+        fresh = [item for item in items if item.state is None]
+        if not fresh:
+            return
+        rows = self.processor.tokenizer([item.text for item in fresh])["input_ids"]
+        longest, mask = self.config.max_position_embeddings, self.processor.tokenizer.mask_token_id
+        for item, ids in zip(fresh, rows, strict=True):
+            item.state = words = _Words(torch.tensor(ids, dtype=torch.int64))
+            item.tokens = len(ids) + 1 + item.picture.value.tokens
+            if not 0 < len(ids) <= longest:
+                item.error = ValueError(f"text: got {len(ids)} tokens, wanted 1 to {longest}: {item.text[:60]!r}")
+            elif item.kind == "fill":
+                words.open_places = words.ids == mask
+                if not words.open_places.any():
+                    item.error = ValueError(f"text: got no masked word, wanted at least one [MASK]: {item.text!r}")
+
+    def prepare(self, items: Sequence[Item]) -> Prepared:
+        """Copy and resize the pictures, each once, and plan the batch; on a GPU beside the batch that is computed."""
+        numbers: dict[int, int] = {}
+        picture = [numbers.setdefault(id(item.picture), len(numbers)) for item in items]
+        pictures = {id(item.picture): item.picture.value.pixels for item in items}
+        copied = None
+        with self._stream(self._copying):
+            is_sharing = len(pictures) < len(items)
+            pixels = self._pack(list(pictures.values()), picture if is_sharing else None, self.device)
+            if self._copying is not None:
+                copied = self._copying.record_event()
+        ids = [item.state.ids.tolist() for item in items]
+        plan = make_plan(ids, pixels, self.config, self.bucketed and self.bucketed.limits.grid_size)
+        bucket = self.bucketed and self.bucketed.bucket_of(plan)
+        if bucket is not None:
+            return Prepared(items[0].kind, len(items), *self.bucketed.pad(plan, bucket), copied)
+        return Prepared(items[0].kind, len(items), plan, None, None, copied)
+
+    @torch.inference_mode()
+    def launch(self, prepared: Prepared) -> Launched:
+        """Start the model and the copies of its numbers to the host."""
+        with self._stream(self._computing):
+            if prepared.copied is not None:
+                self._computing.wait_event(prepared.copied)
+            if prepared.bucket is None:
+                logits = compute_logits(self.model, to_device(prepared.plan, self.device))
+            else:
+                logits = self.bucketed.run(prepared.plan, prepared.offsets, prepared.bucket, prepared.pairs)
+            # On a GPU, `to` with non_blocking writes into pinned memory.
+            outputs = tuple(part.to("cpu", non_blocking=True) for part in self._reduce(prepared.kind, logits))
+            done = None if self._computing is None else self._computing.record_event()
+        return Launched(outputs, done, prepared)
+
+    def finish(self, items: Sequence[Item], launched: Launched) -> list[Any]:
+        """Wait for the numbers and read them."""
+        if launched.done is not None:
+            launched.done.synchronize()
+        kind, outputs = items[0].kind, launched.outputs
+        if kind == "score":
+            return outputs[0].tolist()
+        if kind == "logits":
+            # A copy each: one row that is kept must not keep its whole batch.
+            is_text = outputs[0].ndim == 3
+            return [
+                row[: len(item.state.ids)].clone() if is_text else row.clone()
+                for item, row in zip(items, outputs[0], strict=True)
+            ]
+        if kind == "fill":
+            return [self._fill(item.state, *rows) for item, *rows in zip(items, *outputs, strict=True)]
+        rows = zip(*(part.tolist() for part in outputs), strict=True)
+        return [make_answer(self.config.id2label, chances, labels) for chances, labels in rows]
+
+    def recover(self) -> None:
+        """Give unused memory back."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+
+    def record_all(self) -> None:
+        """Record the graph of every bucket; in the thread that launches."""
+        if self.bucketed is not None and self.bucketed.is_recording:
+            with torch.inference_mode(), self._stream(self._computing):
+                for tokens in self.bucketed.sizes:
+                    for is_sharing in (False, True):
+                        self.bucketed.record(Bucket(tokens, is_sharing))
+
+    def _pack(self, pictures: list[np.ndarray], picture: list[int] | None, device: Any) -> Any:
+        return self.processor.image_processor.pack(
+            pictures, device=device, picture=picture, input_data_format="channels_last"
+        )
+
+    def _stream(self, stream: Any) -> AbstractContextManager[Any]:
+        return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+    def _reduce(self, kind: str, logits: Tensor) -> tuple[Tensor, ...]:
+        """What the host needs of the logits."""
+        if kind == "answer":
+            return answer_chances(logits, self.top)
+        if kind == "fill":
+            return word_chances(logits)
+        return (match_scores(logits) if kind == "score" else logits.float(),)
+
+    def _fill(self, words: _Words, chances: Tensor, chosen: Tensor) -> Any:
+        length, decode = len(words.ids), self.processor.decode
+        words.filled.append(fill_surest(words.ids, words.open_places, chances[:length], chosen[:length]))
+        if words.open_places.any():
+            return AGAIN
+        text = decode(words.ids.tolist(), skip_special_tokens=True)
+        return Filled(text, [(decode([token]), chance) for token, chance in words.filled])
+
+
+def largest(config: Any, image_processor: Any, max_tokens: int) -> Limits:
+    """The largest pair there can be, by the settings of model and processor."""
+    edge, divisor = image_processor.size["shortest_edge"], image_processor.size_divisor
+    patch = config.patch_shape[0]
+    long, short = resize_size(10**6, 1, edge, divisor)[0] // patch, resize_size(edge, edge, edge, divisor)[0] // patch
+    limit = config.max_image_length
+    patches = min(long * short, limit) if limit >= 0 else long * short
+    return Limits(max(max_tokens, config.max_position_embeddings + 1 + patches), config.max_position_embeddings,
+                  (long, long), patches)  # fmt: skip
+
+
+def own_model(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
+    """The model itself where it is as wanted and in evaluation mode, else a copy that is: the caller's stays."""
+    wanted_dtype = model.dtype if dtype is None else dtype
+    wanted_device = torch.empty(0, device=model.device if device is None else device).device
+    if (model.dtype, model.device, model.training) == (wanted_dtype, wanted_device, False):
+        return model
+    return copy.deepcopy(model).to(device=wanted_device, dtype=wanted_dtype).eval()
