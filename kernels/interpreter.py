@@ -3,8 +3,7 @@
 Triton's interpreter keeps a bfloat16 block as uint16 and computes on the bit patterns; its fp32 -> bf16 cast
 truncates. `mend()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
 a GPU does, and keeps NumPy from warning of infinities, which a GPU does not. It also makes a kernel that reads or
-writes past its tensors raise, which is otherwise seen only when the process dies. Test code: nothing in the package
-calls it.
+writes past its tensors raise, which is otherwise seen only when the process dies. For tests and `vilt-fast check`.
 """
 
 import functools

@@ -170,8 +170,8 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     if dtype in ("tf32", "float32"):
         config["BLOCK_K"] //= 2
     if dtype == "float32" and chip != "interpreter":
-        # Multiply-adds without a matrix unit: a tile of 128x128 would need every register there is.
-        config |= {"BLOCK_M": 64, "BLOCK_N": 64, "num_warps": 4}
+        # Multiply-adds without a matrix unit keep their operands in registers: a smaller tile, or they spill.
+        config |= {"BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8}
     if chip == "gfx942":
         # One instruction shape for every tile keeps the order of the sums; 64 KB of shared memory hold two stages.
         config |= {"num_stages": 2, "matrix_instr_nonkdim": 16}
