@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from vilt_fast.bench import ours, workloads
 from vilt_fast.bench.case import Case, telling_weights
 from vilt_fast.bench.contestant import Contestant, Row, Unavailable
 from vilt_fast.bench.suites import Plan
-from vilt_fast.pixels import PackedPixels
 from vilt_fast.reference.linear import ACTIVATIONS
 
 BASE = "padded reference"
@@ -36,39 +35,10 @@ SWITCHES = {
     "patch_embed": "pixels to rows in one pass",
     "patch_sample": "the plan of the batch by the kernel",
     "uint8": "pixels stay bytes; the normalisation is folded into the projection",
-    "graphs": "one launch a batch: Engine's CUDA graphs",
+    "graphs": "planned on the host, padded to a bucket and replayed as one CUDA graph, as the engine does it",
     "sampling": "a third of the patches, drawn at random (max_image_length)",
 }
 KERNELS = ("linear", "attention", "layer_norm", "text_embed", "patch_embed", "patch_sample")
-
-
-@dataclass
-class BytesCase(Case):
-    """A case whose pixels are bytes, so that the padded floats and the packed bytes are the same pictures."""
-
-    @cached_property
-    def inputs(self) -> list[dict[str, Tensor]]:
-        """As in Case, with pixels (u / 255 - 0.5) / 0.5."""
-        made = []
-        for seed in range(self.sets):
-            one = self.workload.inputs(self.config, seed)
-            u = torch.randint(256, one["pixel_values"].shape, generator=torch.Generator().manual_seed(seed))
-            one["pixel_values"] = (u / 255 - 0.5) / 0.5 * one["pixel_mask"][:, None]
-            made.append({name: value.to(self.device) for name, value in one.items()})
-        return made
-
-    def packed_inputs(self) -> list[dict[str, Any]]:
-        """The same batches with PackedPixels."""
-        return [self._pack(one) for one in self.inputs]
-
-    def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
-        flat = []
-        for pixels, (height, width) in zip(one["pixel_values"], self.workload.sizes, strict=True):
-            u = ((pixels[:, :height, :width].double() * 0.5 + 0.5) * 255).round().to(torch.uint8)
-            flat.append(u.permute(1, 2, 0).flatten())
-        packed = PackedPixels(torch.cat(flat), self.workload.sizes)
-        words = {name: one[name] for name in ("input_ids", "attention_mask")}
-        return {**words, "pixel_values": packed}
 
 
 def check_switches(names: Sequence[str]) -> tuple[str, ...]:
@@ -82,9 +52,9 @@ def check_switches(names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"switches: got {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
     if names and "packing" not in names:
         raise ValueError("switches: every other switch builds on packing; add it")
-    for name in ("epilogues",):
-        if name in names and "linear" not in names:
-            raise ValueError(f"switches: {name} builds on linear; add it")
+    for name, base in (("epilogues", "linear"), ("graphs", "uint8")):
+        if name in names and base not in names:
+            raise ValueError(f"switches: {name} builds on {base}; add it")
     return tuple(name for name in SWITCHES if name in names)
 
 
@@ -98,8 +68,7 @@ def run_ablation(plan: Plan, names: Sequence[str] = tuple(SWITCHES)) -> list[Row
     """
     names = check_switches(names)
     batch = (plan.batches or ((2,) if plan.is_small else (64,)))[0]
-    whole = plan.case(workloads.vqa_mix(batch))
-    case = BytesCase(whole.workload, whole.config, whole.device, sets=2)
+    case = plan.case(workloads.vqa_mix(batch))
     dtype = plan.dtypes[-1]
     steps = [Contestant(BASE, dtype, partial(ours.padded_reference_calls, dtype=dtype), is_ours=True)]
     on: list[str] = []
@@ -118,18 +87,20 @@ def run_ablation(plan: Plan, names: Sequence[str] = tuple(SWITCHES)) -> list[Row
 def _reason_against(name: str, device: torch.device) -> str | None:
     if name in (*KERNELS, "epilogues", "graphs") and device.type != "cuda":
         return "needs a GPU"
-    if name == "graphs":
-        return "whole-model graphs live in the engine: see the end-to-end suite"
     return None
 
 
-def _calls(case: BytesCase, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Callable[[], Tensor]]:
+def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Callable[[], Tensor]]:
     """The packed model with these switches on."""
     reason = _reason_against(switches[-1], case.device)
     if reason is not None:
         raise Unavailable(reason)
     model = _model(case, dtype, switches)
-    inputs = case.packed_inputs() if "uint8" in switches else case.inputs_in(dtype)
+    if "graphs" in switches:
+        if not set(KERNELS) <= set(switches):
+            raise Unavailable("a graph holds the kernels alone: the reference reads back to the host")
+        return ours.bucketed_calls(case, dtype, backend="kernels", graphs=True, model=model)
+    inputs = case.packed_inputs if "uint8" in switches else case.inputs_in(dtype)
 
     def call(one: dict[str, Any]) -> Tensor:
         with _backends(switches):
@@ -138,7 +109,7 @@ def _calls(case: BytesCase, dtype: torch.dtype, switches: tuple[str, ...]) -> li
     return [partial(call, one) for one in inputs]
 
 
-def _model(case: BytesCase, dtype: torch.dtype, switches: tuple[str, ...]) -> torch.nn.Module:
+def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> torch.nn.Module:
     config = case.config
     if "sampling" in switches:
         # A third of the most patches of a picture.

@@ -17,6 +17,7 @@ from vilt_fast.config import ViltConfig
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.models.vilt import ViltForImagesAndTextClassification, ViltForQuestionAnswering
 from vilt_fast.packing import Layout
+from vilt_fast.pixels import PackedPixels
 from vilt_fast.reference import vilt as reference
 from vilt_fast.reference.patch_sample import patch_sample
 
@@ -105,6 +106,20 @@ class Case:
     def inputs_in(self, dtype: torch.dtype) -> list[dict[str, Tensor]]:
         """The inputs with pixels of a dtype."""
         return [{**one, "pixel_values": one["pixel_values"].to(dtype)} for one in self.inputs]
+
+    @cached_property
+    def packed_inputs(self) -> list[dict[str, Any]]:
+        """The same pictures as bytes without padding."""
+        return [self._pack(one) for one in self.inputs]
+
+    def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
+        pictures = one["pixel_values"].flatten(0, -4)
+        flat = []
+        for pixels, (height, width) in zip(pictures, self.workload.sizes, strict=True):
+            u = (pixels[:, :height, :width] + 1).mul(127.5).round().to(torch.uint8)
+            flat.append(u.permute(1, 2, 0).flatten())
+        words = {name: one[name] for name in ("input_ids", "attention_mask")}
+        return {**words, "pixel_values": PackedPixels(torch.cat(flat), self.workload.sizes)}
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -57,6 +57,7 @@ class Contestant:
         compiles: whether it compiles for so long that only some cases are worth it.
         samples: whether it can draw the same patches as we do under `max_image_length`.
         approximates: whether its error is a price it states, and not a mistake; it is timed whatever the error.
+        repeats: how many times over a call answers the case: a pipeline needs more than one batch to fill.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Contestant:
     compiles: bool = False
     samples: bool = True
     approximates: bool = False
+    repeats: int = 1
 
     def calls(self, case: Case) -> list[Callable[[], Tensor]]:
         """The calls to time.
@@ -181,7 +183,7 @@ def run(
             ready.append((contestant, row, calls))
     times = timing.measure([calls for _, _, calls in ready], case.device, clock.budget)
     for (contestant, row, _), measured in zip(ready, times, strict=True):
-        row.fill(measured, case.cost(contestant.scope, contestant.dtype), peaks(contestant.dtype))
+        row.fill(measured.divided(contestant.repeats), case.cost(contestant.scope, contestant.dtype), peaks(contestant.dtype))
     del ready
     _release(case.device)
     return rows
@@ -195,7 +197,8 @@ def _checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -
     try:
         calls = contestant.calls(case)
         row.bound = case.bound(contestant.dtype)
-        verdict = verify.check(calls[0], case.wanted, row.bound)
+        wanted = torch.cat([case.wanted] * contestant.repeats)
+        verdict = verify.check(calls[0], wanted, row.bound)
     except Unavailable as reason:
         row.status = f"not run: {reason}"
         return []

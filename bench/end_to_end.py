@@ -133,16 +133,16 @@ def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> list[Call
     return [call]
 
 
-def engine_way(case: PictureCase, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
-    """`vilt_fast.Engine`, graphs where there is a GPU."""
-    try:
-        from vilt_fast.engine import Engine
-    except ImportError as error:
-        raise Unavailable("vilt_fast.engine is not there yet") from error
-    engine = Engine(case.model_case.model(dtype), case.processor(case.device), dtype=dtype, device=case.device)
+def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> list[Callable[[], Tensor]]:
+    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every picture an object of its own."""
+    from vilt_fast.engine import Engine
+
+    engine = Engine(case.model_case.model(dtype), case.processor())
+    pictures = [picture.copy() for _ in range(repeats) for picture in case.pictures]
+    questions = case.questions * repeats
 
     def call() -> Tensor:
-        return torch.stack([torch.as_tensor(row) for row in engine.logits(case.pictures, case.questions)])
+        return torch.stack(engine.logits(pictures, questions, progress=False))
 
     return [call]
 
@@ -169,8 +169,8 @@ def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> list[C
     return [call]
 
 
-def contestants(dtype: torch.dtype) -> list[Contestant]:
-    """Theirs, then ours."""
+def contestants(dtype: torch.dtype, repeats: int) -> list[Contestant]:
+    """Theirs, then ours; the engine answers `repeats` batches a call."""
     makes: dict[str, tuple[Callable[..., list[Callable[[], Tensor]]], dict[str, str], bool]] = {
         "transformers, PIL processor": (transformers_way, {"kind": "ViltImageProcessorPil"}, False),
         "transformers, torchvision processor": (transformers_way, {"kind": "ViltImageProcessor"}, False),
@@ -178,9 +178,10 @@ def contestants(dtype: torch.dtype) -> list[Contestant]:
         "vilt_fast reference, packed uint8": (packed_way, {"backend": "reference"}, True),
         "vilt_fast kernels, Pillow, padded": (padded_way, {"backend": "kernels"}, True),
         "vilt_fast kernels, packed uint8": (packed_way, {"backend": "kernels"}, True),
-        "vilt_fast Engine": (engine_way, {}, True),
     }
-    return [
+    engine = partial(engine_way, dtype=dtype, repeats=repeats)
+    found = [
         Contestant(name, dtype, partial(make, dtype=dtype, **options), SCOPE, is_ours=is_ours)
         for name, (make, options, is_ours) in makes.items()
     ]
+    return [*found, Contestant("vilt_fast Engine", dtype, engine, SCOPE, is_ours=True, repeats=repeats)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,57 @@ import vilt_fast
 from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import Contestant, Unavailable, graphed
 from vilt_fast.models.vilt import Encoded
+from vilt_fast.pixels import PackedPixels
 
 
-def model_calls(case: Case, dtype: torch.dtype, *, backend: str) -> list[Callable[[], Tensor]]:
-    """The whole model on the padded inputs of Hugging Face's form."""
+def model_calls(
+    case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False
+) -> list[Callable[[], Tensor]]:
+    """The whole model: on the padded inputs of Hugging Face's form, or on the same pictures as packed bytes."""
     need_kernels(case, backend)
     model = case.model(dtype)
 
-    def call(inputs: dict[str, Tensor]) -> Tensor:
+    def call(inputs: dict[str, Any]) -> Tensor:
         with vilt_fast.backend(backend):
             return model(**inputs).logits
 
-    return [partial(call, inputs) for inputs in case.inputs_in(dtype)]
+    return [partial(call, inputs) for inputs in (case.packed_inputs if is_packed else case.inputs_in(dtype))]
+
+
+def bucketed_calls(
+    case: Case, dtype: torch.dtype, *, backend: str, graphs: bool, model: Any = None
+) -> list[Callable[[], Tensor]]:
+    """As the engine runs a batch: planned on the host in every call, padded to a bucket, on a GPU replayed as a graph.
+
+    Args:
+        graphs: whether to replay; False: the same shapes, launch by launch.
+        model: in place of the case's.
+    """
+    need_kernels(case, backend)
+    if graphs and case.device.type != "cuda":
+        raise Unavailable("needs a GPU: CUDA graphs")
+    if case.workload.pictures > 1:
+        raise Unavailable("the engine takes one picture a text")
+    from vilt_fast.engine.graphs import Bucketed, Limits, make_plan
+
+    model = case.model(dtype) if model is None else model
+    config, patch = model.config, case.config.patch_shape[0]
+    like = case.packed_inputs[0]["pixel_values"]
+    most = max(h * w for h, w in like.grids(patch))
+    limits = Limits(max(2 * sum(case.lengths), 512), config.max_position_embeddings, like.grid_size(patch), most)
+    runner = Bucketed(model, limits, like, is_recording=graphs)
+
+    def call(ids: list[list[int]], pixels: PackedPixels) -> Tensor:
+        with vilt_fast.backend(backend):
+            plan = make_plan(ids, pixels, config, limits.grid_size)
+            bucket = runner.bucket_of(plan)
+            return runner.run(*runner.pad(plan, bucket), bucket, len(ids))
+
+    calls = []
+    for one in case.packed_inputs:
+        rows = zip(one["input_ids"].tolist(), case.workload.lengths, strict=True)
+        calls.append(partial(call, [row[:length] for row, length in rows], one["pixel_values"]))
+    return calls
 
 
 def encoder_calls(
@@ -65,9 +105,18 @@ def contestants(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
         Contestant("padded reference", wide, partial(padded_reference_calls, dtype=wide), is_ours=True),
         Contestant("vilt_fast reference", wide, partial(model_calls, dtype=wide, backend="reference"), is_ours=True),
     ]
+    packed = partial(model_calls, dtype=wide, backend="reference", is_packed=True)
+    found.append(Contestant("vilt_fast reference, packed uint8", wide, packed, is_ours=True))
     for dtype in dtypes:
         kernels = partial(model_calls, dtype=dtype, backend="kernels")
         found.append(Contestant("vilt_fast kernels", dtype, kernels, is_ours=True))
+    low = dtypes[-1]
+    packed = partial(model_calls, dtype=low, backend="kernels", is_packed=True)
+    found.append(Contestant("vilt_fast kernels, packed uint8", low, packed, is_ours=True))
+    graphs = partial(bucketed_calls, dtype=low, backend="kernels", graphs=True)
+    # Its buckets draw one sample for all pictures of a size, and the model one a picture.
+    name = "vilt_fast kernels, packed uint8 + graph"
+    found.append(Contestant(name, low, graphs, is_ours=True, samples=False))
     return found
 
 

@@ -26,7 +26,7 @@ SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory")
 # Contestants whose cost against size is a curve worth drawing.
 CURVES = (
     "transformers eager", "padded SDPA", "packed varlen_attn", "packed varlen_attn + graph", "vilt_fast kernels",
-    "vilt_fast kernels + graph", "vilt_fast reference",
+    "vilt_fast kernels + graph", "vilt_fast kernels, packed uint8 + graph", "vilt_fast reference",
 )  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def _encoders(plan: Plan) -> list[Contestant]:
 def _end_to_end(plan: Plan) -> Iterator[list[Row]]:
     for batch in plan.batches or ((2,) if plan.is_small else (64,)):
         case = end_to_end.PictureCase(plan.case(workloads.vqa_mix(batch)), quick=plan.quick)
-        yield plan.run("end-to-end", case, end_to_end.contestants(plan.dtypes[-1]))
+        yield plan.run("end-to-end", case, end_to_end.contestants(plan.dtypes[-1], 2 if plan.is_small else 32))
 
 
 def _latency(plan: Plan) -> Iterator[list[Row]]:

@@ -81,8 +81,10 @@ class Workload:
         pixel_mask = torch.zeros(batch, height, width, dtype=torch.int64)
         for picture, (rows, columns) in zip(pixel_mask, self.sizes, strict=True):
             picture[:rows, :columns] = 1
-        pixels = torch.randn(batch, config.num_channels, height, width, generator=generator)
-        pixels = pixels * pixel_mask[:, None]
+        # Normalised bytes, as ViLT's processor gives them: so that uint8 contestants can have the same pictures.
+        shape = (batch, config.num_channels, height, width)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).float()
+        pixels = pixels.div_(127.5).sub_(1).mul_(pixel_mask[:, None])
         if self.pictures > 1:
             pixels, pixel_mask = (x.unflatten(0, (self.batch, self.pictures)) for x in (pixels, pixel_mask))
         return {

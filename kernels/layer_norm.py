@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import launch
 from .compile import describe
@@ -41,7 +42,11 @@ def _layer_norm_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,  # see linear.py
 ):
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     m_offs = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]  # (ROWS, 1)
     d_offs = tl.arange(0, BLOCK_D)[None, :]  # (1, BLOCK_D)
     d_mask = d_offs < D
@@ -84,7 +89,7 @@ def shipped_configurations(target: str) -> list[tuple]:
         types = {f"{name}_ptr": f"*{dtype}:16" for name in ("out", "x", "weight", "bias")}
         types |= {"rows": "i32", "stride_om": "i32:16", "stride_xm": "i32:16", "eps": "fp32"}
         options = {"num_warps": config.pop("num_warps")}
-        constexprs = config | {"D": d, "BLOCK_D": launch.next_power_of_2(d)}
+        constexprs = {"PDL": False} | config | {"D": d, "BLOCK_D": launch.next_power_of_2(d)}
         shipped.append((label, _layer_norm_kernel, *describe(_layer_norm_kernel, types, constexprs), options))
     return shipped
 

@@ -16,6 +16,9 @@ Two kernels compute the same sums: `_linear_pointer` (any chip, any strides: one
 the order of K in chunks of one matrix instruction, whatever the tile, so a row's result does not depend on how many
 rows there are or on its place among them. For the same reason there is no split of K.
 
+A configuration with PDL and launch_pdl (sm_90 and later) lets a kernel start while the one before it ends
+(programmatic dependent launch); no shipped one does.
+
 Not supported: fp8 and integer inputs, operands of different dtypes, and gradients.
 """
 
@@ -25,6 +28,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
@@ -32,6 +36,7 @@ from .activations import ACTIVATIONS, activate
 from .compile import describe
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+OPTIONS = ("num_warps", "num_stages", "matrix_instr_nonkdim", "launch_pdl")  # of a launch; the rest are constexprs
 
 
 @triton.jit
@@ -64,7 +69,10 @@ def _linear_pointer(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    if PDL:
+        gdc_wait()
     m_start, n_start = _place_of(tl.program_id(0), rows, N, BLOCK_M, BLOCK_N, GROUP_M)
     m_first, n_first = m_start.to(tl.int64), n_start.to(tl.int64)
     m_offs, n_offs, k_offs = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
@@ -86,6 +94,8 @@ def _linear_pointer(
         acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
         x_ptrs += BLOCK_K
         w_ptrs += BLOCK_K
+    if PDL:
+        gdc_launch_dependents()
 
     n_mask = n_offs < N - n_start
     mask = (m_offs < rows - m_start)[:, None] & n_mask[None, :]
@@ -131,7 +141,12 @@ def _linear_descriptor(
     GROUP_M: tl.constexpr,
     SUBTILES: tl.constexpr,
     FLATTEN: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    if PDL:
+        gdc_wait()
+        # The next kernel's programs start as soon as ours leave room for them.
+        gdc_launch_dependents()
     tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(N, BLOCK_N)
     # A descriptor reads zeros past every edge and writes nothing there: no masks.
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
@@ -221,10 +236,11 @@ def _specialise(
     tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
     label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"
     label += f" w{config['num_warps']} s{config['num_stages']}"
-    options = {key: config.pop(key) for key in ("num_warps", "num_stages", "matrix_instr_nonkdim") if key in config}
+    options = {key: config.pop(key) for key in OPTIONS if key in config}
     config.pop("programs", None)
     element = "fp32" if dtype == "tf32" else dtype
-    constexprs = config | {"N": N, "K": K, "ACTIVATION": activation, "PRECISION": "tf32" if dtype == "tf32" else "ieee"}
+    constexprs = {"PDL": False} | config | {"N": N, "K": K, "ACTIVATION": activation}
+    constexprs["PRECISION"] = "tf32" if dtype == "tf32" else "ieee"
     types = {"bias_ptr": f"*{element}:16", "rows": "i32"}
     even = ":16" if N % 16 == 0 else ""
     if descriptors:

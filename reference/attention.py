@@ -29,23 +29,20 @@ def attention(
     Returns:
         (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
     """
-    heads = qkv.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (3, num_heads, rows, head_dim)
-    query, key, value = heads.unbind(0)
-    bounds = cu_seqlens.tolist()
-    context = []
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
-        span = slice(start, end)
+    lengths = cu_seqlens.diff().tolist()
+    total, context = sum(lengths), []
+    for span in qkv[:total].split(lengths):
+        query, key, value = span.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (num_heads, length, head_dim)
         if head_scale is None:
             # F.scaled_dot_product_attention is equation 1; the spelled-out form below is what it computes.
-            out = F.scaled_dot_product_attention(
-                query[None, :, span], key[None, :, span], value[None, :, span], dropout_p=dropout_p, scale=scale
-            )[0]
+            batch_of_one = (query[None], key[None], value[None])
+            out = F.scaled_dot_product_attention(*batch_of_one, dropout_p=dropout_p, scale=scale)[0]
         else:
-            probabilities = _probabilities(query[:, span], key[:, span], scale)
+            probabilities = _probabilities(query, key, scale)
             probabilities = F.dropout(probabilities, dropout_p, training=dropout_p > 0)
-            out = (probabilities * head_scale[:, None, None]) @ value[:, span]
+            out = (probabilities * head_scale[:, None, None]) @ value
         context.append(out.transpose(0, 1).flatten(1))  # (length, d)
-    context.append(qkv.new_zeros(qkv.shape[0] - bounds[-1], qkv.shape[1] // 3))
+    context.append(qkv.new_zeros(qkv.shape[0] - total, qkv.shape[1] // 3))
     return torch.cat(context)
 
 

@@ -163,14 +163,28 @@ def _add_ask(commands: argparse._SubParsersAction) -> None:
         commands,
         "ask",
         "answer:ask",
-        "answer a question about a picture",
-        'vilt-fast ask photo.jpg "How many cats are there?" --model dandelin/vilt-b32-finetuned-vqa',
+        "answer a question about a picture, or many",
+        'vilt-fast ask photo.jpg "How many cats are there?" --model dandelin/vilt-b32-finetuned-vqa\n'
+        '  vilt-fast ask --images photos --questions "How many cats are there?" --out answers.jsonl\n'
+        "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl",
     )
-    parser.add_argument("image", metavar="IMAGE", help="the picture's file")
-    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("image", metavar="IMAGE", nargs="?", help="the picture's file")
+    parser.add_argument("question", metavar="QUESTION", nargs="?")
+    parser.add_argument("--images", metavar="FOLDER", dest="folder", help="ask about every picture in it")
+    parser.add_argument(
+        "--questions",
+        metavar="TEXT|FILE",
+        help='for --images, a question or a file with one a line; or a .jsonl with lines {"image": ..., "question": '
+        '..., "id": ...}, id as you like, image relative to --images or to the file',
+    )
     _add_model_options(parser, required=False)
     parser.add_argument("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)")
-    parser.add_argument("--out", metavar="PNG", help="also draw the picture, the answers and where the model looked")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        help="also draw the picture, the answers and where the model looked, as PNG; for many, the .jsonl with the "
+        "answers: where it exists, go on behind its last line",
+    )
 
 
 def _add_fill(commands: argparse._SubParsersAction) -> None:

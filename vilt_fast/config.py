@@ -238,7 +238,7 @@ def _labels(
         if not isinstance(count, int) or count < 0:
             raise ValueError(f"num_labels must be an integer >= 0, got {num_labels!r}")
         id2label = {i: f"LABEL_{i}" for i in range(count)}
-    id2label = {int(i): label for i, label in id2label.items()}
+    id2label = dict(sorted((int(i), label) for i, label in id2label.items()))
     if num_labels is not None and len(id2label) != num_labels:
         raise ValueError(f"num_labels is {num_labels}, but id2label names {len(id2label)} labels")
     if label2id is None or len(label2id) == 0:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from vilt_fast.bench import suites, workloads
 from vilt_fast.bench.case import Case, tiny_config
 

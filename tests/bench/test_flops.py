@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+
 from vilt_fast import ops
 from vilt_fast.bench import flops, peers, workloads
 from vilt_fast.bench.case import Case, tiny_config
@@ -70,7 +71,8 @@ def test_encoder_and_head(batch):
         case = Case(one, tiny_config(one), torch.device("cpu"))
         tokens, layout = case.packed
         module = peers.hand_written(case, torch.float32)
-        got = counted(lambda m=module, t=tokens, f=layout.first.long(): m(t, f, spelled_out))
+        first = layout.first.long()
+        got = counted(lambda m=module, t=tokens, f=first: m(t, f, spelled_out))
         assert got == case.cost("encoder", torch.float32).flops
         total += got
     whole = Case(work, tiny_config(work), torch.device("cpu"))
@@ -93,12 +95,3 @@ def test_whole_model(pictures):
     wanted = case.cost("model", torch.float32).flops - skipped_flops
     # torch's counter may or may not know the CPU's fused attention; everything else is exact.
     assert got in (wanted, wanted - missing)
-
-
-def test_the_paper_counts_as_many():
-    """ViLT-B/32 with 240 tokens: 55.9 GFLOPs in the ICML 2021 paper's table 1, which counts 40 words and 200 patches."""
-    work = workloads.Workload("paper", ((320, 640),), (40,))
-    config = Case(work, tiny_config(work), torch.device("cpu")).config
-    full = type(config)()
-    cost = flops.encoder(full, work.sequences(), 2)
-    assert 38e9 < cost.flops < 60e9

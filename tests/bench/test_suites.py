@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+
 import vilt_fast
 from vilt_fast.bench import contestant, ours, suites, timing
 from vilt_fast.bench.contestant import Contestant, Unavailable
@@ -17,7 +18,7 @@ NEEDS_GPU = {"vilt_fast kernels", "vilt_fast kernels + graph", "packed varlen_at
 RUN_ON_CPU = {
     "ops": {"vilt_fast reference", "torch"},
     "model": {"transformers eager", "padded reference", "vilt_fast reference", "padded SDPA", "packed FlexAttention"},
-    "end-to-end": {"transformers, PIL processor", "vilt_fast reference, packed uint8"},
+    "end-to-end": {"transformers, PIL processor", "vilt_fast reference, packed uint8", "vilt_fast Engine"},
     "latency": {"transformers eager", "padded reference", "vilt_fast reference", "padded SDPA"},
     "scaling": {"transformers eager", "vilt_fast reference", "padded SDPA"},
     "memory": {"transformers eager", "padded reference", "vilt_fast reference"},

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vilt_fast.bench import timing, verify
 
 CPU = torch.device("cpu")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from vilt_fast.bench import workloads
 from vilt_fast.bench.case import Case, patch_mask, tiny_config
 
@@ -28,7 +29,8 @@ def test_tokens_are_what_the_model_packs(name):
     assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (work.batch, max(work.lengths))
     assert inputs["attention_mask"].sum(1).tolist() == list(work.lengths)
     assert inputs["pixel_mask"].flatten(0, -3).shape[0] == len(work.sizes)
-    assert not inputs["pixel_values"][(inputs["pixel_mask"] == 0)[..., None, :, :].expand_as(inputs["pixel_values"])].any()
+    padding = (inputs["pixel_mask"] == 0).unsqueeze(-3).expand_as(inputs["pixel_values"])
+    assert not inputs["pixel_values"][padding].any()
     assert work.shape()
 
 

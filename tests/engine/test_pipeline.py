@@ -96,7 +96,7 @@ def within(seconds, function):
 
 
 def soak(count):
-    """`count` items with every kind of fault: pipeline, stages, numbers that came out wrong, how many were cancelled."""
+    """`count` items with every kind of fault: pipeline, stages, numbers of wrong results, how many were cancelled."""
     rng = random.Random(0)
     stages = Doubling(memory=150)
     pipeline = make(stages, max_tokens=256, max_pending=256)

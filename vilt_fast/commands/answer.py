@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vilt_fast.commands.attended import attended_patches
+from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
 from vilt_fast.commands.loading import check_folder, load, open_picture, prepare, print_json
 from vilt_fast.commands.train import print_scores
@@ -39,7 +40,13 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def ask(arguments: argparse.Namespace) -> None:
-    """Answer one question about one picture."""
+    """Answer one question about one picture, or many."""
+    if arguments.folder is not None or arguments.questions is not None:
+        ask_many(arguments)
+        return
+    for name in ("image", "question"):
+        if getattr(arguments, name) is None:
+            raise ValueError(f"{name.upper()}: got none, wanted one (or --images and --questions)")
     if arguments.out:
         check_folder(arguments.out)
     picture = open_picture(arguments.image)

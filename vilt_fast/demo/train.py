@@ -41,7 +41,7 @@ __all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
 
 CHECKPOINT = "checkpoint.pt"
 REPORT = "training.json"
-_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve")  # of a run, beside its tensors
+_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent")  # of a run, beside its tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Recipe:
     """Everything but the seed that the trained weights depend on.
 
     things_block, mentions_block: after which block the two helping maps read the patches; never the last one.
-    help_weight: of the helping losses. They are means over patches, most of them empty: by the picture, 40 is about 1.
+    help_weight: of the helping losses. They are means over some 75 patches, most of them empty; 4 was too little.
     shards: parts of a batch whose gradients are computed at once, a core each.
     bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32. On a CPU without
         bfloat16 instructions `train` switches it off: there it is slower.
@@ -109,7 +109,7 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
 
 
 def _waves(table_size: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of row and column: neighbours start out alike, so blocks find them at once. (P * Q, width)"""
+    """Sines and cosines of row and column: neighbours start out alike. (P * Q, width)"""
     wavelengths = torch.logspace(math.log10(3), math.log10(32), width // 4)  # in patches
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in table_size), indexing="ij")
     angles = [2 * math.pi * axis.flatten()[:, None] / wavelengths for axis in (rows, columns)]
@@ -136,7 +136,8 @@ class _Run:
         self.optimizer = _optimizer(self.parameters, recipe)
         self.step = self.questions = self.round = self.batch = 0  # batch counts inside the round
         self.seconds = 0.0
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[dict[str, float]] = []  # means over 50 steps each
+        self.recent: list[dict[str, float]] = []  # the steps since
 
     def learn(self, batch: Batch) -> dict[str, float]:
         """One optimizer step. Returns the losses and the share of right answers."""
@@ -278,16 +279,14 @@ def _go(
     """Steps until the recipe's last or the time is up."""
     started, before = time.monotonic(), run.seconds
     bar = tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training")
-    recent: list[dict[str, float]] = []
     with bar:
         while run.step < run.recipe.steps:
             for batch in _round(run, processor, executor):
-                recent.append(run.learn(batch))
+                run.recent.append(run.learn(batch))
                 run.seconds = before + time.monotonic() - started
                 bar.update()
                 if run.step % 50 == 0:
-                    _note(run, recent, bar)
-                    recent = []
+                    _note(run, bar)
                 late = minutes is not None and run.seconds - before > 60 * minutes
                 if run.step % save_every == 0 or run.step == run.recipe.steps or late:
                     run.save(output_dir / CHECKPOINT)
@@ -317,8 +316,9 @@ def _round(run: _Run, processor: ViltProcessor, executor: Executor | None) -> It
     return batches(groups, recipe.batch_size, generator, skip=run.batch)
 
 
-def _note(run: _Run, recent: list[dict[str, float]], bar: tqdm) -> None:
-    means = {name: round(sum(r[name] for r in recent) / len(recent), 4) for name in recent[0]}
+def _note(run: _Run, bar: tqdm) -> None:
+    recent, run.recent = run.recent, []
+    means = {name: round(sum(step[name] for step in recent) / len(recent), 4) for name in recent[0]}
     run.curve.append({"step": run.step, **means})
     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
 

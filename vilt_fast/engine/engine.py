@@ -6,7 +6,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
@@ -182,7 +181,7 @@ class Engine:
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; set `stats` to zero."""
         self._pipeline.call(self._stages.record_all)
-        self.submit(np.zeros((64, 64, 3), np.uint8), "", kind="logits").result()
+        self.submit(self._stages.blank, "", kind="logits").result()
         self._pipeline.counts = Counts()
 
     def stats(self) -> Stats:

@@ -74,22 +74,23 @@ class ViltStages:
         self.model, self.processor, self.top = model, processor, top
         self.config, self.device = model.config, model.device
         self.patch = self.config.patch_shape[0]
+        side = self.patch * processor.image_processor.size_divisor
+        self.blank = np.zeros((side, side, 3), np.uint8)
         # Whatever the processor cannot do with packed pictures shows now, and not with the first batch.
-        side = 2 * max(self.patch, processor.image_processor.size_divisor)
-        like = self._pack([np.zeros((side, side, 3), np.uint8)], None, "cpu")
+        self._like = self._pack([self.blank], None, "cpu")
         is_cuda = self.device.type == "cuda"
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None
         self.bucketed: Bucketed | None = None
         if is_cuda and cuda_graphs and model.reads_first_row and processor.image_processor.do_resize:
-            self.use_buckets(max_tokens, like, is_recording=True)
+            self.use_buckets(max_tokens, is_recording=True)
+        if is_cuda:  # the weights may still be on their way
+            torch.cuda.synchronize(self.device)
 
-    def use_buckets(self, max_tokens: int, like: Any = None, *, is_recording: bool) -> None:
+    def use_buckets(self, max_tokens: int, *, is_recording: bool) -> None:
         """Run batches in the shape of buckets from here on."""
-        if like is None:
-            like = self._pack([np.zeros((64, 64, 3), np.uint8)], None, "cpu")
         limits = largest(self.config, self.processor.image_processor, max_tokens)
-        self.bucketed = Bucketed(self.model, limits, like, is_recording=is_recording)
+        self.bucketed = Bucketed(self.model, limits, self._like, is_recording=is_recording)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
@@ -143,9 +144,10 @@ class ViltStages:
         ids = [item.state.ids.tolist() for item in items]
         plan = make_plan(ids, pixels, self.config, self.bucketed and self.bucketed.limits.grid_size)
         bucket = self.bucketed and self.bucketed.bucket_of(plan)
+        offsets = None
         if bucket is not None:
-            return Prepared(items[0].kind, len(items), *self.bucketed.pad(plan, bucket), copied)
-        return Prepared(items[0].kind, len(items), plan, None, None, copied)
+            plan, offsets = self.bucketed.pad(plan, bucket)
+        return Prepared(items[0].kind, len(items), plan, bucket, offsets, copied)
 
     @torch.inference_mode()
     def launch(self, prepared: Prepared) -> Launched:

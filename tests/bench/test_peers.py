@@ -1,0 +1,101 @@
+"""The hand-written peers are right where they can run, and the compiled and graphed ones say why they do not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vilt_fast.bench import ours, peers, verify, workloads
+from vilt_fast.bench.case import Case, padded_logits, tiny_config
+from vilt_fast.bench.contestant import Unavailable, graphed
+
+FP32 = torch.float32
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")
+
+
+def error(calls, case) -> float:
+    with torch.inference_mode():
+        return verify.relative_error(calls[0](), case.wanted)
+
+
+@pytest.fixture(scope="session", params=[1, 2], ids=["one picture", "two pictures"])
+def any_case(request):
+    make = workloads.vqa_mix if request.param == 1 else workloads.nlvr2
+    work = workloads.shrunk(make(3, seed=9), 8, side=192)
+    return Case(work, tiny_config(work), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("make", [peers.padded_calls, peers.flex_calls])
+def test_encoder_by_hand(make, any_case):
+    assert error(make(any_case, FP32), any_case) < 1e-5
+
+
+def test_packed_encoder_by_hand(any_case):
+    """The module of the varlen_attn peer, with attention spelled out in place of the GPU's."""
+    tokens, layout = any_case.packed
+    bounds = layout.cu_seqlens.tolist()
+
+    def attend(query, key, value):
+        spans = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        one = [
+            F.scaled_dot_product_attention(*(t[span].transpose(0, 1) for t in (query, key, value))) for span in spans
+        ]
+        return torch.cat([part.transpose(0, 1) for part in one])
+
+    calls = peers._encoder_calls(any_case, FP32, tokens, layout.first.long(), attend, None, False)
+    assert error(calls, any_case) < 1e-5
+
+
+def test_our_encoder(any_case):
+    assert error(ours.encoder_calls(any_case, FP32, backend="reference"), any_case) < 1e-5
+
+
+def test_our_model_on_packed_bytes(any_case):
+    assert error(ours.model_calls(any_case, FP32, backend="reference", is_packed=True), any_case) < 1e-5
+
+
+def test_buckets_of_the_engine(case):
+    """Planned on the host and padded to a bucket; what a GPU replays runs launch by launch here."""
+    calls = ours.bucketed_calls(case, FP32, backend="reference", graphs=False)
+    assert len(calls) == len(case.inputs) and error(calls, case) < 1e-5
+
+
+def test_transformers_takes_our_weights(any_case):
+    pytest.importorskip("transformers", minversion="5.0", reason="it is the peer")
+    assert error(peers.transformers_calls(any_case, FP32), any_case) < 1e-5
+
+
+def test_reference_does_not_depend_on_its_chunk(case):
+    state = case.master.state_dict()
+    with torch.inference_mode():
+        whole, single = (padded_logits(state, case.config, case.inputs[0], torch.float64, n) for n in (16, 1))
+    assert (whole - single).abs().max() < 1e-10
+
+
+def test_every_set_has_values_of_its_own(case):
+    first, second = (call() for call in ours.model_calls(case, FP32, backend="reference"))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda case: peers.packed_calls(case, torch.bfloat16), "needs a GPU: varlen_attn"),
+        (lambda case: peers.padded_calls(case, FP32, cudnn=True), "needs a GPU: cuDNN"),
+        (lambda case: peers.padded_calls(case, FP32, graphs=True), "needs a GPU: CUDA graphs"),
+        (lambda case: ours.model_calls(case, FP32, backend="kernels"), "needs a GPU: Triton kernels"),
+        (lambda case: [graphed(lambda: None, case.device)], "needs a GPU: CUDA graphs"),
+    ],
+)
+def test_reasons(make, reason, case):
+    with pytest.raises(Unavailable, match=reason):
+        make(case)
+
+
+def test_names_are_unique():
+    everybody = [*peers.model_peers((FP32, torch.bfloat16)), *peers.encoder_peers(FP32), *ours.contestants((FP32,))]
+    everybody += ours.encoder_contestants(FP32)
+    names = [(one.name, one.scope, one.dtype) for one in everybody]
+    assert len(set(names)) == len(names)
+    assert {"transformers + torch.compile", "packed varlen_attn + max-autotune", "padded SDPA, cuDNN"} <= {
+        one.name for one in everybody
+    }

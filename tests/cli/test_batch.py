@@ -1,0 +1,168 @@
+"""`vilt-fast ask` on folders and JSON-lines files: order, errors in their place, and going on after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vilt_fast import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """12 pictures, two of them one level down, beside a file that is none."""
+    root = tmp_path_factory.mktemp("photos")
+    (root / "more").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        pixels = rng.integers(0, 256, (*rng.integers(50, 140, 2), 3), np.uint8)
+        Image.fromarray(pixels).save(root / ("more" if number > 9 else "") / f"{number:02}.png")
+    (root / "notes.txt").write_text("no picture")
+    return root
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_folder_and_one_question(run, models, folder, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    shown = run(
+        "ask", "--images", str(folder), "--questions", "what color", "--out", str(out), "--model", models["ask"]
+    )
+    assert shown == f"{out}: 12 answered, 0 with an error\n"
+    lines = lines_of(out)
+    assert [line["image"] for line in lines] == [f"{n:02}.png" for n in range(10)] + ["more/10.png", "more/11.png"]
+    alone = json.loads(run("ask", str(folder / "03.png"), "what color", "--model", models["ask"], "--json"))
+    assert lines[3]["answer"] == alone["answers"][0]["answer"]
+    assert lines[3]["score"] == pytest.approx(alone["answers"][0]["probability"], abs=1e-4)
+    assert [word for word, _ in lines[3]["top"]] == [entry["answer"] for entry in alone["answers"]]
+
+
+def test_a_folder_and_a_file_of_questions(run, models, folder, tmp_path):
+    questions, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    questions.write_text("what color\n\nhow many cat\n", encoding="utf-8")
+    run("ask", "--images", str(folder), "--questions", str(questions), "--out", str(out), "--model", models["ask"])
+    asked = [(line["image"], line["question"]) for line in lines_of(out)]
+    assert asked[:3] == [("00.png", "what color"), ("00.png", "how many cat"), ("01.png", "what color")]
+    assert len(asked) == 24
+
+
+def write_pairs(path: Path, count: int, folder: Path) -> None:
+    """Pairs with an id each; every tenth is bad, in one of four ways."""
+    bad = ['{"image": "nowhere.png", "question": "a"}', "not JSON", '{"image": 3, "question": "a"}', '["image"]']
+    with open(path, "w", encoding="utf-8") as file:
+        for number in range(count):
+            pair = {"image": str(folder / f"{number % 10:02}.png"), "question": f"how many {'cat ' * (number % 5)}"}
+            line = bad[number // 10 % 4] if number % 10 == 7 else json.dumps({**pair, "id": f"é{number}"})
+            file.write(line + "\n")
+
+
+def test_json_lines_with_errors_in_their_place(run, models, folder, tmp_path):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    write_pairs(pairs, 48, folder)
+    shown = run("ask", "--questions", str(pairs), "--out", str(out), "--model", models["ask"], "--json")
+    assert json.loads(shown) == {"out": str(out), "answered": 43, "errors": 5, "already_done": 0}
+    for number, line in enumerate(lines_of(out)):
+        if number % 10 == 7:
+            assert "answer" not in line and line["error"]
+        else:
+            assert line["id"] == f"é{number}" and line["answer"]
+    errors = [line["error"] for line in lines_of(out)[7::10]]
+    assert "nowhere.png" in errors[0] and "pairs.jsonl, line 18: not JSON" in errors[1] and "got 3" in errors[2]
+
+
+def test_it_goes_on_behind_a_torn_line(run, models, folder, tmp_path):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    write_pairs(pairs, 30, folder)
+    command = ("ask", "--questions", str(pairs), "--out", str(out), "--model", models["ask"])
+    run(*command)
+    whole = out.read_bytes()
+    for cut in (0, 5, whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1):
+        out.write_bytes(whole[:cut])
+        shown = run(*command)
+        assert without_rounding(out.read_bytes()) == without_rounding(whole)
+        done = whole[:cut].count(b"\n")
+        assert ("were there before" in shown) == (done > 0)
+    assert "30 were there before" in run(*command)
+    assert without_rounding(out.read_bytes()) == without_rounding(whole)
+
+
+def without_rounding(lines: bytes) -> list[dict]:
+    """Lines with probabilities to three digits: another batch adds in another order, in fp32."""
+    parsed = [json.loads(line) for line in lines.splitlines()]
+    for line in parsed:
+        if "answer" in line:
+            line["score"], line["top"] = round(line["score"], 3), [[word, round(p, 3)] for word, p in line["top"]]
+    return parsed
+
+
+def test_killed_at_any_time_it_loses_nothing(models, folder, tmp_path):
+    """kill -9 while it answers, several times; the file ends up as if nothing had happened."""
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    write_pairs(pairs, 600, folder)
+    command = [sys.executable, "-m", "vilt_fast.cli", "ask", "--questions", str(pairs), "--out", str(out)]
+    command += ["--model", models["ask"]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kept = b""
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/")
+        deadline = time.monotonic() + 60
+        while (out.stat().st_size if out.exists() else 0) <= len(kept) + 2000 and time.monotonic() < deadline:
+            if process.poll() is not None:
+                break
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        now = out.read_bytes()
+        assert now.startswith(kept[: kept.rfind(b"\n") + 1])  # no line is touched twice
+        kept = now
+    assert cli.main(command[3:]) == 0
+    lines = lines_of(out)
+    assert len(lines) == 600 and out.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
+    assert [line.get("id") for line in lines] == [None if n % 10 == 7 else f"é{n}" for n in range(600)]
+
+
+def test_another_file_is_not_overwritten(fail, models, folder, tmp_path, photo):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    write_pairs(pairs, 3, folder)
+    command = ("ask", "--questions", str(pairs), "--model", models["ask"], "--out")
+    before = Path(photo).read_bytes()
+    assert "is no file of answers" in fail(*command, photo)
+    assert Path(photo).read_bytes() == before
+    out.write_text('{"image": "other.png", "question": "a", "answer": "b"}\n', encoding="utf-8")
+    assert "line 1" in fail(*command, str(out))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("ask",), "IMAGE"),
+        (("ask", "a.png"), "QUESTION"),
+        (("ask", "a.png", "b", "--questions", "c", "--out", "d"), "IMAGE"),
+        (("ask", "--questions", "what", "--out", "d.jsonl"), "--images"),
+        (("ask", "--images", "nowhere", "--questions", "what", "--out", "d.jsonl"), "nowhere"),
+        (("ask", "--images", "FOLDER", "--out", "d.jsonl"), "--questions"),
+        (("ask", "--images", "FOLDER", "--questions", "what"), "--out"),
+        (("ask", "--images", "FOLDER", "--questions", "nowhere.jsonl", "--out", "d.jsonl"), "nowhere.jsonl"),
+        (("ask", "--images", "FOLDER", "--questions", "what", "--out", "/nowhere/d.jsonl"), "/nowhere"),
+        (("ask", "--images", "FOLDER/..", "--questions", "what", "--out", "FOLDER"), "directory"),
+    ],
+)
+def test_wrong_usage(fail, folder, monkeypatch, tmp_path, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in fail(*(part.replace("FOLDER", str(folder)) for part in arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_without_pictures(fail, tmp_path):
+    (tmp_path / "empty").mkdir()
+    shown = fail("ask", "--images", str(tmp_path / "empty"), "--questions", "a", "--out", str(tmp_path / "b.jsonl"))
+    assert "no picture" in shown

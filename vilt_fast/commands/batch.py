@@ -1,0 +1,211 @@
+"""`vilt-fast ask` on a folder or a JSON-lines file.
+
+The output has one line a pair, in the order of the input. It is also the record of what is done: a line is written and
+flushed as soon as the pair and all before it are answered, so a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+from tqdm import tqdm
+
+from vilt_fast.commands.loading import load
+from vilt_fast.results import Answer
+
+_JSON_LINES = (".jsonl", ".ndjson")
+_FIRST = b'{"image":'  # how every line of the output starts
+_SYNC_S = 2.0  # what the operating system's crash, not ours, may cost at most
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One pair of the input."""
+
+    asked: dict[str, Any]  # image, question and, where there is one, id: as the output repeats them
+    path: Path = Path()
+    error: str | None = None  # why there is no pair
+
+
+def ask_many(arguments: argparse.Namespace) -> None:
+    """Answer every question of the input and write the answers, after those that an earlier run has written."""
+    from vilt_fast.engine import Engine
+
+    _check(arguments)
+    entries, total = _read_input(arguments)
+    out = Path(arguments.out)
+    done, kept_bytes = _already_done(out, entries)
+    model, processor = load(arguments)
+    counts = {True: 0, False: 0}
+    with open(out, "ab") as file, Engine(model, processor, top=arguments.top) as engine:
+        file.truncate(kept_bytes)
+        with tqdm(total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty()) as bar:
+            for line in _synced(file, _answer_all(engine, entries)):
+                counts["error" not in line] += 1
+                bar.update()
+    if arguments.json:
+        summary = {"out": arguments.out, "answered": counts[True], "errors": counts[False], "already_done": done}
+        print(json.dumps(summary))
+        return
+    earlier = f", {done} were there before" if done else ""
+    print(f"{arguments.out}: {counts[True]} answered, {counts[False]} with an error{earlier}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.image is not None or arguments.question is not None:
+        raise ValueError("IMAGE, QUESTION: got them beside --images or --questions, wanted one or the other")
+    if arguments.questions is None:
+        raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
+    if arguments.out is None:
+        raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
+    if Path(arguments.out).is_dir():
+        raise IsADirectoryError(f"--out: {arguments.out!r} is a directory, wanted the name of a file")
+    if not Path(arguments.out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"--out: the directory of {arguments.out!r} does not exist")
+    if arguments.folder is not None and not Path(arguments.folder).is_dir():
+        raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
+
+
+# --- input ------------------------------------------------------------------------------------------------------------
+
+
+def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
+    """All pairs, read as they are needed, and how many there are."""
+    source = Path(arguments.questions)
+    if source.suffix in _JSON_LINES:
+        if not source.is_file():
+            raise FileNotFoundError(f"--questions: no such file: {arguments.questions!r}")
+        folder = source.parent if arguments.folder is None else Path(arguments.folder)
+        with open(source, "rb") as file:
+            return _from_json_lines(source, folder), sum(bool(line.strip()) for line in file)
+    if arguments.folder is None:
+        raise ValueError(f"--images: got none, wanted the folder that {arguments.questions!r} is about")
+    questions = [arguments.questions]
+    if _is_file(source):
+        questions = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not questions:
+            raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one a line")
+    folder = Path(arguments.folder)
+    suffixes = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    if not paths:
+        raise ValueError(f"--images: no picture in {arguments.folder!r}, nor in the folders in it")
+    return _from_folder(folder, paths, questions), len(paths) * len(questions)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a question that is too long for a file's name
+        return False
+
+
+def _from_folder(folder: Path, paths: list[Path], questions: list[str]) -> Iterator[Entry]:
+    for path, question in itertools.product(paths, questions):
+        yield Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
+
+
+def _from_json_lines(source: Path, folder: Path) -> Iterator[Entry]:
+    with open(source, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _parse(line, folder, f"{source.name}, line {number}")
+
+
+def _parse(line: bytes, folder: Path, where: str) -> Entry:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        return Entry({"image": None, "question": None}, error=f"{where}: not JSON: {error}")
+    content = content if isinstance(content, dict) else {}
+    asked = {name: content.get(name) for name in ("image", "question")}
+    asked |= {"id": content["id"]} if "id" in content else {}
+    for name in ("image", "question"):
+        if not isinstance(asked[name], str):
+            return Entry(asked, error=f"{where}: got {asked[name]!r} as {name!r}, wanted a text")
+    return Entry(asked, folder / asked["image"])
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
+    """How many pairs an earlier run has answered, which are taken off `entries`, and the bytes of its whole lines.
+
+    Raises:
+        ValueError: the file is something else, or of another input.
+    """
+    done = kept_bytes = 0
+    if not out.exists():
+        return done, kept_bytes
+    with open(out, "rb") as file:
+        for line in file:
+            if not line.startswith(_FIRST[: len(line)]):
+                raise ValueError(f"--out: {str(out)!r} exists and is no file of answers, wanted another name")
+            if not line.endswith(b"\n"):
+                break  # torn: the run was killed while it wrote
+            entry = next(entries, None)
+            written = json.loads(line)
+            if entry is None or {name: written.get(name) for name in entry.asked} != entry.asked:
+                raise ValueError(
+                    f"--out: line {done + 1} of {str(out)!r} is about another picture or question than the input, "
+                    "wanted the output of the same input, or another name"
+                )
+            done, kept_bytes = done + 1, kept_bytes + len(line)
+    return done, kept_bytes
+
+
+def _answer_all(engine: Any, entries: Iterator[Entry]) -> Iterator[dict[str, Any]]:
+    """The lines of all entries in order; those without a pair pass by the engine."""
+    waiting: deque[Entry] = deque()
+
+    def pairs() -> Iterator[Entry]:
+        for entry in entries:
+            waiting.append(entry)
+            if entry.error is None:
+                yield entry
+
+    def errors() -> Iterator[dict[str, Any]]:
+        while waiting and waiting[0].error is not None:
+            entry = waiting.popleft()
+            yield {**entry.asked, "error": entry.error}
+
+    for_images, for_questions = itertools.tee(pairs())
+    results = engine.answer(
+        (entry.path for entry in for_images), (entry.asked["question"] for entry in for_questions), on_error="return"
+    )
+    for result in results:
+        yield from errors()
+        yield {**waiting.popleft().asked, **_outcome(result)}
+    yield from errors()
+
+
+def _outcome(result: Any) -> dict[str, Any]:
+    if not isinstance(result, Answer):
+        return {"error": str(result) or type(result).__name__}
+    top = [[word, round(chance, 6)] for word, chance in result.top]
+    return {"answer": result.answer, "score": round(result.score, 6), "top": top}
+
+
+def _synced(file: BinaryIO, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Write each line and hand it to the operating system; tell the disk now and then."""
+    last = time.monotonic()
+    for line in lines:
+        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        if time.monotonic() - last > _SYNC_S:
+            os.fsync(file.fileno())
+            last = time.monotonic()
+        yield line
+    os.fsync(file.fileno())
