@@ -6,12 +6,13 @@ JOBS ?= 2
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint report clean
 
 help:
 	@echo "make demo    answer questions about bundled pictures and write demo.png"
 	@echo "make test    lint, then every test"
 	@echo "make lint    ruff alone"
+	@echo "make report  README's performance section and its plots, from the files in bench/results"
 	@echo "make clean   remove .venv, builds and caches"
 
 demo: .venv/.run
@@ -23,6 +24,9 @@ test: lint
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
+
+report: .venv/.dev
+	$(BIN)/python -m vilt_fast.bench.report
 
 clean:
 	rm -rf .venv build dist demo.png vilt_fast.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ idea on top of those before it. Any subset can be chosen; what is left out stays
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 import vilt_fast
 from vilt_fast import ops
 from vilt_fast.bench import ours, workloads
-from vilt_fast.bench.case import Case, telling_weights
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row, Unavailable
 from vilt_fast.bench.suites import Plan
 from vilt_fast.reference.linear import ACTIVATIONS
@@ -36,7 +37,7 @@ SWITCHES = {
     "patch_sample": "the plan of the batch by the kernel",
     "uint8": "pixels stay bytes; the normalisation is folded into the projection",
     "graphs": "planned on the host, padded to a bucket and replayed as one CUDA graph, as the engine does it",
-    "sampling": "a third of the patches, drawn at random (max_image_length)",
+    "sampling": "at most a third of the largest picture's patches, drawn at random (max_image_length)",
 }
 KERNELS = ("linear", "attention", "layer_norm", "text_embed", "patch_embed", "patch_sample")
 
@@ -110,13 +111,12 @@ def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Ca
 
 
 def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> torch.nn.Module:
-    config = case.config
+    model = copy.deepcopy(case.model(dtype))
     if "sampling" in switches:
-        # A third of the most patches of a picture.
-        patch = config.patch_shape[0]
+        config, patch = case.config, case.config.patch_shape[0]
         most = max((height // patch) * (width // patch) for height, width in case.workload.sizes)
         config = type(config).from_dict({**config.to_dict(), "max_image_length": max(1, most // 3)})
-    model = telling_weights(type(case.master)(config)).eval().to(case.device, dtype).requires_grad_(False)
+        model.config = model.vilt.config = config
     if "first-rows" not in switches:
         encode = model.vilt.encode
 

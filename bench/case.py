@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +69,18 @@ def telling_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
+_MODELS: dict[str, torch.nn.Module] = {}
+_MOST_MODELS = 12  # a gigabyte each at most
+
+
+def _shared(key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    if key not in _MODELS:
+        while len(_MODELS) >= _MOST_MODELS:  # the oldest goes
+            _MODELS.pop(next(iter(_MODELS)))
+        _MODELS[key] = make()
+    return _MODELS[key]
+
+
 @dataclass
 class Case:
     """A workload with its model and its inputs.
@@ -85,17 +99,34 @@ class Case:
     compiles: bool = False
 
     @cached_property
+    def key(self) -> str:
+        """Names the weights: cases with the same key share models."""
+        return json.dumps([self.workload.pictures, self.config.to_dict()], sort_keys=True, default=str)
+
+    @property
     def master(self) -> torch.nn.Module:
         """Our model in fp32 on the CPU: the weights that everybody gets."""
+        return _shared(self.key, self._make_master)
+
+    def model(self, dtype: torch.dtype) -> torch.nn.Module:
+        """Our model with those weights, on the device. It is shared: who changes it copies it first."""
+        return self.shared("vilt_fast", dtype, lambda: copy.deepcopy(self.master))
+
+    def shared(self, name: str, dtype: torch.dtype, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+        """What `make` gives, on the device in `dtype`, kept for the cases that follow.
+
+        Making a model takes seconds; a suite has fifty cases.
+        """
+
+        def moved() -> torch.nn.Module:
+            return make().eval().to(self.device, dtype).requires_grad_(False)
+
+        return _shared(f"{name} {dtype} {self.device} {self.key}", moved)
+
+    def _make_master(self) -> torch.nn.Module:
         several = self.workload.pictures > 1
         kind = ViltForImagesAndTextClassification if several else ViltForQuestionAnswering
         return telling_weights(kind(self.config)).eval()
-
-    def model(self, dtype: torch.dtype) -> torch.nn.Module:
-        """Our model with those weights, on the device."""
-        model = type(self.master)(self.config).eval()
-        model.load_state_dict(self.master.state_dict())
-        return model.to(self.device, dtype).requires_grad_(False)
 
     @cached_property
     def inputs(self) -> list[dict[str, Tensor]]:
@@ -130,7 +161,8 @@ class Case:
     def wanted(self) -> Tensor:
         """Logits of the first inputs by the padded reference in fp64."""
         with full_precision(), torch.inference_mode():
-            return padded_logits(self.master.state_dict(), self.config, self.inputs[0], torch.float64)
+            state = self.model(torch.float64).state_dict()
+            return padded_logits(state, self.config, self.inputs[0], torch.float64)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Layout]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -74,7 +75,8 @@ class PictureCase:
     def wanted(self) -> Tensor:
         """Logits of those by the padded reference in fp64."""
         with full_precision(), torch.inference_mode():
-            return padded_logits(self.model_case.master.state_dict(), self.config, self.padded, torch.float64)
+            state = self.model_case.model(torch.float64).state_dict()
+            return padded_logits(state, self.config, self.padded, torch.float64)
 
     @cached_property
     def as_run(self) -> Case:
@@ -144,6 +146,7 @@ def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> list[Call
     def call() -> Tensor:
         return torch.stack(engine.logits(pictures, questions, progress=False))
 
+    weakref.finalize(call, engine.close)  # its threads end when nobody can call it any more
     return [call]
 
 

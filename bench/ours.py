@@ -52,9 +52,11 @@ def bucketed_calls(
     most = max(h * w for h, w in like.grids(patch))
     limits = Limits(max(2 * sum(case.lengths), 512), config.max_position_embeddings, like.grid_size(patch), most)
     runner = Bucketed(model, limits, like, is_recording=graphs)
+    # The plan is made on the host: kernels for all operations would be asked for there too.
+    side = None if backend == "kernels" else backend
 
     def call(ids: list[list[int]], pixels: PackedPixels) -> Tensor:
-        with vilt_fast.backend(backend):
+        with vilt_fast.backend(side):
             plan = make_plan(ids, pixels, config, limits.grid_size)
             bucket = runner.bucket_of(plan)
             return runner.run(*runner.pad(plan, bucket), bucket, len(ids))
@@ -85,7 +87,7 @@ def encoder_calls(
 
 def padded_reference_calls(case: Case, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
     """`vilt_fast.reference.vilt`: the whole batch padded at once, every attention matrix in memory."""
-    state = {name: value.to(case.device, dtype) for name, value in case.master.state_dict().items()}
+    state = case.model(dtype).state_dict()
     batch = case.workload.batch
     return [partial(padded_logits, state, case.config, inputs, dtype, batch) for inputs in case.inputs_in(dtype)]
 

@@ -42,13 +42,16 @@ def transformers_model(case: Case, dtype: torch.dtype) -> nn.Module:
         import transformers
     except ImportError as error:
         raise Unavailable("transformers is not installed") from error
-    config = case.config.to_dict()
-    for name in ("model_type", "architectures", "encoder_layer_norm_eps", "transformers_version"):
-        config.pop(name, None)
-    name = type(case.master).__name__
-    model = getattr(transformers, name)(transformers.ViltConfig(**config)).eval()
-    model.load_state_dict(case.master.state_dict())
-    return model.to(case.device, dtype).requires_grad_(False)
+
+    def make() -> nn.Module:
+        config = case.config.to_dict()
+        for name in ("model_type", "architectures", "encoder_layer_norm_eps", "transformers_version"):
+            config.pop(name, None)
+        model = getattr(transformers, type(case.master).__name__)(transformers.ViltConfig(**config))
+        model.load_state_dict(case.master.state_dict())
+        return model
+
+    return case.shared("transformers", dtype, make)
 
 
 def _logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
@@ -118,10 +121,13 @@ _HEAD = {
 }  # fmt: skip
 
 
-def hand_written(case: Case, dtype: torch.dtype) -> HandWritten:
+def hand_written(case: Case, dtype: torch.dtype) -> nn.Module:
     """The module with the case's weights, on its device."""
-    module = HandWritten(case.master.state_dict(), case.config, case.workload.pictures).eval()
-    return module.to(case.device, dtype)
+
+    def make() -> HandWritten:
+        return HandWritten(case.master.state_dict(), case.config, case.workload.pictures)
+
+    return case.shared("by hand", dtype, make)
 
 
 def padded_calls(
@@ -182,6 +188,8 @@ def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> list[
     tokens, layout = case.packed
     if case.device.type != "cuda" and len(tokens) > 1024:
         raise Unavailable("needs a GPU: eager FlexAttention makes the whole score matrix")
+    if case.device.type == "cuda" and not case.compiles:
+        raise Unavailable("compiles for long: takes part where a case says so (--compile)")
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     lengths = layout.cu_seqlens.diff().long()

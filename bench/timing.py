@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import torch
 
 LAUNCHES = "included: wall clock from idle to idle"
-WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,15 @@ class Times:
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: after `seconds` for all contestants together, but not before `least` rounds; at most `most`."""
+    """When to stop: after `seconds` for all contestants together, but not before `least` rounds; at most `most`.
+
+    Before the clock runs, every contestant has `warm_up` calls an input set.
+    """
 
     seconds: float = 10.0
     least: int = 7
     most: int = 100
+    warm_up: int = 3
 
 
 def measure(contestants: Sequence[Sequence[Callable[[], object]]], device: torch.device, budget: Budget) -> list[Times]:
@@ -54,7 +57,7 @@ def measure(contestants: Sequence[Sequence[Callable[[], object]]], device: torch
     samples: list[list[float]] = [[] for _ in contestants]
     with torch.inference_mode():
         for calls in contestants:
-            for i in range(min(WARM_UP_CALLS, budget.least) * len(calls)):
+            for i in range(budget.warm_up * len(calls)):
                 calls[i % len(calls)]()
         wait()
         gc.disable()  # a collection would hit one contestant by chance

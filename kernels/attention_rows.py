@@ -130,7 +130,7 @@ def _launch(
             HEAD_DIM=head_dim,
             BLOCK_D=max(launch.next_power_of_2(head_dim), 16),
             BLOCK_N=64,
-            BLOCK_B=min(launch.next_power_of_2(spans + 1), 1024),
+            BLOCK_B=1024,
             num_warps=4,
         )
     return out
@@ -148,7 +148,7 @@ def shipped_configurations(target: str) -> list[tuple]:
     """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
     types = {"out_ptr": "*bf16:16", "qkv_ptr": "*bf16:16", "cu_seqlens_ptr": "*i32:16", "query_rows_ptr": "*i64:16"}
     types |= {"spans": "i32", "max_seqlen": "i32", "hidden": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
-    constexprs = {"head_scale_ptr": None, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "BLOCK_B": 256}
+    constexprs = {"head_scale_ptr": None, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "BLOCK_B": 1024}
     described = describe(attention_rows_kernel, types, constexprs)
     return [("d64 bf16", attention_rows_kernel, *described, {"num_warps": 4})]
 

@@ -91,8 +91,10 @@ def input_precision(dtype: torch.dtype) -> str:
 
 
 def row_major(tensor: Tensor) -> Tensor:
-    """A matrix whose rows are contiguous: the same one, or a copy where they are not."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    """A matrix as kernels address it: the same one, or a copy where its rows are not contiguous or very far apart."""
+    # Offsets inside a tile are 32 bits: 256 rows of this stride.
+    fits = tensor.stride(0) < 2**23 and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1)
+    return tensor if fits else tensor.contiguous()
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 @functools.cache
 def _entries(arch: str) -> list[dict[str, Any]]:
     measured = []
-    if arch != "interpreter" and torch.cuda.is_available():
+    if torch.cuda.is_available() and arch == _arch_of_device(torch.cuda.current_device()):
         name = table_name(torch.cuda.get_device_name(), triton.__version__)
         measured = read_table(tuned_tables() / name) + read_table(SHIPPED / name)
     return measured + read_table(SHIPPED / f"{family(arch)}.json")

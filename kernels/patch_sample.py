@@ -130,21 +130,17 @@ def select_kernel(
         picture = tl.load(image_index_ptr + pair)
         last_key = tl.full((), (1 << (32 + ORDINAL_BITS)) - 1, dtype=tl.int64)
         if count > max_patches:
-            last_key = _nth_key(
-                patch_mask_ptr, grid_height, grid_width, cells, columns, max_patches, seed, picture,
-                BLOCK_C, ORDINAL_BITS,
-            )  # fmt: skip
+            sizes = (grid_height, grid_width, cells, columns)
+            last_key = _nth_key(patch_mask_ptr, sizes, max_patches, seed, picture, BLOCK_C, ORDINAL_BITS)
             count = max_patches
         tl.store(last_key_ptr + pair, last_key)
     tl.store(patch_count_ptr + pair, count)
 
 
 @triton.jit
-def _nth_key(
-    patch_mask_ptr, grid_height, grid_width, cells, columns, n, seed, picture,
-    BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr,
-):  # fmt: skip
+def _nth_key(patch_mask_ptr, sizes, n, seed, picture, BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr):
     """The n-th smallest key of a picture, or -1 where n is 0."""
+    grid_height, grid_width, cells, columns = sizes
     valid, ordinal = _cells(patch_mask_ptr, 0, grid_height, grid_width, cells, columns, BLOCK_C)
     keys = _keys(valid, ordinal, seed, picture, ORDINAL_BITS)
     known = tl.full((), 0, dtype=tl.int64)
@@ -222,10 +218,7 @@ def place_kernel(
         tl.store(text_row_ptr + pair * words + column, text_row, mask=column < words)
         row += tl.sum(kept, 0)
 
-    if HAS_CLS:
-        tl.store(cls_row_ptr + pair, row)
-    else:
-        tl.store(cls_row_ptr + pair, -1)
+    tl.store(cls_row_ptr + pair, row if HAS_CLS else -1)
     row += HAS_CLS
 
     cells = rows * columns
@@ -255,13 +248,15 @@ def _step(pixels: int, patches: int) -> float:
     return ctypes.c_float(pixels / patches).value if patches else 0.0
 
 
-def _blocks(words: int, grid_size: tuple[int, int]) -> tuple[dict[str, int], int]:
-    """Block sizes of both kernels, and their warps."""
-    cells = grid_size[0] * grid_size[1]
-    blocks = {"BLOCK_L": min(launch.next_power_of_2(words), _BLOCK_L)}
-    blocks["BLOCK_C"] = max(min(launch.next_power_of_2(cells), _BLOCK_C), 16)
-    blocks["ORDINAL_BITS"] = max(cells - 1, 0).bit_length()
-    return blocks, 4 if blocks["BLOCK_C"] <= 1024 else 8
+def _block(size: int, least: int, most: int) -> int:
+    """Never a small block: most batches then share one compiled kernel."""
+    return min(max(launch.next_power_of_2(size), least), most)
+
+
+def _blocks(words: int, cells: int) -> dict[str, int]:
+    """Block sizes and warps that both kernels have; one warp counts without a barrier."""
+    blocks = {"BLOCK_L": _block(words, 64, _BLOCK_L), "BLOCK_C": min(512, _BLOCK_C) if cells <= 512 else _BLOCK_C}
+    return blocks | {"ORDINAL_BITS": max((cells - 1).bit_length(), 9), "num_warps": 1 if cells <= 512 else 8}
 
 
 def _new_plan(attention_mask: Tensor, places: int) -> Plan:
@@ -272,8 +267,7 @@ def _new_plan(attention_mask: Tensor, places: int) -> Plan:
     return Plan(*(attention_mask.new_empty(shape, dtype=torch.int32) for shape in shapes))
 
 
-def _places(grid_size: tuple[int, int], max_patches: int) -> int:
-    cells = grid_size[0] * grid_size[1]
+def _places(cells: int, max_patches: int) -> int:
     return min(cells, max_patches) if max_patches >= 0 else cells
 
 
@@ -291,7 +285,7 @@ def _launch(
     attention_mask = attention_mask.contiguous()
     patch_mask = None if patch_mask is None else patch_mask.contiguous()
     batch, words = attention_mask.shape
-    places = _places((rows, columns), max_patches)
+    places = _places(rows * columns, max_patches)
     plan = _new_plan(attention_mask, places)
     if batch == 0:
         plan.cu_seqlens.zero_()
@@ -299,35 +293,27 @@ def _launch(
     limited = 0 <= max_patches < rows * columns
     last_key = attention_mask.new_empty(batch, dtype=torch.int64) if limited else None
     height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
-    blocks, warps = _blocks(words, (rows, columns))
-    masks, sizes = (attention_mask, patch_mask, image_index.contiguous()), (words, rows, columns)
+    blocks = _blocks(words, rows * columns)
+    masks = (attention_mask, patch_mask, image_index.contiguous())
+    strides = (0, 0, 0) if pixel_mask is None else pixel_mask.stride()
     with launch.on_device(attention_mask):
         select_kernel[(batch,)](
             *(plan.grid, plan.text_count, plan.patch_count, last_key, pixel_mask),
             *masks,
-            *sizes,
-            height,
-            width,
-            *(pixel_mask.stride() if pixel_mask is not None else (0, 0, 0)),
-            _step(height, rows),
-            _step(width, columns),
-            max_patches,
-            seed,
-            BLOCK_G=launch.next_power_of_2(max(rows, columns)),
-            num_warps=warps,
+            *(words, rows, columns, height, width),
+            *strides,
+            *(_step(height, rows), _step(width, columns)),
+            *(max_patches, seed),
+            BLOCK_G=_block(max(rows, columns), 64, 2**30),
             **blocks,
         )
         place_kernel[(batch,)](
             *(plan.cu_seqlens, plan.text_row, plan.cls_row, plan.patch_index, plan.patch_row),
             *(plan.grid, plan.text_count, plan.patch_count, last_key),
             *masks,
-            *sizes,
-            batch,
-            places,
-            seed,
+            *(words, rows, columns, batch, places, seed),
             HAS_CLS=int(has_cls),
-            BLOCK_B=min(launch.next_power_of_2(batch), _BLOCK_B),
-            num_warps=warps,
+            BLOCK_B=_block(batch, 256, _BLOCK_B),
             **blocks,
         )
     return tuple(plan)
@@ -338,26 +324,26 @@ _patch_sample = torch.library.custom_op("vilt_fast::patch_sample", _launch, muta
 
 @_patch_sample.register_fake
 def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index, has_cls):
-    return tuple(_new_plan(attention_mask, _places((rows, columns), max_patches)))
+    return tuple(_new_plan(attention_mask, _places(rows * columns, max_patches)))
 
 
 def shipped_configurations(target: str) -> list[tuple]:
     """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
     shipped = []
     for cells, limited in ((240, False), (240, True), (3840, True)):
-        blocks, warps = _blocks(40, (1, cells))
+        given = {**_blocks(40, cells), "BLOCK_G": 64, "BLOCK_B": 256, "HAS_CLS": 1}
+        options = {"num_warps": given.pop("num_warps")}
         masks = {"attention_mask_ptr": "*i1:16", "patch_mask_ptr": "*i1:16", "image_index_ptr": "*i64:16"}
         outputs = ("grid", "text_count", "patch_count", "cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row")
         pointers = {f"{name}_ptr": "*i32:16" for name in outputs}
         pointers |= masks | {"pixel_mask_ptr": "*i64:16", "last_key_ptr": "*i64:16"}
         numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
-        given = {**blocks, "BLOCK_G": 32, "BLOCK_B": 256, "HAS_CLS": 1}
         given |= {} if limited else {"last_key_ptr": None}
         for kernel in (select_kernel, place_kernel):
             constexprs = {name: value for name, value in given.items() if name in kernel.arg_names}
             types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}
             name = f"{cells} cells" + ", sampled" * limited
-            shipped.append((name, kernel, *describe(kernel, types, constexprs), {"num_warps": warps}))
+            shipped.append((name, kernel, *describe(kernel, types, constexprs), options))
     return shipped
 
 

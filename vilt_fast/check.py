@@ -69,6 +69,7 @@ def check_kernels() -> Iterator[Row]:
             error = (got.double() - wanted).abs().max().item()
             yield Row(case.tolerance, str(dtype).removeprefix("torch."), case.shape, error, bound)
     yield _check_plan(device)
+    yield _check_resize(device)
 
 
 def _device() -> torch.device:
@@ -164,9 +165,14 @@ def _embedding_cases(random: Callable[..., Tensor], device: torch.device, d: int
     weight = random(d, 3, patch, patch, scale=(3 * patch**2) ** -0.5)
     rest = (random(d), random(1 + 12 * 12, d), random(d), random(3, d), torch.arange(batch, device=device) % 2 + 1)
     places = (plan.grid, plan.patch_index, plan.patch_row, plan.cls_row)
-    yield _Case(
-        "patch_embed", "patch_embed", shape, (tokens, pixels, weight, *rest, *places), {"table_size": (12, 12)}
-    )
+    options = {"table_size": (12, 12)}
+    yield _Case("patch_embed", "patch_embed", shape, (tokens, pixels, weight, *rest, *places), options)
+    # The same places in pictures of bytes, one behind the other.
+    sizes = plan.grid.long().prod(1) * (3 * patch**2)
+    data = torch.randint(0, 256, (int(sizes.sum()),), dtype=torch.uint8, device=device)
+    grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+    options |= {"grid_size": grid_size, "pixel_offset": sizes.cumsum(0) - sizes, "pixel_scale": 2 / 255}
+    yield _Case("patch_embed", "patch_embed", f"{shape}, bytes", (tokens, data, weight, *rest, *places), options)
 
 
 def _check_plan(device: torch.device) -> Row:
@@ -177,3 +183,20 @@ def _check_plan(device: torch.device) -> Row:
     got = patch_sample(*arguments)
     different = sum(int((a != b).sum()) for a, b in zip(got, wanted, strict=True))
     return Row("patch_sample", "int32", f"{len(wanted.grid)} pairs", float(different), 0.0)
+
+
+def _check_resize(device: torch.device) -> Row:
+    """resize gives integers: not one byte may differ, in any of Pillow's pass orders."""
+    from vilt_fast.kernels.resize import resize
+    from vilt_fast.reference.resize import RULES
+    from vilt_fast.reference.resize import resize as reference
+
+    generator = torch.Generator().manual_seed(2)
+    shapes, sizes = [(37, 50), (64, 20), (9, 40)], [(20, 31), (32, 40), (18, 12)]
+    images = [torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8) for shape in shapes]
+    different = 0
+    for rule in RULES:
+        got = resize([image.to(device) for image in images], sizes, rule=rule)
+        wanted = reference(images, sizes, rule=rule)
+        different += sum(int((a.cpu() != b).sum()) for a, b in zip(got, wanted, strict=True))
+    return Row("resize", "uint8", f"{len(images)} pictures, {len(RULES)} pass orders", float(different), 0.0)

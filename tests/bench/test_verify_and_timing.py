@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vilt_fast.bench import timing, verify
@@ -50,6 +50,7 @@ def test_a_row_of_zeros_is_held_to_the_others():
     assert verify.relative_error(got, wanted) > 10
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
 def test_summary(samples):
     times = timing.summary(samples)

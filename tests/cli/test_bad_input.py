@@ -30,11 +30,12 @@ def test_help_has_an_example(capsys, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_examples_parse(command):
-    """The example in the help is a command line that the parser takes."""
+    """Every example in the help is a command line that the parser takes."""
     subparsers = next(a for a in cli._build_parser()._actions if hasattr(a, "choices") and a.choices)
-    example = shlex.split(subparsers.choices[command].epilog.split("\n", 1)[1])
-    assert example[0] == "vilt-fast"
-    assert cli._build_parser().parse_args(example[1:]).command == command
+    for line in subparsers.choices[command].epilog.splitlines()[1:]:
+        example = shlex.split(line)
+        assert example[0] == "vilt-fast"
+        assert cli._build_parser().parse_args(example[1:]).command == command
 
 
 def test_no_command_shows_the_help(run):

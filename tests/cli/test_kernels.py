@@ -8,14 +8,14 @@ from vilt_fast import cli
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-OPERATIONS = {"linear", "layer_norm", "attention", "attention_rows", "text_embed", "patch_embed", "patch_sample"}
+OPERATIONS = set("linear layer_norm attention attention_rows text_embed patch_embed patch_sample resize".split())
 
 
 def test_check_runs_every_kernel_in_every_dtype(capsys) -> None:
     assert cli.main(["check", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["operation"].split()[0] for row in rows} == OPERATIONS
-    assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16", "int32"}
+    assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16", "int32", "uint8"}
     assert all(row["passed"] and row["error"] <= row["bound"] for row in rows)
     assert all(row["error"] > 0 for row in rows if row["operation"] == "linear gelu")  # something was compared
 

@@ -1,14 +1,18 @@
 """Batches in the shape of buckets give what they give in their own shape; on a GPU, recorded as graphs."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vilt_fast
 from vilt_fast.engine import Engine
 from vilt_fast.engine.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, make_plan, max_pairs
 from vilt_fast.engine.vilt import largest
+from vilt_fast.processing.sizes import resize_size
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 # float64 inside, rounded to float32 at the end.
@@ -39,8 +43,6 @@ def test_the_largest_pair_is_a_bound(model, processor):
     """No picture becomes more patches than the buckets are made for, whatever its shape."""
     limits = largest(model.config, processor.image_processor, 1000)
     rng = np.random.default_rng(0)
-    from vilt_fast.processing.sizes import resize_size
-
     for height, width in np.exp(rng.uniform(np.log(1), np.log(4000), (3000, 2))).astype(int):
         rows, columns = (side // 16 for side in resize_size(int(height), int(width), 64, 16))
         assert rows <= limits.grid_size[0] and columns <= limits.grid_size[1]
@@ -117,6 +119,24 @@ def test_a_plan_of_its_own_shape_is_the_forward(model, processor, pairs, alone):
         logits = compute_logits(model, plan).float()
     wanted = stack(alone(model, image, text) for image, text in zip(images, texts, strict=True))
     torch.testing.assert_close(logits, wanted, **TOLERANCE)
+
+
+def test_the_plan_is_the_one_that_the_model_makes(make_model, processor, pairs):
+    """On the host, without the checks, and for any backend: the same layout as `Layout.build`."""
+    for limit in (-1, 5):
+        images, texts = pairs[0][:9], pairs[1][:9]
+        pixels = processor.image_processor.pack(images, device="cpu")
+        config = make_model(max_image_length=limit).config
+        with vilt_fast.backend("kernels"):
+            layout = make_plan(processor.tokenizer(texts)["input_ids"], pixels, config).layout
+        mask = processor.tokenizer(texts, padding=True, return_tensors="pt")["attention_mask"] != 0
+        wanted = vilt_fast.Layout.build(
+            mask, None, None, pixels.grid_size(16), max_patches=limit, image_index=torch.zeros(9, dtype=torch.int64),
+            grid=torch.tensor(pixels.grids(16)),
+        )  # fmt: skip
+        for field in dataclasses.fields(wanted):
+            got, value = getattr(layout, field.name), getattr(wanted, field.name)
+            assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, field.name
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

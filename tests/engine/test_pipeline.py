@@ -170,7 +170,8 @@ def test_batches_are_filled_by_tokens():
     stages = Doubling()
     pipeline = make(stages, max_tokens=50, max_wait_ms=10_000.0, max_pairs=100)
     tokens = [20, 20, 20, 50, 10, 10, 10, 10, 10, 60, 1]
-    futures = [pipeline.submit("plain", number, str(n)) for number, n in enumerate(tokens)]
+    with pipeline._changed:  # so that all arrive at once
+        futures = [pipeline.submit("plain", number, str(n)) for number, n in enumerate(tokens)]
     within(TIMEOUT_S, pipeline.close)
     assert [future.result() for future in futures] == [2 * number for number in range(len(tokens))]
     assert stages.batches == [[20, 20], [20], [50], [10] * 5, [60], [1]]  # 60 is longer than a batch: alone
@@ -180,7 +181,8 @@ def test_batches_are_filled_by_tokens():
 def test_kinds_do_not_share_a_batch():
     stages = Doubling()
     pipeline = make(stages, max_wait_ms=1000.0)
-    futures = [pipeline.submit(kind, 1, "5") for kind in ("plain", "plain", "other", "plain")]
+    with pipeline._changed:  # so that all arrive at once
+        futures = [pipeline.submit(kind, 1, "5") for kind in ("plain", "plain", "other", "plain")]
     within(TIMEOUT_S, pipeline.close)
     assert [f.result() for f in futures] == [2] * 4
     assert stages.batches == [[5, 5], [5], [5]]
@@ -359,6 +361,21 @@ def test_a_callback_that_closes_is_told_so():
     within(TIMEOUT_S, pipeline.close)
     # Where the answer was there before the callback was added, it ran in this thread, and closed.
     assert all("callback" in message for message in told)
+
+
+def test_a_callback_may_submit_though_too_many_are_under_way():
+    stages = Doubling()
+    stages.gate.clear()
+    pipeline = make(stages, max_pending=2)
+    more = []
+    first = pipeline.submit("plain", 1, "64")
+    first.add_done_callback(lambda _: more.extend(pipeline.submit("plain", n, "1") for n in range(5)))
+    pipeline.submit("plain", 2, "64")
+    stages.gate.set()
+    first.result(timeout=TIMEOUT_S)
+    within(TIMEOUT_S, lambda: [time.sleep(0.01) for _ in iter(lambda: len(more) < 5, False)])
+    within(TIMEOUT_S, pipeline.close)
+    assert [future.result() for future in more] == [0, 2, 4, 6, 8]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # it is shown, as it should be

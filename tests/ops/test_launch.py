@@ -24,7 +24,9 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("VILT_FAST_CONFIGS", str(tmp_path / "tuned"))
     monkeypatch.setattr(launch.triton, "__version__", "9.9.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Some GPU")
+    monkeypatch.setattr(launch, "_arch_of_device", lambda index: "sm90")
     yield write
     launch.forget_configurations()
 
@@ -46,6 +48,7 @@ def test_first_match_wins_and_tuned_comes_first(tables) -> None:
     assert _ask(rows=600) == {"from": "shipped"}
     assert _ask(rows=600, dtype="tf32") == {"from": "last"}
     assert _ask("other", N=5) == {"from": "shipped"}
+    assert _ask(arch="sm80")["asked"]["arch"] == "sm80"  # neither table is about this chip
     asked = {"op": "third", "arch": "sm90", "N": 768, "K": 3072, "bucket": "large", "dtype": "bfloat16"}
     assert _ask("third", rows=30000) == {"asked": asked}
 
@@ -102,3 +105,11 @@ def test_fp32_follows_the_matmul_precision() -> None:
 
 def test_next_power_of_2() -> None:
     assert [launch.next_power_of_2(n) for n in (0, 1, 2, 3, 64, 65)] == [1, 1, 2, 4, 64, 128]
+
+
+def test_row_major_copies_only_what_kernels_cannot_address() -> None:
+    x = torch.empty(4, 6, device="meta")
+    for same in (x, x[::2], x[:, 1:3], x[:1].expand(4, 6), x[:, :1]):
+        assert launch.row_major(same) is same
+    for other in (x.t(), x[:, ::2], torch.empty(2, 2**23, device="meta")[:, :5]):
+        assert launch.row_major(other).is_contiguous()

@@ -50,7 +50,8 @@ class Stats:
 class Engine:
     """Answers questions about pictures, many at a time, from lists, iterators or a server's threads.
 
-    A result does not depend on what else is asked at the same time. Pictures are whatever
+    A result does not depend on what else is asked at the same time, bit for bit on the kernels, up to the rounding of
+    sums in another order on the CPU. Pictures are whatever
     `vilt_fast.processing.pictures` reads (a path, a PIL image, an array); floats in [0, 1] count as 0..255. Pairs on
     the way that name the same object or the same path share the picture: it is decoded once, and embedded once a batch.
     A picture must not be changed before the results that depend on it are there.

@@ -19,6 +19,7 @@ from torch import Tensor
 from vilt_fast.models.vilt import Encoded
 from vilt_fast.packing import Copies, Layout
 from vilt_fast.pixels import PackedPixels
+from vilt_fast.reference.patch_sample import patch_sample
 
 # Buckets an octave: a batch that fills no bucket computes at most a fifth too much, a tenth on average.
 _STEPS = 4
@@ -29,7 +30,7 @@ _LAYOUT_LISTS = ("cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row"
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch: its layout and words, on the host or on the device, and its pictures, on the device."""
+    """A batch: its layout and words, made on the host and then copied, and its pictures, on the device."""
 
     layout: Layout
     input_ids: Tensor  # (B, L) int64
@@ -103,18 +104,37 @@ def make_plan(
     attention_mask = columns < lengths[:, None]
     input_ids = torch.zeros(attention_mask.shape, dtype=torch.int64)
     input_ids[attention_mask] = torch.tensor([word for row in ids for word in row])
-    layout = Layout.build(
-        attention_mask,
-        None,
-        None,
-        grid_size or pixels.grid_size(patch),
-        max_patches=config.max_image_length,
-        image_index=torch.zeros(len(ids), dtype=torch.int64),
-        grid=torch.tensor(pixels.grids(patch)),
+    layout = _host_layout(
+        attention_mask, torch.tensor(pixels.grids(patch)), grid_size or pixels.grid_size(patch), config.max_image_length
     )
     if pixels.picture is not None:
         layout = layout.sharing(pixels.leaders(), layout.patch_count.tolist())
     return Plan(layout, input_ids, pixels)
+
+
+def _host_layout(attention_mask: Tensor, grid: Tensor, grid_size: tuple[int, int], max_patches: int) -> Layout:
+    """`Layout.build` on the host, whatever backend was chosen: planning there is no choice of where to compute."""
+    y, x = torch.arange(grid_size[0])[:, None], torch.arange(grid_size[1])
+    cells = (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])  # (B, GH, GW)
+    image_index = torch.zeros(len(grid), dtype=torch.int64)
+    plan = patch_sample(attention_mask, cells, None, grid_size, max_patches, 0, image_index)
+    places = int(plan.patch_count.sum())
+    return Layout(
+        cu_seqlens=plan.cu_seqlens,
+        text_row=plan.text_row,
+        word_row=plan.text_row[attention_mask].long(),
+        cls_row=plan.cls_row,
+        patch_index=plan.patch_index[:places],
+        patch_row=plan.patch_row[:places],
+        grid=plan.grid,
+        text_count=plan.text_count,
+        patch_count=plan.patch_count,
+        grid_size=grid_size,
+        has_cls=True,
+        total_tokens=int(plan.cu_seqlens[-1]),
+        max_seqlen=int(plan.cu_seqlens.diff().max()),
+        max_patches=int(plan.patch_count.max()),
+    )
 
 
 def pad_plan(plan: Plan, bucket: Bucket, limits: Limits) -> Plan:

@@ -96,7 +96,8 @@ class Pipeline:
         """
         key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
         with self._changed:
-            self._changed.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
+            if threading.current_thread() not in self._threads:  # a callback would wait for itself
+                self._changed.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
             self._start()
             picture = self._pictures.get(key)
             if is_new := picture is None:

@@ -16,14 +16,7 @@ from vilt_fast.engine.graphs import Bucket, Bucketed, Limits, Plan, compute_logi
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.processing.pictures import load_picture, quantise
 from vilt_fast.processing.sizes import resize_size, target_size
-from vilt_fast.results import (
-    Filled,
-    answer_chances,
-    fill_surest,
-    make_answer,
-    match_scores,
-    word_chances,
-)
+from vilt_fast.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 
 
 class Loaded(NamedTuple):
@@ -43,7 +36,7 @@ class _Words:
 
 
 class Prepared(NamedTuple):
-    """A batch's inputs. The plan is on the device, or, for a bucket, what `Bucketed.pad` made."""
+    """A batch's inputs: pictures on the device; the rest of the plan still on the host, padded if there is a bucket."""
 
     kind: str
     pairs: int
@@ -74,10 +67,9 @@ class ViltStages:
         self.model, self.processor, self.top = model, processor, top
         self.config, self.device = model.config, model.device
         self.patch = self.config.patch_shape[0]
-        side = self.patch * processor.image_processor.size_divisor
-        self.blank = np.zeros((side, side, 3), np.uint8)
+        self.blank = np.zeros((2 * self.patch, 2 * self.patch, 3), np.uint8)
         # Whatever the processor cannot do with packed pictures shows now, and not with the first batch.
-        self._like = self._pack([self.blank], None, "cpu")
+        self._like = self._pack([self.blank], None, self.device)
         is_cuda = self.device.type == "cuda"
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None

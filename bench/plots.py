@@ -1,0 +1,214 @@
+"""The four plots, from the rows of result files; PNG, readable in grey print and without telling red from green.
+
+Every curve has a colour of Okabe and Ito's palette, a marker and a dash of its own. A plot carries the digest of the
+rows that it was drawn from, so that a test can tell whether it is the plot of the files beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vilt_fast.files import write_atomically
+
+Rows = Sequence[dict[str, Any]]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
+MARKERS = "osD^vPX*"
+DASHES = ("-", "--", "-.", ":")
+DIGEST = "vilt_fast rows"  # key of the PNG's text
+
+
+def digest(rows: Rows) -> str:
+    """Of the figures that the plots show."""
+    names = ("suite", "workload", "scope", "contestant", "dtype", "batch", "tokens", "status", "error", "median_ms")
+    content = [[row.get(name) for name in names] for row in rows]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("plots need matplotlib, which is not installed: pip install 'vilt_fast[plot]'") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
+    return plt
+
+
+def _save(figure: Any, path: Path, rows: Rows) -> None:
+    figure.tight_layout()
+    metadata = {DIGEST: digest(rows), "Software": None}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))
+    _pyplot().close(figure)
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index // 2 % len(DASHES)],
+        "markersize": 5,
+        "linewidth": 1.4,
+    }
+
+
+def _names(rows: Rows) -> list[str]:
+    return list(dict.fromkeys(label(row) for row in rows))
+
+
+def label(row: dict[str, Any]) -> str:
+    """What a curve is called."""
+    scope = {"encoder": ", encoder alone", "operation": ""}.get(row["scope"], "")
+    return f"{row['contestant']}{scope}"
+
+
+def _caption(rows: Rows) -> str:
+    row = rows[0]
+    return f"{row.get('device')}, torch {row.get('torch')}, {row.get('dtype')}, {row.get('commit')}"
+
+
+def _timed(rows: Rows) -> list[dict[str, Any]]:
+    return [row for row in rows if row["status"] == "ok" and row["median_ms"]]
+
+
+def waterfall(rows: Rows, path: Path) -> bool:
+    """Pairs/s after each switch of the ablation, with the error at the bar's end; False: there is nothing to draw."""
+    timed = _timed([row for row in rows if row["suite"] == "ablate"])
+    if not timed:
+        return False
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 0.42 * len(timed) + 1.2))
+    speed = [row["pairs_per_s"] for row in timed]
+    before = [0.0, *speed[:-1]]
+    for place, (row, value, last) in enumerate(zip(timed, speed, before, strict=True)):
+        axes.barh(place, value, color="#B8CDE0", edgecolor="black", linewidth=0.6)
+        if place:  # what this switch bought, or cost, hatched so that print shows it
+            low, high = sorted((value, last))
+            gain = value >= last
+            axes.barh(place, high - low, left=low, color=COLOURS[0] if gain else COLOURS[1], edgecolor="black",
+                      linewidth=0.6, hatch=None if gain else "///")  # fmt: skip
+        text = f"{value:,.0f}, " + (f"x {value / last:.2f}, " if place else "") + f"error {row['error']:.1e}"
+        axes.text(max(value, last) * 1.01, place, text, va="center", fontsize=8)
+    axes.set_yticks(range(len(timed)), [row["contestant"] for row in timed])
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(speed) * 1.45)
+    axes.set_xlabel("pairs/s (blue: gained by this step; hatched: lost)")
+    axes.set_title(f"One switch at a time, B={timed[0]['batch']}\n{_caption(timed)}", fontsize=9)
+    _save(figure, path, rows)
+    return True
+
+
+def roofline(rows: Rows, path: Path) -> bool:
+    """TFLOP/s against FLOPs a byte, under the measured peaks; False: there is nothing to draw."""
+    timed = [row for row in _timed(rows) if row["suite"] in ("ops", "model") and row["tflops"] and row["gbps"]]
+    timed = [row for row in timed if row["scope"] in ("operation", "encoder")]
+    if not timed:
+        return False
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4.6))
+    peak = max(row["tflops"] / row["matmul_share"] for row in timed)
+    copy = max(row["gbps"] / row["copy_share"] for row in timed) / 1e3  # TB/s
+    intensity = [1e3 * row["tflops"] / row["gbps"] for row in timed]
+    low, high = min(*intensity, peak / copy) / 2, max(*intensity, peak / copy) * 2
+    roof = [low, peak / copy, high]
+    axes.plot(roof, [min(peak, copy * x) for x in roof], color="black", linewidth=1.6)
+    axes.annotate(f"matmul {peak:.3g} TFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8)
+    axes.annotate(f"copy {copy:.3g} TB/s", (low, copy * low), ha="left", va="bottom", fontsize=8)
+    names = _names(timed)
+    for index, name in enumerate(names):
+        mine = [(x, row["tflops"]) for x, row in zip(intensity, timed, strict=True) if label(row) == name]
+        style = _style(index)
+        axes.scatter(*zip(*mine, strict=True), color=style["color"], marker=style["marker"], s=26, label=name,
+                     edgecolors="black", linewidths=0.4)  # fmt: skip
+    for x, row in zip(intensity, timed, strict=True):
+        if row["scope"] == "operation" and row["is_ours"]:
+            text = f"{row['workload']}, B={row['batch']}"
+            axes.annotate(text, (x, row["tflops"]), fontsize=6, textcoords="offset points", xytext=(5, -2))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("useful FLOPs a byte that must move")
+    axes.set_ylabel("useful TFLOP/s")
+    axes.set_title(f"Roofline\n{_caption(timed)}", fontsize=9)
+    axes.legend(fontsize=7, loc="lower right")
+    _save(figure, path, rows)
+    return True
+
+
+PANELS = {
+    "vqa-mix": ("pairs a batch", lambda row: row["batch"]),
+    "spread": ("rows of the padded batch / tokens", lambda row: row["padded_tokens"] / row["tokens"]),
+    "patches": ("tokens a pair", lambda row: row["tokens"] / row["batch"]),
+}
+
+
+def scaling(rows: Rows, path: Path) -> bool:
+    """Time a token against batch, spread of lengths and patches a picture; False: there is nothing to draw."""
+    timed = _timed([row for row in rows if row["suite"] == "scaling"])
+    if not timed:
+        return False
+    plt = _pyplot()
+    figure, panels = plt.subplots(1, 3, figsize=(10, 3.8), sharey=True)
+    names = _names(timed)
+    for axes, (kind, (what, value)) in zip(panels, PANELS.items(), strict=True):
+        for index, name in enumerate(names):
+            mine = [row for row in timed if row["workload"].startswith(kind) and label(row) == name]
+            points = sorted((value(row), 1e6 * row["median_ms"] / row["tokens"]) for row in mine)
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, **_style(index))
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xlabel(what)
+    panels[0].set_ylabel("nanoseconds a token (lower is better)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=7, loc="lower center", ncols=3)
+    figure.suptitle(f"Scaling: {_caption(timed)}", fontsize=9)
+    figure.subplots_adjust(bottom=0.3)
+    metadata = {DIGEST: digest(rows), "Software": None}
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))
+    plt.close(figure)
+    return True
+
+
+def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
+    """The fastest of ours and of the peers, so many each: more curves than colours cannot be told apart."""
+    chosen: list[str] = []
+    for is_ours in (False, True):
+        mine = sorted((row for row in rows if row["is_ours"] == is_ours), key=lambda row: -row["pairs_per_s"])
+        chosen += _names(mine)[:each]
+    # What a user of transformers gets is what the others are compared with.
+    eager = [name for name in _names(rows) if name == "transformers eager" and name not in chosen]
+    return [*eager, *chosen][: len(COLOURS)]
+
+
+def latency(rows: Rows, path: Path) -> bool:
+    """Pairs/s against milliseconds, a point a batch size of vqa-mix; False: there is nothing to draw."""
+    timed = [row for row in _timed(rows) if row["suite"] in ("model", "latency") and row["workload"] == "vqa-mix"]
+    lowest = timed[-1]["dtype"] if timed else None
+    timed = [row for row in timed if row["dtype"] == lowest]
+    if not timed:
+        return False
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(7, 5.2))
+    for index, name in enumerate(_fastest_names(timed)):
+        mine = {row["batch"]: row for row in timed if label(row) == name}
+        points = [(row["median_ms"], row["pairs_per_s"], batch) for batch, row in sorted(mine.items())]
+        axes.plot(*list(zip(*points, strict=True))[:2], label=name, **_style(index))
+        for x, y, batch in points[-1:]:
+            axes.annotate(f"B={batch}", (x, y), fontsize=6, textcoords="offset points", xytext=(4, 3))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("milliseconds a batch")
+    axes.set_ylabel("pairs/s")
+    axes.set_title(f"Latency against throughput, vqa-mix\n{_caption(timed)}", fontsize=9)
+    axes.legend(fontsize=6, loc="best")
+    _save(figure, path, rows)
+    return True
+
+
+PLOTS = {"waterfall": waterfall, "roofline": roofline, "scaling": scaling, "latency": latency}

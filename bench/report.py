@@ -1,0 +1,269 @@
+"""The README's performance section and the plots, from the result files in bench/results: `make report`.
+
+    python -m vilt_fast.bench.report           writes both
+    python -m vilt_fast.bench.report --check   says what does not match, and fails
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vilt_fast.bench import results
+from vilt_fast.bench.plots import DIGEST, PLOTS, digest
+from vilt_fast.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = "bench/results"
+START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
+END = "<!-- performance: end -->"
+NOT_MEASURED = "not measured yet"
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. One command, `bench/run_gpu.sh`, checks the kernels, runs every suite in ten
+minutes of GPU time and files the results."""
+HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
+Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
+`{RESULTS}` hold every row, with those that could not run and why."""
+# A row that costs so much more a token than the cheapest smaller one, beyond noise, grows faster than its tokens.
+GROWTH = 1.1
+
+Rows = Sequence[dict[str, Any]]
+
+
+def load(root: Path = ROOT) -> dict[str, list[dict[str, Any]]]:
+    """All rows by device, GPUs first; quick runs mean nothing and are left out."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((root / RESULTS).glob("*.json")):
+        content = results.read(path)
+        environment = content.get("environment", {})
+        if environment.get("mode") == "full":
+            found.setdefault(environment["device"], []).extend(content["rows"])
+    return dict(sorted(found.items(), key=lambda item: (not is_gpu(item[1]), item[0])))
+
+
+def is_gpu(rows: Rows) -> bool:
+    """Whether rows were measured on a GPU."""
+    return any(row.get("device_type") == "cuda" for row in rows)
+
+
+def section(by_device: dict[str, list[dict[str, Any]]], plots: Iterable[str] = ()) -> str:
+    """The text between the markers."""
+    parts = []
+    if not any(map(is_gpu, by_device.values())):
+        parts.append(NO_GPU)
+    for device, rows in by_device.items():
+        parts.append(f"### {device}")
+        parts += _device_parts(rows)
+    parts += [f"![{name}]({RESULTS}/{name}.png)" for name in plots]
+    if by_device:
+        parts.append(HOW)
+    return "\n\n".join(parts)
+
+
+def _device_parts(rows: Rows) -> list[str]:
+    first = rows[0]
+    threads = "" if is_gpu(rows) else f", {first['threads']} threads"
+    parts = [f"torch {first['torch']}, Triton {first['triton']}, transformers {first['transformers']}{threads}; "
+             f"commit {', '.join(sorted({row['commit'] for row in rows}))}."]  # fmt: skip
+    for title, suite, scopes in (
+        ("Pixels to logits", "model", ("model",)),
+        ("Embedded rows to logits, the encoder alone", "model", ("encoder",)),
+        ("Decoded pictures to logits", "end-to-end", ("pictures",)),
+        ("One batch at a time", "latency", ("model", "encoder")),
+    ):
+        table = _table([row for row in rows if row["suite"] == suite and row["scope"] in scopes])
+        if table:
+            parts.append(f"{title}, vqa-mix:\n\n{table}")
+    parts += [text for text in (_others(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text]
+    return parts
+
+
+def _table(rows: Rows) -> str:
+    """Contestants that ran on vqa-mix, the fastest last."""
+    timed = [row for row in rows if row["median_ms"] and row["workload"].startswith("vqa-mix")]
+    timed = sorted((row for row in timed if "at most" not in row["shape"]), key=_order)
+    if not timed:
+        return ""
+    lines = ["| B | contestant | dtype | ms | 20 to 80 % | pairs/s | of matmul peak | error |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in timed:
+        name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
+        spread = f"{row['p20_ms']:.3g} to {row['p80_ms']:.3g}"
+        cells = (row["batch"], name, row["dtype"], f"{row['median_ms']:.3g}", spread,
+                 f"{row['pairs_per_s']:.4g}", f"{100 * row['matmul_share']:.0f} %", f"{row['error']:.0e}")  # fmt: skip
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["batch"], row["pairs_per_s"]
+
+
+def _others(rows: Rows) -> str:
+    """The fastest of ours beside the fastest peer on the other workloads."""
+    groups = [g for key, g in _cases(rows).items() if key[0] == "model" and key[1] != "vqa-mix"]
+    lines = []
+    for group in groups:
+        ours, peer = _fastest(group)
+        if ours is not None:
+            theirs = ("none could be checked", "") if peer is None else (peer["contestant"], f"{peer['median_ms']:.3g}")
+            mine = (ours["contestant"], f"{ours['median_ms']:.3g}")
+            cells = (ours["workload"], ours["batch"], ours["dtype"], *mine, *theirs)
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    head = ["| workload | B | dtype | fastest of ours | ms | fastest peer | ms |", "| --- " * 7 + "|"]
+    return "Other workloads, pixels to logits:\n\n" + "\n".join([*head, *lines]) if lines else ""
+
+
+def _cases(rows: Rows) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Timed rows that answered the same question in the same dtype."""
+    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["median_ms"] and row["suite"] != "ablate":
+            key = tuple(row[name] for name in ("suite", "workload", "scope", "batch", "tokens", "shape", "dtype"))
+            cases.setdefault(key, []).append(row)
+    return cases
+
+
+def _fastest(group: Rows) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Of ours and of the peers; None where nobody ran."""
+    ours, peers = ([row for row in group if row["is_ours"] == side] for side in (True, False))
+    return tuple(min(side, key=lambda row: row["median_ms"], default=None) for side in (ours, peers))
+
+
+def _waterfall(rows: Rows) -> str:
+    steps = [row for row in rows if row["suite"] == "ablate"]
+    if not steps:
+        return ""
+    lines = ["| switch | ms | times | error | |", "| --- | --- | --- | --- | --- |"]
+    last = None
+    for row in steps:
+        if row["median_ms"]:
+            times = "" if last is None else f"{last / row['median_ms']:.2f}"
+            last = row["median_ms"]
+            cells = (row["contestant"], f"{last:.3g}", times, f"{row['error']:.0e}", row["note"])
+        else:
+            cells = (row["contestant"], "", "", "", row["status"])
+        lines.append("| " + " | ".join(cells) + " |")
+    return f"One switch at a time, B={steps[0]['batch']}:\n\n" + "\n".join(lines)
+
+
+def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
+    """Where cost grows faster than tokens: contestant, from, to, how much more a token costs.
+
+    Compared are rows of one kind of workload (batch, spread, patches) with the cheapest row of fewer or as many tokens
+    a pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
+    """
+    found = []
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["suite"] == "scaling" and row["median_ms"]:
+            key = (f"{row['contestant']} ({row['scope']})", row["workload"].split("-")[0])
+            kinds.setdefault(key, []).append(row)
+    for (name, _), group in kinds.items():
+        cheapest: dict[str, Any] | None = None
+        for row in sorted(group, key=lambda row: (row["tokens"] / row["batch"], row["batch"])):
+            if cheapest is not None:
+                least, most = row["p20_ms"] / row["tokens"], cheapest["p80_ms"] / cheapest["tokens"]
+                if least > GROWTH * most:
+                    found.append((name, *map(_size, (cheapest, row)), _per_token(row) / _per_token(cheapest)))
+            if cheapest is None or _per_token(row) < _per_token(cheapest):
+                cheapest = row
+    return found
+
+
+def _per_token(row: dict[str, Any]) -> float:
+    return row["median_ms"] / row["tokens"]
+
+
+def _size(row: dict[str, Any]) -> str:
+    return f"{row['workload']} at B={row['batch']}"
+
+
+def _growth(rows: Rows) -> str:
+    if not any(row["suite"] == "scaling" for row in rows):
+        return ""
+    found = growth(rows)
+    if not found:
+        return "Nowhere in the scaling suite does cost grow faster than tokens, beyond noise."
+    lines = [f"- {name}: {ratio:.2f} times as much a token in {b} as in {a}" for name, a, b, ratio in found]
+    return "Where cost grows faster than tokens, beyond noise:\n\n" + "\n".join(lines)
+
+
+def losses(rows: Rows) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(ours, peer) wherever a peer of the same dtype is faster than the fastest of ours on the same case."""
+    found = [_fastest(group) for group in _cases(rows).values()]
+    return [(ours, peer) for ours, peer in found if ours and peer and peer["median_ms"] < ours["median_ms"]]
+
+
+def _losses(rows: Rows) -> str:
+    lines = [
+        f"- {peer['workload']}, {peer['shape']}, {peer['dtype']}: {peer['contestant']} {peer['median_ms']:.3g} ms, "
+        f"{ours['contestant']} {ours['median_ms']:.3g} ms"
+        for ours, peer in losses(rows)
+    ]
+    return "Where a peer is faster than we are:\n\n" + "\n".join(lines) if lines else ""
+
+
+def replaced(readme: str, text: str) -> str:
+    """The README with the section between the markers.
+
+    Raises:
+        ValueError: a marker is missing.
+    """
+    before, start, rest = readme.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"README.md: the lines {START!r} and {END!r} must both be there, in this order")
+    return f"{before}{START}\n\n{text}\n\n{END}{after}"
+
+
+def plot_rows(by_device: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What is drawn: the first device, a GPU where there is one."""
+    return next(iter(by_device.values()), [])
+
+
+def check(root: Path = ROOT) -> list[str]:
+    """What does not match the result files; nothing, if all does."""
+    by_device = load(root)
+    drawn = [name for name in PLOTS if (root / RESULTS / f"{name}.png").exists()]
+    wanted = digest(plot_rows(by_device))
+    wrong = [f"{name}.png is not of these rows" for name in drawn if _digest_of(root, name) != wanted]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    if replaced(readme, section(by_device, drawn)) != readme:
+        wrong.append("the performance section of README.md is not of these files")
+    return wrong
+
+
+def _digest_of(root: Path, name: str) -> str | None:
+    from PIL import Image
+
+    with Image.open(root / RESULTS / f"{name}.png") as picture:
+        return picture.info.get(DIGEST)
+
+
+def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Write the section and the plots, or check them."""
+    parser = argparse.ArgumentParser(description="README's performance section and plots from bench/results.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something does not match")
+    if parser.parse_args(argv).check:
+        wrong = check(root)
+        print("\n".join(wrong) or "README.md and the plots match the result files")
+        return int(bool(wrong))
+    by_device = load(root)
+    rows, drawn = plot_rows(by_device), []
+    for name, draw in PLOTS.items():
+        path = root / RESULTS / f"{name}.png"
+        path.unlink(missing_ok=True)
+        if rows and draw(rows, path):
+            drawn.append(name)
+    readme = root / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    write_atomically(readme, replaced(text, section(by_device, drawn)))
+    print(f"{sum(map(len, by_device.values()))} rows, plots: {', '.join(drawn) or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
