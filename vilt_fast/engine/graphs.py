@@ -186,7 +186,7 @@ def compute_logits(model: Any, plan: Plan) -> Tensor:
     vilt = model.vilt
     tokens = vilt.embeddings(layout, plan.input_ids, zeros, None, plan.pixels, None, pair_modality)
     tokens, _, _ = vilt.encoder(tokens, layout, None, False, False, layout.first if model.reads_first_row else None)
-    return model._logits(Encoded(layout, tokens, [], []))
+    return model.logits(Encoded(layout, tokens, [], []))
 
 
 def to_device(plan: Plan, device: torch.device) -> Plan:

@@ -295,17 +295,18 @@ class Pipeline:
         """Launch a batch. Where that fails, its halves, down to the pair that is to blame."""
         try:
             inputs = self.stages.prepare(items) if prepared is None else prepared.result()
+            start = time.perf_counter()
             launched = self.stages.launch(inputs)
         except Exception as error:
             inputs = None
             self._run_halves(items, error)
             return
-        now, tokens = time.perf_counter(), sum(item.tokens for item in items)
+        tokens = sum(item.tokens for item in items)
         self.counts.batches += 1
         self.counts.launched += len(items)
         self.counts.tokens += tokens
         self.counts.capacity += max(self.max_tokens, tokens)
-        self.counts.queue_s += sum(now - item.submitted for item in items)
+        self.counts.queue_s += sum(start - item.submitted for item in items)
         self._launched.put((items, launched))
 
     def _run_halves(self, items: list[Item], error: BaseException) -> None:

@@ -219,7 +219,7 @@ class ViltWithHead(PreTrainedModel):
             first_rows_only=self.reads_first_row,
             checks=[] if labels is None else self._check_labels(labels, inputs),
         )
-        logits = self._logits(encoded)
+        logits = self.logits(encoded)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
         output = self._output(encoded, loss, logits)
         return output if _default(return_dict, config.return_dict) else self._as_tuple(output)
@@ -230,7 +230,8 @@ class ViltWithHead(PreTrainedModel):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         raise NotImplementedError
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
+        """The head on an encoded batch: (B, labels), or (B, L, classes) for heads that read every word."""
         raise NotImplementedError
 
     def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
@@ -278,7 +279,7 @@ class ViltForMaskedLM(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
         return encoded.layout.unpack_words(self.mlm_score(words))
 
@@ -299,7 +300,7 @@ class ViltForQuestionAnswering(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, (inputs.text_shape()[0], self.num_labels))
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         return self.classifier(self.vilt.pooled(encoded))
 
     def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
@@ -329,7 +330,7 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
         one_sided = (labels == labels[0]).all()
         return [*checks, (one_sided, lambda: "labels must hold at least one match (1) and one non-match (0)")]
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         return project(self.rank_output, self.vilt.pooled(encoded))
 
     def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
@@ -351,7 +352,7 @@ class ViltForImageTextMatching(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape()[:1], classes=2)
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         return self.itm_score(self.vilt.pooled(encoded))
 
     def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
@@ -392,7 +393,7 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             labels = labels[:, 0]
         return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
         return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
 
@@ -435,7 +436,7 @@ class ViltForTokenClassification(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
 
-    def _logits(self, encoded: Encoded) -> Tensor:
+    def logits(self, encoded: Encoded) -> Tensor:
         words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
         return encoded.layout.unpack_words(project(self.classifier, self.dropout(words)))
 
