@@ -95,7 +95,8 @@ def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], de
 
 def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu") -> Tensor:
     """(patches,) int64: the pixel that stands for each patch, floor(i * pixels / patches) in float32 as in PyTorch."""
-    step = torch.tensor(pixels, dtype=torch.float32, device=device) / patches
+    # On the host: a GPU divides by a Python number as a multiplication by its reciprocal, which can lose the last bit.
+    step = (torch.tensor(pixels, dtype=torch.float32) / torch.tensor(patches, dtype=torch.float32)).item()
     return (torch.arange(patches, device=device) * step).long().clamp(max=pixels - 1)
 
 
