@@ -31,105 +31,9 @@ from torch import Tensor
 from . import launch
 from .compile import describe
 from .no_backward import refuse_backward
+from .patch_tiles import load_bytes, load_pixels, load_weight, positions
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-@triton.jit
-def _load_pixels(
-    patch_ptrs,  # (BLOCK_M, 1), the first pixel of each patch
-    channel,
-    first_row,  # of the patch
-    stride_c,
-    stride_h,
-    stride_w,
-    PATCH: tl.constexpr,
-    PATCH_COLUMNS: tl.constexpr,
-    STEP_ROWS: tl.constexpr,
-):
-    """(BLOCK_M, STEP_ROWS * PATCH_COLUMNS) pixels of one channel, in their own dtype, zero outside the patch."""
-    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
-    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
-    ptrs = patch_ptrs + channel * stride_c + first_row * stride_h + (row * stride_h + column * stride_w)[None, :]
-    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
-        pixels = tl.load(ptrs)
-    else:
-        pixels = tl.load(ptrs, mask=((first_row + row < PATCH) & (column < PATCH))[None, :], other=0.0)
-    return pixels
-
-
-@triton.jit
-def _load_bytes(
-    patch_ptrs,  # (BLOCK_M, 1), the first byte of each patch
-    pitch,  # (BLOCK_M, 1), bytes from one row of each picture to the next
-    run,
-    first_row,  # of the patch
-    PATCH: tl.constexpr,
-    PATCH_COLUMNS: tl.constexpr,
-    STEP_ROWS: tl.constexpr,
-):
-    """(BLOCK_M, STEP_ROWS * PATCH_COLUMNS) fp32: bytes less 128 of one run of each patch row; any outside the patch."""
-    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
-    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
-    ptrs = patch_ptrs + first_row * pitch + run * PATCH + row[None, :] * pitch + column[None, :]
-    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
-        pixels = tl.load(ptrs)
-    else:
-        pixels = tl.load(ptrs, mask=((first_row + row < PATCH) & (column < PATCH))[None, :], other=0)
-    return pixels.to(tl.float32) - 128.0
-
-
-@triton.jit
-def _load_weight(
-    weight_ptrs,  # (BLOCK_N, 1), the first weight of each output
-    channel,
-    first_row,
-    PATCH: tl.constexpr,
-    PATCH_COLUMNS: tl.constexpr,
-    STEP_ROWS: tl.constexpr,
-    STRIDE_C: tl.constexpr,
-    STRIDE_ROW: tl.constexpr,
-):
-    """(BLOCK_N, STEP_ROWS * PATCH_COLUMNS) weights in the order of the pixels, zero outside the patch."""
-    k_offs = tl.arange(0, STEP_ROWS * PATCH_COLUMNS)
-    ptrs = weight_ptrs + channel * STRIDE_C + first_row * STRIDE_ROW
-    row, column = k_offs // PATCH_COLUMNS, k_offs % PATCH_COLUMNS
-    if PATCH == PATCH_COLUMNS and PATCH % STEP_ROWS == 0:
-        if STRIDE_ROW == PATCH:
-            weight = tl.load(ptrs + k_offs[None, :])
-        else:
-            weight = tl.load(ptrs + (row * STRIDE_ROW + column)[None, :])
-    else:
-        mask = (first_row + row < PATCH) & (column < PATCH)
-        weight = tl.load(ptrs + (row * STRIDE_ROW + column)[None, :], mask=mask[None, :], other=0.0)
-    return weight
-
-
-@triton.jit
-def _taps(cell, cells, SIZE: tl.constexpr):
-    """The two table entries on one axis around each cell of a grid of `cells`, and the weight of the second."""
-    step = tl.where(cells > 1, (SIZE - 1.0) / tl.maximum(cells - 1, 1).to(tl.float32), 0.0)
-    place = cell.to(tl.float32) * step
-    first = tl.minimum(place.to(tl.int32), SIZE - 1)
-    return first, tl.minimum(first + 1, SIZE - 1), place - first.to(tl.float32)
-
-
-@triton.jit
-def _weighted(table_ptrs, mask, entry, weight, stride):
-    """(BLOCK_M, BLOCK_N) fp32: entries of a table, (BLOCK_M,), times a weight each."""
-    return tl.load(table_ptrs + entry[:, None] * stride, mask=mask, other=0.0).to(tl.float32) * weight[:, None]
-
-
-@triton.jit
-def _positions(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr):
-    """(BLOCK_M, BLOCK_N) fp32: the table read bilinearly, corners aligned, at cell (y, x) of a (height, width) grid."""
-    top, bottom, down = _taps(y, height, TABLE_ROWS)
-    left, right, across = _taps(x, width, TABLE_COLUMNS)
-    # Four weights a patch and one multiply-add each, instead of three blends of six operations.
-    out = _weighted(table_ptrs, mask, top * TABLE_COLUMNS + left, (1 - down) * (1 - across), stride)
-    out += _weighted(table_ptrs, mask, top * TABLE_COLUMNS + right, (1 - down) * across, stride)
-    out += _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + left, down * (1 - across), stride)
-    return out + _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + right, down * across, stride)
 
 
 @triton.jit
@@ -145,7 +49,7 @@ def _write_patches(
     height, width = tl.load(grid_ptr + picture * 2), tl.load(grid_ptr + picture * 2 + 1)
     kind = tl.load(pair_modality_ptr + picture)
     table_ptrs = position_ptr + stride_position + n_offs[None, :]
-    added = _positions(table_ptrs, mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
+    added = positions(table_ptrs, mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
     modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
     added += tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
     if bias_ptr is not None:
@@ -262,12 +166,12 @@ def patch_embed_kernel(
     for step in range(0, CHANNELS * STEPS):
         channel, first_row = step // STEPS, step % STEPS * STEP_ROWS
         if RAGGED:
-            pixels = _load_bytes(patch_ptrs, pitch, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
+            pixels = load_bytes(patch_ptrs, pitch, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS)
         else:
-            pixels = _load_pixels(
+            pixels = load_pixels(
                 patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
             )
-        weight = _load_weight(
+        weight = load_weight(
             weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS, STRIDE_C, STRIDE_ROW
         )
         pixels = pixels.to(weight.dtype)
