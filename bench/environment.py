@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -40,7 +41,12 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit that the sources are at, with "+changes" where they differ from it; "unknown" outside a checkout."""
+    """The commit that the sources are at, with "+changes" where they differ from it; "unknown" outside a checkout.
+
+    VILT_FAST_COMMIT names it where the sources were copied without their history.
+    """
+    if os.environ.get("VILT_FAST_COMMIT"):
+        return os.environ["VILT_FAST_COMMIT"]
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -48,6 +54,8 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
+        # Installed below someone else's checkout, these sources are not part of it.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         # Results are written into the checkout, so they do not count as a change of what was measured.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/bench/results", ":!/README.md")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")

@@ -80,7 +80,7 @@ def encoder_calls(
     def call() -> Tensor:
         with vilt_fast.backend(backend):
             x, _, _ = model.vilt.encoder(tokens, layout, None, False, False)
-            return model._logits(Encoded(layout, x[layout.first], [], []))
+            return model.logits(Encoded(layout, x[layout.first], [], []))
 
     return [graphed(call, case.device) if graphs else call]
 

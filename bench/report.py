@@ -86,15 +86,25 @@ def _table(rows: Rows) -> str:
     timed = sorted((row for row in timed if "at most" not in row["shape"]), key=_order)
     if not timed:
         return ""
-    lines = ["| B | contestant | dtype | ms | 20 to 80 % | pairs/s | of matmul peak | error |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    lines = ["| B | contestant | dtype | ms | 20 to 80 % | pairs/s | times transformers | of matmul peak | error |"]
+    lines.append("| --- " * 9 + "|")
     for row in timed:
         name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
         spread = f"{row['p20_ms']:.3g} to {row['p80_ms']:.3g}"
-        cells = (row["batch"], name, row["dtype"], f"{row['median_ms']:.3g}", spread,
-                 f"{row['pairs_per_s']:.4g}", f"{100 * row['matmul_share']:.0f} %", f"{row['error']:.0e}")  # fmt: skip
+        times, share = _times_transformers(row, timed), f"{100 * row['matmul_share']:.0f} %"
+        speed, error = f"{row['pairs_per_s']:.4g}", f"{row['error']:.0e}"
+        cells = (row["batch"], name, row["dtype"], f"{row['median_ms']:.3g}", spread, speed, times, share, error)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _times_transformers(row: dict[str, Any], rows: Rows) -> str:
+    """Against eager transformers on the same batch in the same dtype and the same run; empty where it did not run."""
+    for other in rows:
+        same = all(row[name] == other[name] for name in ("batch", "dtype", "scope"))
+        if same and other["contestant"] in ("transformers eager", "transformers, PIL processor"):
+            return f"{row['pairs_per_s'] / other['pairs_per_s']:.2f}"
+    return ""
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -2,7 +2,8 @@
 # Everything that a GPU has to say, in about ten minutes: the kernels beside their references, the tests marked gpu, the
 # ablation, every suite, and the README's section. What does not fit into MINUTES is filed as "not run".
 #
-#     bench/run_gpu.sh [OUT]          PYTHON=.venv/bin/python MINUTES=6 bench/run_gpu.sh
+#     pip install -e '.[test]' && bench/run_gpu.sh
+#     PYTHON=.venv/bin/python MINUTES=6 bench/run_gpu.sh OUT
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,9 +14,9 @@ vilt_fast() { "$PYTHON" -m vilt_fast.cli "$@"; }
 
 "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"'
 mkdir -p "$OUT"
-vilt_fast env | tee "$OUT/environment.txt"
+vilt_fast env
 vilt_fast check | tee "$OUT/check.txt"
-"$PYTHON" -m pytest -q -m gpu tests | tee "$OUT/gpu_tests.txt"
+"$PYTHON" -m pytest -q -m gpu tests | tee /dev/stderr | tail -n 1 >"$OUT/gpu_tests.txt"
 vilt_fast ablate --minutes 1 --out "$OUT"
 vilt_fast bench --suite all --minutes "$MINUTES" --out "$OUT"
 if [ "$OUT" = bench/results ]; then

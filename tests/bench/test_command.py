@@ -35,6 +35,17 @@ def test_compare(tmp_path, capsys):
     assert "slower" in captured.out and "1 regressions beyond noise" in captured.err
 
 
+def test_a_wrong_answer_fails_the_command_after_filing(tmp_path, capsys, monkeypatch):
+    from vilt_fast.bench import verify
+
+    monkeypatch.setattr(verify, "relative_error", lambda got, wanted: 0.9)
+    arguments = ["--quick", "--device", "cpu", "--batch", "1", "--out", str(tmp_path)]
+    assert main(["bench", "--suite", "latency", *arguments]) == 2
+    assert "wrong answers, not timed: transformers eager (vqa-mix)" in capsys.readouterr().err
+    (path,) = tmp_path.glob("latency_*.json")
+    assert not any(row["median_ms"] for row in results.read(path)["rows"])
+
+
 def test_ablate(tmp_path, capsys):
     arguments = ["--only", "packing,uint8,attention", "--without", "attention", "--device", "cpu"]
     assert main(["ablate", "--quick", *arguments, "--out", str(tmp_path)]) == 0

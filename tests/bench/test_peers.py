@@ -99,3 +99,9 @@ def test_names_are_unique():
     assert {"transformers + torch.compile", "packed varlen_attn + max-autotune", "padded SDPA, cuDNN"} <= {
         one.name for one in everybody
     }
+
+
+def test_compiled_peers_of_a_case_fit_torchs_cache():
+    """torch.compile falls back to eager silently beyond so many versions of one function."""
+    compiled = [one for one in peers.encoder_peers(FP32) if one.compiles]
+    assert 0 < len(compiled) <= torch._dynamo.config.recompile_limit

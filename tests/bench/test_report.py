@@ -64,7 +64,7 @@ def checkout(tmp_path):
 def test_section_holds_wins_and_losses(checkout):
     text = report.section(report.load(checkout))
     assert report.NOT_MEASURED not in text
-    assert "| 64 | **vilt_fast kernels** | bfloat16 | 6 | 5.88 to 6.12 | 1.067e+04 |" in text
+    assert "| 64 | **vilt_fast kernels** | bfloat16 | 6 | 5.88 to 6.12 | 1.067e+04 | 9.67 | 42 % | 8e-03 |" in text
     assert "quick" not in text
     loss = text.split("Where a peer is faster than we are:")[1]
     assert "packed varlen_attn 0.6 ms, vilt_fast kernels 0.7 ms" in loss and loss.count("\n- ") == 1

@@ -43,7 +43,12 @@ def test_environment_names_what_matters():
     found = environment(torch.device("cpu"))
     assert found["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in found.values())
-    assert commit() == "unknown" or len(commit().split("+")[0]) == 12
+    assert found["commit"] == "unknown" or len(found["commit"].split("+")[0]) == 12
+
+
+def test_commit_can_be_named(monkeypatch):
+    monkeypatch.setenv("VILT_FAST_COMMIT", "abc")
+    assert commit() == "abc"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"suite": "x"}', "\x00"])

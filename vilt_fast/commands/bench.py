@@ -21,16 +21,18 @@ def bench(arguments: argparse.Namespace) -> None:
 
     plan = _plan(arguments)
     names = suites.SUITES if arguments.suite == "all" else (arguments.suite,)
+    every: list[Any] = []
     for name in names:
         print(f"{name}:")
         started = time.perf_counter()
-        rows = []
+        rows: list[Any] = []
         for some in suites.run_suite(name, plan):
             # Filed after every case, so that a run that is cut short keeps what it has measured.
             rows += some
             files = results.write(rows, name, plan.environment, arguments.out)
         print(f"  {len(rows)} rows in {time.perf_counter() - started:.0f} s: {files[0]}")
-        _end(rows)
+        every += rows
+    _end(every)
 
 
 def ablate(arguments: argparse.Namespace) -> None:
@@ -96,9 +98,13 @@ def _print_row(row: Any) -> None:
 
 
 def _end(rows: Sequence[Any]) -> None:
+    """Everything is filed by now; what went wrong still makes the command fail."""
     wrong = [f"{row.contestant} ({row.workload})" for row in rows if row.status.startswith("wrong")]
+    broken = [f"{row.contestant} ({row.workload})" for row in rows if row.is_ours and ": raised " in row.status]
     if wrong:
         raise ValueError(f"wrong answers, not timed: {', '.join(wrong)}")
+    if broken:
+        raise ValueError(f"raised an error, see the rows: {', '.join(broken)}")
 
 
 def _compare(before: str, after: str) -> None:
