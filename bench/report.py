@@ -21,8 +21,8 @@ RESULTS = "bench/results"
 START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
 END = "<!-- performance: end -->"
 NOT_MEASURED = "not measured yet"
-NO_GPU = f"""On a GPU: {NOT_MEASURED}. One command, `bench/run_gpu.sh`, checks the kernels, runs every suite in ten
-minutes of GPU time and files the results."""
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. One command, `bench/run_gpu.sh`, checks the kernels, runs every suite
+within a limit of minutes, and files the results."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
 `{RESULTS}` hold every row, with those that could not run and why."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to say, in about ten minutes: the kernels beside their references, the tests marked gpu, the
+# Everything that a GPU has to say, planned for ten minutes: the kernels beside their references, the tests marked gpu, the
 # ablation, every suite, and the README's section. What does not fit into MINUTES is filed as "not run".
 #
 #     pip install -e '.[test]' && bench/run_gpu.sh
