@@ -41,7 +41,19 @@ def _pyplot() -> Any:
     return plt
 
 
+def _plain_ticks(axes: Any) -> None:
+    """Numbers as they are read, 1,300 and not 1.3 x 10^3, on log axes too short for powers of ten."""
+    from matplotlib.ticker import FuncFormatter
+
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log" and low > 0 and high / low < 30:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
 def _save(figure: Any, path: Path, rows: Rows) -> None:
+    for axes in figure.axes:
+        _plain_ticks(axes)
     figure.tight_layout()
     metadata = {DIGEST: digest(rows), "Software": None}
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))

@@ -90,10 +90,10 @@ def _table(rows: Rows) -> str:
     lines.append("| --- " * 9 + "|")
     for row in timed:
         name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
-        spread = f"{row['p20_ms']:.3g} to {row['p80_ms']:.3g}"
+        spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
         times, share = _times_transformers(row, timed), f"{100 * row['matmul_share']:.0f} %"
         speed, error = f"{row['pairs_per_s']:.4g}", f"{row['error']:.0e}"
-        cells = (row["batch"], name, row["dtype"], f"{row['median_ms']:.3g}", spread, speed, times, share, error)
+        cells = (row["batch"], name, row["dtype"], _short(row['median_ms']), spread, speed, times, share, error)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -118,8 +118,8 @@ def _others(rows: Rows) -> str:
     for group in groups:
         ours, peer = _fastest(group)
         if ours is not None:
-            theirs = ("none could be checked", "") if peer is None else (peer["contestant"], f"{peer['median_ms']:.3g}")
-            mine = (ours["contestant"], f"{ours['median_ms']:.3g}")
+            theirs = ("none could be checked", "") if peer is None else (peer["contestant"], _short(peer['median_ms']))
+            mine = (ours["contestant"], _short(ours['median_ms']))
             cells = (ours["workload"], ours["batch"], ours["dtype"], *mine, *theirs)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     head = ["| workload | B | dtype | fastest of ours | ms | fastest peer | ms |", "| --- " * 7 + "|"]
@@ -152,7 +152,7 @@ def _waterfall(rows: Rows) -> str:
         if row["median_ms"]:
             times = "" if last is None else f"{last / row['median_ms']:.2f}"
             last = row["median_ms"]
-            cells = (row["contestant"], f"{last:.3g}", times, f"{row['error']:.0e}", row["note"])
+            cells = (row["contestant"], _short(last), times, f"{row['error']:.0e}", row["note"])
         else:
             cells = (row["contestant"], "", "", "", row["status"])
         lines.append("| " + " | ".join(cells) + " |")
@@ -209,8 +209,8 @@ def losses(rows: Rows) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 def _losses(rows: Rows) -> str:
     lines = [
-        f"- {peer['workload']}, {peer['shape']}, {peer['dtype']}: {peer['contestant']} {peer['median_ms']:.3g} ms, "
-        f"{ours['contestant']} {ours['median_ms']:.3g} ms"
+        f"- {peer['workload']}, {peer['shape']}, {peer['dtype']}: {peer['contestant']} {_short(peer['median_ms'])} ms, "
+        f"{ours['contestant']} {_short(ours['median_ms'])} ms"
         for ours, peer in losses(rows)
     ]
     return "Where a peer is faster than we are:\n\n" + "\n".join(lines) if lines else ""
@@ -273,6 +273,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     write_atomically(readme, replaced(text, section(by_device, drawn)))
     print(f"{sum(map(len, by_device.values()))} rows, plots: {', '.join(drawn) or 'none'}")
     return 0
+
+
+def _short(value: float) -> str:
+    """Three digits, and no exponent for large numbers."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 if __name__ == "__main__":
