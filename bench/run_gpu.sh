@@ -16,6 +16,12 @@ vilt_fast() { "$PYTHON" -m vilt_fast.cli "$@"; }
 mkdir -p "$OUT"
 vilt_fast env
 vilt_fast check | tee "$OUT/check.txt"
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        timeout 90 compute-sanitizer --tool "$tool" "$PYTHON" -m vilt_fast.cli check --small | tail -n 5 | tee "$OUT/$tool.txt" ||
+            echo "$tool: found something, or took longer than 90 s" | tee -a "$OUT/$tool.txt"
+    done
+fi
 "$PYTHON" -m pytest -q -m gpu tests | tee /dev/stderr | tail -n 1 >"$OUT/gpu_tests.txt"
 vilt_fast ablate --minutes 1 --out "$OUT"
 vilt_fast bench --suite all --minutes "$MINUTES" --out "$OUT"

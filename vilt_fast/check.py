@@ -50,17 +50,21 @@ class _Case:
         return function(*map(changed, self.arguments), **{key: changed(value) for key, value in self.options.items()})
 
 
-def check_kernels() -> Iterator[Row]:
+def check_kernels(*, small: bool = False) -> Iterator[Row]:
     """Run every kernel once for each dtype and compare it; small sizes in the interpreter, ViT-B's on a GPU.
+
+    Args:
+        small: the small sizes on a GPU too, for compute-sanitizer.
 
     Raises:
         RuntimeError: Triton is not installed, or was imported without its interpreter on a machine without a GPU.
     """
     device = _device()
+    large = device.type == "cuda" and not small
     from vilt_fast.kernels import tolerances
 
     for dtype in DTYPES:
-        for case in _cases(device, dtype, large=device.type == "cuda"):
+        for case in _cases(device, dtype, large=large):
             kernel, reference = _both(case.operation)
             wanted = case.call(reference, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
             rounded = case.call(reference, lambda tensor: tensor)
@@ -68,7 +72,7 @@ def check_kernels() -> Iterator[Row]:
             bound, _ = tolerances.bound(case.tolerance, wanted, rounded)
             error = (got.double() - wanted).abs().max().item()
             yield Row(case.tolerance, str(dtype).removeprefix("torch."), case.shape, error, bound)
-    yield _check_plan(device)
+    yield _check_plan(device, large=large)
     yield _check_resize(device)
 
 
@@ -175,11 +179,11 @@ def _embedding_cases(random: Callable[..., Tensor], device: torch.device, d: int
     yield _Case("patch_embed", "patch_embed", f"{shape}, bytes", (tokens, data, weight, *rest, *places), options)
 
 
-def _check_plan(device: torch.device) -> Row:
+def _check_plan(device: torch.device, *, large: bool) -> Row:
     """patch_sample gives integers: nothing may differ."""
     from vilt_fast.kernels.patch_sample import patch_sample
 
-    wanted, arguments = _plan(device, large=device.type == "cuda")
+    wanted, arguments = _plan(device, large=large)
     got = patch_sample(*arguments)
     different = sum(int((a != b).sum()) for a, b in zip(got, wanted, strict=True))
     return Row("patch_sample", "int32", f"{len(wanted.grid)} pairs", float(different), 0.0)

@@ -257,6 +257,7 @@ def _add_check(commands: argparse._SubParsersAction) -> None:
         "compare every kernel with its reference on this machine",
         "vilt-fast check",
     )
+    parser.add_argument("--small", action="store_true", help="small sizes on a GPU too, for compute-sanitizer")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -15,7 +15,7 @@ def check(arguments: argparse.Namespace) -> None:
     rows = []
     if not arguments.json:
         print(f"{'operation':<18}{'dtype':<10}{'error':>11}{'bound':>11}        shape")
-    for row in check_kernels():
+    for row in check_kernels(small=arguments.small):
         rows.append(row)
         if not arguments.json:
             verdict = "ok  " if row.passed else "FAIL"
