@@ -73,3 +73,9 @@ def test_files_that_are_none(tmp_path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=word):
             ViltConfig.from_pretrained(tmp_path)
+
+
+def test_the_dtype_of_an_older_file_is_not_written_again() -> None:
+    config = ViltConfig.from_dict({"model_type": "vilt", "dtype": "float16", "torch_dtype": "float16"})
+    written = json.loads(config.to_json_string(torch_dtype="float32"))
+    assert written["torch_dtype"] == "float32" and "dtype" not in written

@@ -200,6 +200,8 @@ class ViltConfig:
     def to_json_string(self, **written: Any) -> str:
         """The text of config.json; `written` are further keys."""
         content = {**self.to_dict(), **written, "vilt_fast_version": vilt_fast.__version__}
+        if "torch_dtype" in written:
+            content.pop("dtype", None)  # 5.x's name for it, of the file that was read: it may be another by now
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
     def save_pretrained(self, directory: str | Path) -> None:
