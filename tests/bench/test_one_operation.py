@@ -7,7 +7,7 @@ from vilt_fast import ops
 
 pytest.importorskip("pytest_benchmark", reason="the bench files of single operations use pytest-benchmark")
 pytest.importorskip("triton", reason="the kernels need Triton")
-from vilt_fast.bench import layer_norm, linear, one_operation  # noqa: E402
+from vilt_fast.bench import layer_norm, linear, one_operation, resize  # noqa: E402
 
 COLUMNS = {"commit", "device", "torch", "triton", "dtype", "shape", "launches", "error", "contestant"}
 
@@ -39,3 +39,16 @@ def test_names_of_products_fit_the_cases(product) -> None:
     case = one_operation.find("linear", product, torch.device("cpu"))
     words = linear.PRODUCTS[product]
     assert ("residual" in words, "GELU" in words) == ("residual" in case.operation, "GELU" in case.operation)
+
+
+@pytest.mark.parametrize("contestant", resize.CONTESTANTS)
+def test_resize(benchmark, contestant) -> None:
+    resize.test_resize(benchmark, contestant)
+    assert "2 pictures" in benchmark.group or torch.cuda.is_available()
+
+
+def test_a_wrong_resize_is_not_timed(benchmark, monkeypatch) -> None:
+    monkeypatch.setitem(resize.CONTESTANTS, "Pillow", (lambda p, s: [255 - x for x in resize._pillow(p, s)], 0))
+    with pytest.raises(AssertionError, match="not timed"):
+        resize.test_resize(benchmark, "Pillow")
+    benchmark(int)
