@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vilt_fast.bench import flops, verify
 from vilt_fast.bench.workloads import Workload
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.models.vilt import ViltForImagesAndTextClassification, ViltForQuestionAnswering
 from vilt_fast.packing import Layout

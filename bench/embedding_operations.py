@@ -13,7 +13,7 @@ from vilt_fast.bench import flops
 from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.operations import EPS, OperationCase
 from vilt_fast.bench.workloads import Workload
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.reference.patch_embed import patch_embed as reference_patch_embed
 from vilt_fast.reference.patch_sample import Plan
 from vilt_fast.reference.patch_sample import patch_sample as reference_patch_sample

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 
 
 class Cost(NamedTuple):

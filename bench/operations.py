@@ -17,7 +17,7 @@ from vilt_fast.bench import flops, timing, verify
 from vilt_fast.bench.contestant import Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.workloads import Workload
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 
 EPS = 1e-12
 

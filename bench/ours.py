@@ -44,7 +44,7 @@ def bucketed_calls(
         raise Unavailable("needs a GPU: CUDA graphs")
     if case.workload.pictures > 1:
         raise Unavailable("the engine takes one picture a text")
-    from vilt_fast.engine.graphs import Bucketed, Limits, make_plan
+    from vilt_fast.frozen.graphs import Bucketed, Limits, make_plan
 
     model = case.model(dtype) if model is None else model
     config, patch = model.config, case.config.patch_shape[0]

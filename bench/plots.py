@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 
 Rows = Sequence[dict[str, Any]]
 

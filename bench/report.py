@@ -14,7 +14,7 @@ from typing import Any
 
 from vilt_fast.bench import results
 from vilt_fast.bench.plots import DIGEST, PLOTS, digest
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "bench/results"

@@ -11,7 +11,7 @@ from typing import Any
 
 from vilt_fast.bench.contestant import Row
 from vilt_fast.bench.environment import file_stem
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 
 # What names a measurement: rows of two files with the same key are compared.
 KEY = ("suite", "workload", "scope", "contestant", "dtype", "batch", "model", "tokens")

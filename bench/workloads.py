@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.processing.sizes import resize_size
 
 # (height, width) of COCO-like pictures before resizing, and how many of a hundred have it.

@@ -170,41 +170,67 @@ def layer_of(path: Path) -> str:
     return module_name(path).split(".")[1] if module_name(path).count(".") else "__init__"
 
 
-# Triton's interpreter keeps its blocks as NumPy arrays, so mending it for tests takes NumPy.
-MENDS_INTERPRETER = "vilt_fast.kernels.interpreter"
+MODULES = {module_name(path) for path in SOURCES} - {"vilt_fast"}
+# Triton's interpreter keeps its blocks as NumPy arrays, so patching it for tests takes NumPy.
+PATCHES_INTERPRETER = "vilt_fast.kernels.interpreter"
 STANDARD = set(sys.stdlib_module_names) | {"__future__"}
-# What each room may not import. Arrows: cli -> engine, retrieval, demo -> models -> layers -> ops -> both backends.
-ABOVE = {
-    "ops": ("layers", "models", "engine", "retrieval", "demo", "commands", "cli", "processing", "checkpoints"),
-    "layers": ("models", "engine", "retrieval", "demo", "commands", "cli", "processing", "checkpoints"),
-    "models": ("engine", "retrieval", "demo", "commands", "cli", "processing"),
-    "engine": ("demo", "commands", "cli"),
-    "retrieval": ("demo", "commands", "cli"),
-    "demo": ("commands", "cli"),
-    "processing": ("layers", "models", "engine", "retrieval", "demo", "commands", "cli"),
+# Which rooms each room may import, beside itself; bench and tests import anything.
+#   cli -> commands -> demo -> engine -> frozen -> models -> layers -> ops -> kernels | reference -> contracts
+PLUMBING = ("packing", "pixels", "ops", "contracts", "configs", "checkpoints")
+ARROWS = {
+    "contracts": (),
+    "checkpoints": (),
+    "configs": ("checkpoints",),
+    "pixels": (),
+    "reference": ("contracts",),
+    "kernels": ("contracts",),
+    "ops": ("kernels", "reference", "contracts"),
+    "packing": ("ops", "contracts"),
+    "layers": (*PLUMBING, "reference"),
+    "models": (*PLUMBING, "layers"),
+    "processing": PLUMBING,
+    "frozen": (*PLUMBING, "layers", "models", "reference"),
+    "engine": (*PLUMBING, "frozen", "models", "processing"),
+    "demo": (*PLUMBING, "engine", "models", "processing"),
+    "commands": (*PLUMBING, "bench", "demo", "engine", "frozen", "kernels", "models", "processing"),
+    "cli": ("commands",),
 }
+# What rooms may import from elsewhere, where that is limited.
+LIBRARIES = {"contracts": ("torch", "numpy"), "reference": ("torch",), "kernels": ("torch", "triton")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+@pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(p) not in ("bench", "__init__")], ids=module_name)
 def test_arrows(path):
     room, names = layer_of(path), imports_of(path)
     outside = {name for name in names if not is_inside(name, "vilt_fast") and name.split(".")[0] not in STANDARD}
-    inside = {name for name in names if is_inside(name, "vilt_fast")}
-    if room == "reference":
-        assert all(is_inside(name, "torch") for name in outside), outside
-        assert all(is_inside(name, "vilt_fast.reference") for name in inside), inside
-    elif room == "kernels":
-        allowed = ("torch", "triton", *(("numpy",) if module_name(path) == MENDS_INTERPRETER else ()))
-        assert all(is_inside(name, *allowed) for name in outside), outside
-        assert all(is_inside(name, "vilt_fast.kernels") for name in inside), inside
-    elif room != "bench":
-        # Tuning measures kernels, so it needs Triton; it imports it inside its functions (see the next test).
-        refused = ("transformers",) if room == "tune" else ("transformers", "triton")
-        assert not any(is_inside(name, *refused) for name in outside), outside
-        if room not in ("cli", "commands"):
-            assert not any(is_inside(name, "vilt_fast.bench") for name in inside), inside
-        above = [f"vilt_fast.{name}" for name in ABOVE.get(room, ())]
-        assert not any(is_inside(name, *above) for name in inside), inside
+    # `vilt_fast` itself is its version and names that are imported when they are first used.
+    inside = {name for name in names if is_inside(name, "vilt_fast") and name in MODULES}
+    allowed = [f"vilt_fast.{name}" for name in (room, *ARROWS[room])]
+    assert all(is_inside(name, *allowed) for name in inside), inside
+    if room in LIBRARIES:
+        patches = ("numpy",) if module_name(path) == PATCHES_INTERPRETER else ()
+        assert all(is_inside(name, *LIBRARIES[room], *patches) for name in outside), outside
+    else:
+        assert not any(is_inside(name, "transformers", "triton") for name in outside), outside
+
+
+def test_no_import_circle():
+    """No module imports itself by way of others, not even inside a function or for a type checker."""
+    # The packages around a module are there before it: naming them imports nothing.
+    graph = {
+        name: {other for other in imports_of(path) & MODULES if not is_inside(name, other)}
+        for path in SOURCES
+        if (name := module_name(path)) in MODULES
+    }
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, {name: sorted(imported & graph.keys()) for name, imported in graph.items()}
+
+
+def test_few_modules_stand_at_the_root():
+    """Eight at most, `__init__.py` counted: everything else is in a room."""
+    assert len(list((ROOT / "vilt_fast").glob("*.py"))) <= 8
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if layer_of(p) not in ("kernels", "bench")], ids=module_name)

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from vilt_fast.config import ViltConfig
+    from vilt_fast.configs.vilt import ViltConfig
     from vilt_fast.engine import Engine
     from vilt_fast.models.vilt import (
         ViltForImageAndTextRetrieval,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # for editors and type checkers
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ViltConfig": "config",
+    "ViltConfig": "configs.vilt",
     "ViltModel": "models.vilt",
     "ViltForImageAndTextRetrieval": "models.vilt",
     "ViltForImageTextMatching": "models.vilt",
@@ -51,7 +51,8 @@ _HOMES = {
     "BertTokenizerFast": "processing.text",
 }
 _ROOMS = (
-    *("bench", "config", "demo", "engine", "kernels", "models", "ops", "packing", "pixels", "processing", "reference"),
+    *("bench", "checkpoints", "configs", "demo", "engine", "frozen", "kernels", "models", "ops", "packing", "pixels"),
+    *("processing", "reference"),
 )
 
 __all__ = [

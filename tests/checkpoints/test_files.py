@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vilt_fast import files
+from vilt_fast.checkpoints import files
 
 
 def test_bytes_text_and_a_function(tmp_path):

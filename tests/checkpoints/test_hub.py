@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import vilt_fast
-from vilt_fast.hub import find_file, is_hub_id
+from vilt_fast.checkpoints.hub import find_file, is_hub_id
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_download_that_breaks_off_leaves_no_file(hub_server, model_on_hub, mon
 
 SCRIPT = """
 import sys
-from vilt_fast.hub import find_file
+from vilt_fast.checkpoints.hub import find_file
 print("huggingface_hub" in sys.modules)
 for name in sys.argv[1:]:
     try:

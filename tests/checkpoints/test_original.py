@@ -205,7 +205,7 @@ def test_eps_matters_to_this_test():
 def test_the_configuration(tmp_path):
     for task, name in TASKS.items():
         torch.save(checkpoint(Original(task), hyper_parameters=hyper_parameters()), tmp_path / "vilt.ckpt")
-        config = checkpoints.read_original_config(tmp_path / "vilt.ckpt")
+        config = vilt_fast.ViltConfig(**checkpoints.read_original_config(tmp_path / "vilt.ckpt"))
         wanted = dict(
             vocab_size=WORDS, type_vocab_size=2, modality_type_vocab_size=3 if task == "nlvr2" else 2,
             max_position_embeddings=LENGTH, hidden_size=HIDDEN, num_hidden_layers=DEPTH, num_attention_heads=HEADS,
@@ -225,7 +225,7 @@ def test_weights_alone_have_heads_of_64(tmp_path):
     state = Original("itm").state_dict()
     wide = {name: _widen(name, tensor) for name, tensor in state.items()}
     torch.save({"state_dict": wide}, tmp_path / "vilt.ckpt")
-    config = checkpoints.read_original_config(tmp_path / "vilt.ckpt")
+    config = vilt_fast.ViltConfig(**checkpoints.read_original_config(tmp_path / "vilt.ckpt"))
     assert (config.hidden_size, config.num_attention_heads, config.hidden_dropout_prob) == (128, 2, 0.0)
     torch.save(state, tmp_path / "small.ckpt")  # a bare state dict, 32 wide
     with pytest.raises(ValueError, match=r"small\.ckpt: the number of attention heads .* give config="):
@@ -263,7 +263,7 @@ def test_the_head_counts_that_a_vit_name_fixes(tmp_path):
     for fields, heads in (({"vit": "vit_small_patch16_224"}, 8), ({"vit": "vit_base_patch32_384"}, HEADS),
                           ({"num_heads": 16}, 16)):
         torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(**fields)), tmp_path / "vilt.ckpt")
-        assert checkpoints.read_original_config(tmp_path / "vilt.ckpt").num_attention_heads == heads
+        assert checkpoints.read_original_config(tmp_path / "vilt.ckpt")["num_attention_heads"] == heads
     torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(num_heads=5)), tmp_path / "vilt.ckpt")
     with pytest.raises(ValueError, match="hidden size 32 cannot be told .hyper_parameters say 5"):
         checkpoints.read_original_config(tmp_path / "vilt.ckpt")

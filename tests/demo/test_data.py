@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilt_fast.demo.data import ASPECTS, COLORS, SHAPES, SPLITS, make_sample, make_scene, render, stream
+from vilt_fast.demo.data import SPLITS, make_sample, render, stream
 from vilt_fast.demo.drawing import RGB, outline
 from vilt_fast.demo.questions import ANSWERS, KINDS, ask
+from vilt_fast.demo.scene import ASPECTS, COLORS, SHAPES, make_scene
 from vilt_fast.demo.vocabulary import SPECIAL, vocabulary
 
 COLOR, SHAPE = "|".join(COLORS), "|".join(SHAPES)

@@ -7,10 +7,11 @@ import torch
 
 from vilt_fast.demo import batches as batches_module
 from vilt_fast.demo.batches import THING_CLASSES, make_round
-from vilt_fast.demo.data import COLORS, SHAPES, make_sample
+from vilt_fast.demo.data import make_sample
 from vilt_fast.demo.dense import dense_forward
 from vilt_fast.demo.evaluate import evaluate
 from vilt_fast.demo.questions import ANSWERS
+from vilt_fast.demo.scene import COLORS, SHAPES
 from vilt_fast.demo.train import Recipe, answer_loss, make_model, make_processor, train
 
 TINY = Recipe(

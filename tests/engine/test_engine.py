@@ -10,7 +10,7 @@ from PIL import Image
 
 import vilt_fast
 from vilt_fast.engine import Answer, Engine, Filled
-from vilt_fast.results import fill_masks
+from vilt_fast.engine.results import fill_masks
 
 TIMEOUT_S = 60
 # float64 inside, rounded to float32 at the end.

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import vilt_fast
 from vilt_fast.engine import Engine
-from vilt_fast.engine.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, make_plan, max_pairs
 from vilt_fast.engine.vilt import largest
+from vilt_fast.frozen.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, make_plan, max_pairs
 from vilt_fast.processing.sizes import resize_size
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

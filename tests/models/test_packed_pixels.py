@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast import ops
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models import vilt
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.packing import Layout

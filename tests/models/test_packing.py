@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from vilt_fast import ops
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering, ViltModel
 from vilt_fast.packing import Layout
 from vilt_fast.reference import vilt as paper

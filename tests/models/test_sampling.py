@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForImagesAndTextClassification, ViltModel
 from vilt_fast.packing import Layout
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 
 KEY = "vilt.encoder.layer.0.attention.attention.key.weight"

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models import vilt
 
 CONFIG = dict(

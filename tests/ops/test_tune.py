@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from vilt_fast import tune as module
+from vilt_fast.bench import tune as module
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 from vilt_fast.kernels import launch, linear  # noqa: E402

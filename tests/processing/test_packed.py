@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vilt_fast import BertTokenizer, ViltImageProcessor, ViltProcessor, demo, ops
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 from vilt_fast.pixels import PackedPixels
 from vilt_fast.processing import packed as packing

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.commands.attended import attended_patches
 from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
 from vilt_fast.commands.loading import check_folder, load, open_picture, prepare, print_json
 from vilt_fast.commands.train import print_scores
-from vilt_fast.files import write_atomically
-from vilt_fast.results import answer_chances, make_answer
+from vilt_fast.engine.results import answer_chances, make_answer
 
 
 def demo(arguments: argparse.Namespace) -> None:

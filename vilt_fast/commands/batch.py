@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.commands.loading import load
-from vilt_fast.results import Answer
+from vilt_fast.engine.results import Answer
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _FIRST = b'{"image":'  # how every line of the output starts

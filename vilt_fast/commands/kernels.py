@@ -10,7 +10,7 @@ from typing import Any
 
 def check(arguments: argparse.Namespace) -> None:
     """Print one line a kernel and dtype: its error, the bound, and whether it is within."""
-    from vilt_fast.check import check_kernels
+    from vilt_fast.bench.check import check_kernels
 
     rows = []
     if not arguments.json:
@@ -49,7 +49,7 @@ _NO_SPILLS = ("sm80", "sm90")
 def tune(arguments: argparse.Namespace) -> None:
     """Measure a short list of tiles for each kernel on this GPU and write the table that launchers read."""
     _need_triton()
-    from vilt_fast.tune import tune as measure
+    from vilt_fast.bench.tune import tune as measure
 
     print(measure(directory=arguments.out))
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vilt_fast
-from vilt_fast.hub import find_file
+from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.processing.pictures import load_picture
 
 DTYPES = {

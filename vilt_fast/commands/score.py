@@ -7,7 +7,7 @@ import argparse
 import torch
 
 from vilt_fast.commands.loading import load, open_picture, prepare, print_json
-from vilt_fast.results import fill_masks, match_scores
+from vilt_fast.engine.results import fill_masks, match_scores
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from vilt_fast.processing.processor import ViltProcessor
 
-from .data import COLORS, SHAPES, Scene, Thing, make_sample
+from .data import make_sample
 from .questions import ANSWERS
+from .scene import COLORS, SHAPES, Scene, Thing
 
 THING_CLASSES = 1 + len(SHAPES) * len(COLORS)  # 0: no thing's middle lies in this patch
 MENTION_CLASSES = 3  # not meant by the question, meant by its first name, by its second

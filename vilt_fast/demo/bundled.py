@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 
 from .data import Sample, make_sample
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image, ImageDraw
 
-if TYPE_CHECKING:
-    from .data import Scene, Thing
+from .scene import Scene, Thing
 
 RGB = {
     "red": (214, 40, 44),
@@ -20,8 +17,6 @@ RGB = {
     "white": (246, 246, 244),
     "black": (26, 26, 30),
 }
-GROUNDS = ("noise", "clouds", "stripes", "gradient", "checks", "dots")
-OUTER_RADIUS = {"circle": 1.0, "square": 1.22, "triangle": 1.32, "star": 1.35, "heart": 1.25}  # in units of size
 SUPERSAMPLING = 4
 
 

@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .data import Scene, Thing
+from .scene import COLORS, SHAPES, Scene, Thing
 
 KINDS = ("color", "shape", "count", "position", "existence", "comparison")
-SHAPE_NAMES = ("circle", "square", "triangle", "star", "heart")
-COLOR_NAMES = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 SIDES = ("left", "right", "above", "below")
-ANSWERS = ("yes", "no", *map(str, range(6)), *COLOR_NAMES, *SHAPE_NAMES, *CORNERS, "center", *SIDES)
+ANSWERS = ("yes", "no", *map(str, range(6)), *COLORS, *SHAPES, *CORNERS, "center", *SIDES)
 CLEAR_STEP = 0.16  # two things stand left-right or above-below of each other from this distance, in shorter sides
 CLEAR_RATIO = 1.35  # one thing is bigger than another from this ratio of sizes
 NOUNS = ("shape", "object", "thing")
@@ -94,8 +90,8 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _descriptions() -> list[tuple[str, Callable[[Thing], bool]]]:
     """Plural words for a set of things, with the test of membership."""
-    shapes = [(f"{s}s", lambda t, s=s: t.shape == s) for s in SHAPE_NAMES]
-    colors = [(f"{c} {{n}}s", lambda t, c=c: t.color == c) for c in COLOR_NAMES]
+    shapes = [(f"{s}s", lambda t, s=s: t.shape == s) for s in SHAPES]
+    colors = [(f"{c} {{n}}s", lambda t, c=c: t.color == c) for c in COLORS]
     return shapes + colors
 
 
@@ -191,9 +187,9 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
     both = {(t.color, t.shape) for t in scene.things}
     answer, what = _pick(rng, ("yes", "no")), _pick(rng, ("shape", "color", "both", "both"))
     if what == "shape":
-        options = [("", s) for s in SHAPE_NAMES if (s in shapes) == (answer == "yes")]
+        options = [("", s) for s in SHAPES if (s in shapes) == (answer == "yes")]
     elif what == "color":
-        options = [(c, _pick(rng, NOUNS)) for c in COLOR_NAMES if (c in colors) == (answer == "yes")]
+        options = [(c, _pick(rng, NOUNS)) for c in COLORS if (c in colors) == (answer == "yes")]
     elif answer == "yes":
         options = sorted(both)
     else:
@@ -210,7 +206,7 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def _absent_pairs(shapes: set[str], colors: set[str], both: set[tuple[str, str]]) -> list[tuple[str, str]]:
     """Absent (color, shape) pairs; the near misses, whose colour or shape is there, come up more often."""
-    absent = [(c, s) for c in COLOR_NAMES for s in SHAPE_NAMES if (c, s) not in both]
+    absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in both]
     near = [(c, s) for c, s in absent if c in colors and s in shapes]
     half = [(c, s) for c, s in absent if (c in colors) != (s in shapes)]
     return near * 6 + half * 2 + absent
@@ -226,7 +222,7 @@ def _ask_comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _ask_more(scene: Scene, rng: np.random.Generator) -> Question | None:
-    group = _DESCRIPTIONS[: len(SHAPE_NAMES)] if rng.random() < 0.6 else _DESCRIPTIONS[len(SHAPE_NAMES) :]
+    group = _DESCRIPTIONS[: len(SHAPES)] if rng.random() < 0.6 else _DESCRIPTIONS[len(SHAPES) :]
     counted = [(words, [t for t in scene.things if holds(t)]) for words, holds in group]
     word, sign = _pick(rng, (("more", 1), ("fewer", -1)))
     answer = _pick(rng, ("yes", "no"))

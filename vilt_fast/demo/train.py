@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vilt_fast.config import ViltConfig
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.processor import ViltProcessor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from .questions import COLOR_NAMES, SHAPE_NAMES
+from .scene import COLORS, SHAPES
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Every word that a question uses, beside the names of shapes and colours.
@@ -17,7 +17,7 @@ WORDS = (
 
 def vocabulary() -> list[str]:
     """The word pieces in the order of their ids: special tokens, words, then letters and digits to spell the rest."""
-    names = [*SHAPE_NAMES, *(f"{name}s" for name in SHAPE_NAMES), *COLOR_NAMES]
+    names = [*SHAPES, *(f"{name}s" for name in SHAPES), *COLORS]
     letters = [c for c in string.ascii_lowercase if c != "a"]  # "a" is a word
     spelled = [*letters, *string.digits]
     pieces = [f"##{c}" for c in string.ascii_lowercase + string.digits]

@@ -8,6 +8,6 @@
 """
 
 from vilt_fast.engine.engine import Engine, Stats
-from vilt_fast.results import Answer, Filled
+from vilt_fast.engine.results import Answer, Filled
 
 __all__ = ["Answer", "Engine", "Filled", "Stats"]

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
-from vilt_fast.engine.graphs import max_pairs
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts
 from vilt_fast.engine.vilt import ViltStages, own_model
+from vilt_fast.frozen.graphs import max_pairs
 from vilt_fast.models.vilt import (
     ViltForImageAndTextRetrieval,
     ViltForImageTextMatching,

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilt_fast.engine.graphs import Bucket, Bucketed, Limits, Plan, compute_logits, make_plan, to_device
+from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
+from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, Plan, compute_logits, make_plan, to_device
 from vilt_fast.processing.pictures import load_picture, quantise
 from vilt_fast.processing.sizes import resize_size, target_size
-from vilt_fast.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 
 
 class Loaded(NamedTuple):

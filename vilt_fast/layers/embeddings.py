@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast import ops
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import PackedPixels, fold_normalisation
 

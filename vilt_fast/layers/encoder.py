@@ -11,7 +11,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from vilt_fast import ops
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.activations import resolve
 from vilt_fast.layers.projection import is_plain, normalise, project
 from vilt_fast.packing import Layout

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vilt_fast import checkpoints
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -144,8 +144,7 @@ def _read_config(config_class: Any, name_or_path: str | Path, hub: dict[str, Any
     if unknown:
         raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(unknown)}")
     if Path(name_or_path).suffix == ".ckpt":
-        found = checkpoints.read_original_config(name_or_path)
-        return config_class.from_dict(found.to_dict(), **overrides)
+        return config_class.from_dict(checkpoints.read_original_config(name_or_path), **overrides)
     if Path(name_or_path).is_file():
         name_or_path = Path(name_or_path).parent
     return config_class.from_pretrained(name_or_path, **hub, **overrides)

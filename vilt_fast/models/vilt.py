@@ -17,7 +17,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vilt_fast.config import ViltConfig
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.embeddings import ViltEmbeddings
 from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.files import stage
-from vilt_fast.hub import find_file
+from vilt_fast.checkpoints.files import stage
+from vilt_fast.checkpoints.hub import find_file
 
 # Arguments that every from_pretrained takes: those of `find_file`, and a folder of the directory or repository.
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")

@@ -11,14 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from vilt_fast import original
-from vilt_fast.files import Content, publish, stage_all
-from vilt_fast.weight_files import (
+from vilt_fast.checkpoints import vilt as original
+from vilt_fast.checkpoints.files import Content, publish, stage_all
+from vilt_fast.checkpoints.weight_files import (
     SAFE_NAME,
     TORCH_NAME,
     WEIGHT_NAMES,
@@ -31,9 +31,6 @@ from vilt_fast.weight_files import (
     split,
     write_tensors,
 )
-
-if TYPE_CHECKING:
-    from vilt_fast.config import ViltConfig
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +100,8 @@ def stored_dtype(name_or_path: str | os.PathLike[str], **hub: Any) -> torch.dtyp
         return next((t.dtype for t in stored.tensors.values() if t.dtype in _FLOATS), torch.float32)
 
 
-def read_original_config(path: str | os.PathLike[str]) -> ViltConfig:
-    """The configuration that belongs to a `.ckpt` of the original repository.
+def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the configuration that belongs to a `.ckpt` of the original repository, for `ViltConfig(**fields)`.
 
     Sizes come from its tensors; the number of heads and the dropout from its hyperparameters, or hidden_size / 64
     and 0. The encoder's LayerNorm eps is 1e-6, as it was trained.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import vilt_fast
-from vilt_fast.files import write_atomically
-from vilt_fast.hub import find_file
+from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.checkpoints.hub import find_file
 
 # Keys that transformers writes about itself, not about the model.
 _BOOKKEEPING = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "architectures", "model_type")

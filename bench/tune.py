@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilt_fast.files import write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 
 # Rows of 1, 8, 64 and 256 pairs of 211 tokens, one in each size class.
 ROWS = (226, 1688, 13504, 53831)

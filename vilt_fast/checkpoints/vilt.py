@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from vilt_fast.config import ViltConfig
-from vilt_fast.weight_files import StoredTensor, StoredWeights, listing
+from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, listing
 
 _BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."
 _RENAMED = tuple(
@@ -100,8 +99,8 @@ def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {f"rank_output.{kind}": replace(_rows(source, 1, 2), derived=True) for kind, source in sources.items()}
 
 
-def infer_config(stored: StoredWeights) -> ViltConfig:
-    """The configuration of an original checkpoint: sizes from its tensors, the rest from its hyperparameters.
+def infer_config(stored: StoredWeights) -> dict[str, Any]:
+    """The fields of ViltConfig of an original checkpoint: sizes from its tensors, the rest from its hyperparameters.
 
     `max_image_length` stays -1: the original's 200 is a training setting that would sample patches at inference.
 
@@ -116,15 +115,15 @@ def infer_config(stored: StoredWeights) -> ViltConfig:
         )
     sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
     dropout = hyper.get("drop_rate")
-    return ViltConfig(
+    return {
         **sizes,
         **_task(shapes),
-        num_attention_heads=_num_heads(sizes["hidden_size"], hyper, stored),
-        hidden_dropout_prob=float(dropout) if isinstance(dropout, int | float) else 0.0,
-        layer_norm_eps=1e-12,
-        encoder_layer_norm_eps=1e-6,
-        tie_word_embeddings=False,
-    )
+        "num_attention_heads": _num_heads(sizes["hidden_size"], hyper, stored),
+        "hidden_dropout_prob": float(dropout) if isinstance(dropout, int | float) else 0.0,
+        "layer_norm_eps": 1e-12,
+        "encoder_layer_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
 
 
 def _sizes(shapes: dict[str, tuple[int, ...]], stored: StoredWeights) -> dict[str, Any]:
@@ -180,18 +179,19 @@ def _num_heads(hidden_size: int, hyper: dict[str, Any], stored: StoredWeights) -
 def _task(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class that the heads are for, and its labels."""
     if "nlvr2_classifier.3.weight" in shapes:
-        labels = {0: "False", 1: "True"} if shapes["nlvr2_classifier.3.weight"][0] == 2 else None
-        return {
-            "architectures": ["ViltForImagesAndTextClassification"],
-            "num_images": 2,
-            "id2label": labels,
-            "num_labels": shapes["nlvr2_classifier.3.weight"][0],
-        }
+        count = shapes["nlvr2_classifier.3.weight"][0]
+        labels = {0: "False", 1: "True"} if count == 2 else _unnamed_labels(count)
+        return {"architectures": ["ViltForImagesAndTextClassification"], "num_images": 2, "id2label": labels}
     if "vqa_classifier.3.weight" in shapes:
-        return {"architectures": ["ViltForQuestionAnswering"], "num_labels": shapes["vqa_classifier.3.weight"][0]}
+        labels = _unnamed_labels(shapes["vqa_classifier.3.weight"][0])
+        return {"architectures": ["ViltForQuestionAnswering"], "id2label": labels}
     heads = {
         "rank_output.weight": "ViltForImageAndTextRetrieval",
         "mlm_score.decoder.weight": "ViltForMaskedLM",
         "itm_score.fc.weight": "ViltForImageTextMatching",
     }
     return {"architectures": [next((name for tensor, name in heads.items() if tensor in shapes), "ViltModel")]}
+
+
+def _unnamed_labels(count: int) -> dict[int, str]:
+    return {i: f"LABEL_{i}" for i in range(count)}

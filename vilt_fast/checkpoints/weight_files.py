@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.hub import find_file
+from vilt_fast.checkpoints.hub import find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 # In this order, as in transformers: the first that is there holds the weights.

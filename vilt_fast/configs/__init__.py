@@ -1,0 +1,5 @@
+"""Configurations that read and write Hugging Face's config.json: a file per family."""
+
+from vilt_fast.configs.vilt import ViltConfig
+
+__all__ = ["ViltConfig"]
