@@ -16,9 +16,7 @@ from vilt_fast.models.vilt import Encoded
 from vilt_fast.pixels import PackedPixels
 
 
-def model_calls(
-    case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False
-) -> list[Callable[[], Tensor]]:
+def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> list[Callable[[], Tensor]]:
     """The whole model: on the padded inputs of Hugging Face's form, or on the same pictures as packed bytes."""
     need_kernels(case, backend)
     model = case.model(dtype)
@@ -68,9 +66,7 @@ def bucketed_calls(
     return calls
 
 
-def encoder_calls(
-    case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False
-) -> list[Callable[[], Tensor]]:
+def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False) -> list[Callable[[], Tensor]]:
     """Embedded rows to logits, every row through every block, as the peers do it."""
     need_kernels(case, backend)
     model = case.model(dtype)

@@ -1,7 +1,7 @@
 """The README's performance section and the plots, from the result files in bench/results: `make report`.
 
-    python -m vilt_fast.bench.report           writes both
-    python -m vilt_fast.bench.report --check   says what does not match, and fails
+python -m vilt_fast.bench.report           writes both
+python -m vilt_fast.bench.report --check   says what does not match, and fails
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _table(rows: Rows) -> str:
         spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
         times, share = _times_transformers(row, timed), f"{100 * row['matmul_share']:.0f} %"
         speed, error = f"{row['pairs_per_s']:.4g}", f"{row['error']:.0e}"
-        cells = (row["batch"], name, row["dtype"], _short(row['median_ms']), spread, speed, times, share, error)
+        cells = (row["batch"], name, row["dtype"], _short(row["median_ms"]), spread, speed, times, share, error)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -118,8 +118,8 @@ def _others(rows: Rows) -> str:
     for group in groups:
         ours, peer = _fastest(group)
         if ours is not None:
-            theirs = ("none could be checked", "") if peer is None else (peer["contestant"], _short(peer['median_ms']))
-            mine = (ours["contestant"], _short(ours['median_ms']))
+            theirs = ("none could be checked", "") if peer is None else (peer["contestant"], _short(peer["median_ms"]))
+            mine = (ours["contestant"], _short(ours["median_ms"]))
             cells = (ours["workload"], ours["batch"], ours["dtype"], *mine, *theirs)
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     head = ["| workload | B | dtype | fastest of ours | ms | fastest peer | ms |", "| --- " * 7 + "|"]

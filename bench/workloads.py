@@ -141,9 +141,7 @@ def limited(max_image_length: int) -> Callable[..., Workload]:
     """vqa-mix with at most `max_image_length` patches a picture."""
 
     def make(batch_size: int, seed: int = 0) -> Workload:
-        return replace(
-            vqa_mix(batch_size, seed), name=f"vqa-mix-{max_image_length}", max_image_length=max_image_length
-        )
+        return replace(vqa_mix(batch_size, seed), name=f"vqa-mix-{max_image_length}", max_image_length=max_image_length)
 
     return make
 

@@ -171,9 +171,7 @@ def patch_embed_kernel(
             pixels = load_pixels(
                 patch_ptrs, channel, first_row, stride_c, stride_h, stride_w, PATCH, PATCH_COLUMNS, STEP_ROWS
             )
-        weight = load_weight(
-            weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS, STRIDE_C, STRIDE_ROW
-        )
+        weight = load_weight(weight_ptrs, channel, first_row, PATCH, PATCH_COLUMNS, STEP_ROWS, STRIDE_C, STRIDE_ROW)
         pixels = pixels.to(weight.dtype)
         accumulator = tl.dot(pixels, tl.trans(weight), accumulator, input_precision=INPUT_PRECISION)
 

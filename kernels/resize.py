@@ -344,9 +344,7 @@ def resize_packed(
     plan = _plan(shapes, sizes, offsets, rule)
     words = plan.words.pin_memory() if source.is_cuda else plan.words
     words = words.to(source.device, non_blocking=True)
-    out = _resize(
-        source, words, len(offsets), *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last
-    )
+    out = _resize(source, words, len(offsets), *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last)
     return out, plan.starts
 
 

@@ -14,8 +14,16 @@ from torch import nn
 
 import vilt_fast
 
-SIZES = dict(vocab_size=30, max_position_embeddings=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-             intermediate_size=20, image_size=16, patch_size=8)
+SIZES = dict(
+    vocab_size=30,
+    max_position_embeddings=10,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=20,
+    image_size=16,
+    patch_size=8,
+)
 CLASSES = {
     "ViltModel": {},
     "ViltForMaskedLM": {},
@@ -147,8 +155,11 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         if path.suffix in (".json", ".txt"):
             return self._answer(200, content, {**headers, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'})
-        headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-                    "Location": f"{self.hub.store_url}/{path.relative_to(self.hub.folder).as_posix()}"}
+        headers |= {
+            "X-Linked-Size": str(len(content)),
+            "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "Location": f"{self.hub.store_url}/{path.relative_to(self.hub.folder).as_posix()}",
+        }
         self._answer(302, b"", headers)
 
     def _answer(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:

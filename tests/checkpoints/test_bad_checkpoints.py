@@ -67,8 +67,9 @@ def test_a_long_list_is_cut_and_counted(refused, model):
     assert f"{count} missing: {', '.join(names[:20])} and {count - 20} more" in text
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn,
-                                   torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int64, torch.bool, torch.uint8, torch.float8_e4m3fn, torch.complex64]
+)
 @pytest.mark.parametrize("strict", [True, False])
 def test_other_dtypes_are_never_cast(helpers, refused, dtype, strict):
     state = helpers.make(NAME, 1).state_dict()
@@ -91,16 +92,23 @@ def test_not_strict_keeps_what_does_not_fit_and_names_it(helpers, model, tmp_pat
         assert torch.equal(tensor, before[name] if name in kept else state[name])
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(messages) == 4
-    for words in ("1 missing, these keep fresh values: classifier.3.bias", "1 unexpected, left out: extra.weight",
-                  "1 of another shape, these keep fresh values: classifier.3.weight (got (4, 32), wanted (5, 32))",
-                  "skipped, ViltForQuestionAnswering has no such head: rank_output.weight"):
+    for words in (
+        "1 missing, these keep fresh values: classifier.3.bias",
+        "1 unexpected, left out: extra.weight",
+        "1 of another shape, these keep fresh values: classifier.3.weight (got (4, 32), wanted (5, 32))",
+        "skipped, ViltForQuestionAnswering has no such head: rank_output.weight",
+    ):
         assert sum(words in message for message in messages) == 1
 
 
 def test_the_heads_of_others_are_skipped_with_a_warning(helpers, model, tmp_path, caplog):
     state = helpers.make(NAME, 1).state_dict()
-    others = {"mlm_score.decoder.bias": torch.ones(30), "rank_output.bias": torch.ones(1),
-              "itm_score.fc.bias": torch.ones(2), "mpp_score.decoder.bias": torch.ones(768)}
+    others = {
+        "mlm_score.decoder.bias": torch.ones(30),
+        "rank_output.bias": torch.ones(1),
+        "itm_score.fc.bias": torch.ones(2),
+        "mpp_score.decoder.bias": torch.ones(768),
+    }
     save_file({**state, **others}, tmp_path / "model.safetensors")
     checkpoints.load_weights(model, tmp_path)
     assert helpers.same(model.state_dict(), state)
@@ -114,16 +122,19 @@ def _names(*names):
     return {name: torch.ones(2, 2) for name in names}
 
 
-@pytest.mark.parametrize("state, words", [
-    (_names("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.output.dense.weight"), "BERT"),
-    (_names("visual_bert.embeddings.visual_projection.weight"), "VisualBERT"),
-    (_names("vit.embeddings.cls_token", "vit.encoder.layer.0.output.dense.weight"), "vit"),
-    (_names("text_model.embeddings.token_embedding.weight", "vision_model.post_layernorm.weight"), "CLIP"),
-    (_names("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "cls_token"), "a timm vision transformer"),
-    (_names("model.layers.0.self_attn.q_proj.weight"), "a language model"),
-    (_names("conv1.weight", "fc.bias"), "something else"),
-    ({}, "0 tensors"),
-])
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        (_names("bert.embeddings.word_embeddings.weight", "bert.encoder.layer.0.output.dense.weight"), "BERT"),
+        (_names("visual_bert.embeddings.visual_projection.weight"), "VisualBERT"),
+        (_names("vit.embeddings.cls_token", "vit.encoder.layer.0.output.dense.weight"), "vit"),
+        (_names("text_model.embeddings.token_embedding.weight", "vision_model.post_layernorm.weight"), "CLIP"),
+        (_names("blocks.0.attn.qkv.weight", "patch_embed.proj.weight", "cls_token"), "a timm vision transformer"),
+        (_names("model.layers.0.self_attn.q_proj.weight"), "a language model"),
+        (_names("conv1.weight", "fc.bias"), "something else"),
+        ({}, "0 tensors"),
+    ],
+)
 @pytest.mark.parametrize("strict", [True, False])
 def test_another_architecture_by_its_names(refused, state, words, strict):
     text = refused(state, strict=strict)
@@ -176,8 +187,17 @@ def test_a_truncated_file(helpers, tmp_path, share, safe):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("content", [b"", b"\x00" * 5000, b"PK\x03\x04 not a zip" * 50, b"<html>404</html>" * 50,
-                                     pickle.dumps(["a", "list"], protocol=2), pickle.dumps({"a": 3}, protocol=2)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 5000,
+        b"PK\x03\x04 not a zip" * 50,
+        b"<html>404</html>" * 50,
+        pickle.dumps(["a", "list"], protocol=2),
+        pickle.dumps({"a": 3}, protocol=2),
+    ],
+)
 def test_not_a_weight_file(model, tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(name)):

@@ -37,8 +37,24 @@ def test_a_directory(tmp_path, monkeypatch):
     assert find_file("sub", "vocab.txt", required=False) is None  # a directory, although it could be a hub id
 
 
-@pytest.mark.parametrize("name", ["./team/small", "../team", "/no/such/directory", "~/no such", "a/b/c", "team\\small",
-                                  "weights/vilt_vqa.ckpt", "model.safetensors", "", ".", "x/", "a--b", "é/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./team/small",
+        "../team",
+        "/no/such/directory",
+        "~/no such",
+        "a/b/c",
+        "team\\small",
+        "weights/vilt_vqa.ckpt",
+        "model.safetensors",
+        "",
+        ".",
+        "x/",
+        "a--b",
+        "é/x",
+    ],
+)
 @pytest.mark.parametrize("required", [True, False])
 def test_what_can_only_be_a_path_is_not_sent_to_the_hub(hub_server, tmp_path, monkeypatch, name, required):
     monkeypatch.chdir(tmp_path)
@@ -194,8 +210,14 @@ def test_the_environment_variables(hub_server, model_on_hub, tmp_path):
         environment.pop(name, None)
 
     def run(*names: str, **more: str) -> list[str]:
-        done = subprocess.run([sys.executable, "-c", SCRIPT, *names], env={**environment, **more}, text=True,
-                              capture_output=True, cwd=tmp_path, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *names],
+            env={**environment, **more},
+            text=True,
+            capture_output=True,
+            cwd=tmp_path,
+            timeout=300,
+        )
         assert done.returncode == 0, done.stderr
         imported, *lines = done.stdout.splitlines()
         assert imported == "False"

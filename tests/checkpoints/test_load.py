@@ -11,8 +11,13 @@ from safetensors.torch import load_file, save_file
 import vilt_fast
 from vilt_fast import checkpoints
 
-HEADS = ("ViltForMaskedLM", "ViltForQuestionAnswering", "ViltForImagesAndTextClassification",
-         "ViltForImageAndTextRetrieval", "ViltForTokenClassification")
+HEADS = (
+    "ViltForMaskedLM",
+    "ViltForQuestionAnswering",
+    "ViltForImagesAndTextClassification",
+    "ViltForImageAndTextRetrieval",
+    "ViltForTokenClassification",
+)
 BIAS, DECODER = "mlm_score.bias", "mlm_score.decoder.weight"
 WORDS = "vilt.embeddings.text_embeddings.word_embeddings.weight"
 
@@ -65,11 +70,13 @@ def _save_bin(state, directory, shards):
 def test_the_formats_are_preferred_in_the_order_of_transformers(helpers, tmp_path):
     models = [helpers.make("ViltModel", seed) for seed in range(4)]
     _save_bin(models[0].state_dict(), tmp_path, 2)
-    for seed, write in enumerate((
-        lambda: _save_bin(models[1].state_dict(), tmp_path, 1),
-        lambda: models[2].save_pretrained(tmp_path / "shards", max_shard_size="6KB"),
-        lambda: models[3].save_pretrained(tmp_path / "one"),
-    )):
+    for seed, write in enumerate(
+        (
+            lambda: _save_bin(models[1].state_dict(), tmp_path, 1),
+            lambda: models[2].save_pretrained(tmp_path / "shards", max_shard_size="6KB"),
+            lambda: models[3].save_pretrained(tmp_path / "one"),
+        )
+    ):
         loaded = helpers.make("ViltModel", 9)
         checkpoints.load_weights(loaded, tmp_path)
         assert helpers.same(loaded.state_dict(), models[seed].state_dict())
@@ -151,8 +158,10 @@ def _common(*names):
 
 def test_gamma_and_beta_and_saved_constants(helpers, save):
     model = helpers.make("ViltForQuestionAnswering")
-    state = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
-             for name, tensor in model.state_dict().items()}
+    state = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for name, tensor in model.state_dict().items()
+    }
     assert any(name.endswith(".gamma") for name in state) and any(name.endswith(".beta") for name in state)
     state["vilt.embeddings.text_embeddings.position_ids"] = torch.arange(10)[None]
     state["vilt.embeddings.text_embeddings.token_type_ids"] = torch.zeros(1, 10, dtype=torch.long)

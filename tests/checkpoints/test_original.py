@@ -87,8 +87,12 @@ class Original(nn.Module):
             self.rank_output = nn.Linear(HIDDEN, 1)
         if task in ("vqa", "nlvr2"):
             width = HIDDEN * (2 if task == "nlvr2" else 1)
-            head = nn.Sequential(nn.Linear(width, 2 * HIDDEN), nn.LayerNorm(2 * HIDDEN), nn.GELU(),
-                                 nn.Linear(2 * HIDDEN, 7 if task == "vqa" else 2))
+            head = nn.Sequential(
+                nn.Linear(width, 2 * HIDDEN),
+                nn.LayerNorm(2 * HIDDEN),
+                nn.GELU(),
+                nn.Linear(2 * HIDDEN, 7 if task == "vqa" else 2),
+            )
             setattr(self, f"{task}_classifier", head)
         generator = torch.Generator().manual_seed(len(task))
         with torch.no_grad():
@@ -105,8 +109,9 @@ class Original(nn.Module):
         table = F.interpolate(table, size=patches.shape[2:], mode="bilinear", align_corners=True)
         cls = self.transformer.cls_token + self.transformer.pos_embed[:, :1]
         image = torch.cat([cls.expand(len(ids), -1, -1), (patches + table).flatten(2).transpose(1, 2)], dim=1)
-        x = torch.cat([words + self.token_type_embeddings.weight[0],
-                       image + self.token_type_embeddings.weight[modality]], dim=1)
+        x = torch.cat(
+            [words + self.token_type_embeddings.weight[0], image + self.token_type_embeddings.weight[modality]], dim=1
+        )
         for block in self.transformer.blocks:
             x = block(x)
         x = self.transformer.norm(x)
@@ -127,16 +132,30 @@ class Original(nn.Module):
 
 def hyper_parameters(**fields):
     """As the original's configuration names them; image_size is not what sizes its position table."""
-    return {"config": {"num_heads": HEADS, "hidden_size": HIDDEN, "drop_rate": 0.1, "max_image_len": 200,
-                       "vit": "vit_base_patch32_384", "image_size": 384, "patch_size": 32, "max_text_len": LENGTH,
-                       "loss_names": {"itm": 1, "mlm": 1}, **fields}}
+    return {
+        "config": {
+            "num_heads": HEADS,
+            "hidden_size": HIDDEN,
+            "drop_rate": 0.1,
+            "max_image_len": 200,
+            "vit": "vit_base_patch32_384",
+            "image_size": 384,
+            "patch_size": 32,
+            "max_text_len": LENGTH,
+            "loss_names": {"itm": 1, "mlm": 1},
+            **fields,
+        }
+    }
 
 
 def inputs(task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(5)
     pictures = (3, 2) if task == "nlvr2" else (3,)
-    return (torch.randint(0, WORDS, (3, 9), generator=generator), torch.randint(0, 2, (3, 9), generator=generator),
-            torch.randn(*pictures, 3, 16, 40, generator=generator))
+    return (
+        torch.randint(0, WORDS, (3, 9), generator=generator),
+        torch.randint(0, 2, (3, 9), generator=generator),
+        torch.randn(*pictures, 3, 16, 40, generator=generator),
+    )
 
 
 @pytest.fixture
@@ -161,8 +180,15 @@ def checkpoint(model: nn.Module, **more) -> dict:
     state["val_itm_accuracy.total"] = torch.tensor(3)
     state["transformer.head.weight"] = torch.ones(2, 2)
     optimizer = {"state": {0: {"step": 3, "exp_avg": torch.ones(4)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
-    return {"epoch": 3, "global_step": 25_000, "pytorch-lightning_version": "1.1.4", "state_dict": state,
-            "optimizer_states": [optimizer], "lr_schedulers": [{"last_epoch": 3}], **more}
+    return {
+        "epoch": 3,
+        "global_step": 25_000,
+        "pytorch-lightning_version": "1.1.4",
+        "state_dict": state,
+        "optimizer_states": [optimizer],
+        "lr_schedulers": [{"last_epoch": 3}],
+        **more,
+    }
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -207,11 +233,25 @@ def test_the_configuration(tmp_path):
         torch.save(checkpoint(Original(task), hyper_parameters=hyper_parameters()), tmp_path / "vilt.ckpt")
         config = vilt_fast.ViltConfig(**checkpoints.read_original_config(tmp_path / "vilt.ckpt"))
         wanted = dict(
-            vocab_size=WORDS, type_vocab_size=2, modality_type_vocab_size=3 if task == "nlvr2" else 2,
-            max_position_embeddings=LENGTH, hidden_size=HIDDEN, num_hidden_layers=DEPTH, num_attention_heads=HEADS,
-            intermediate_size=48, hidden_act="gelu", hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.0,
-            layer_norm_eps=1e-12, encoder_layer_norm_eps=1e-6, image_size=TABLE * PATCH, patch_size=PATCH,
-            num_channels=3, qkv_bias=True, max_image_length=-1, tie_word_embeddings=False,
+            vocab_size=WORDS,
+            type_vocab_size=2,
+            modality_type_vocab_size=3 if task == "nlvr2" else 2,
+            max_position_embeddings=LENGTH,
+            hidden_size=HIDDEN,
+            num_hidden_layers=DEPTH,
+            num_attention_heads=HEADS,
+            intermediate_size=48,
+            hidden_act="gelu",
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.0,
+            layer_norm_eps=1e-12,
+            encoder_layer_norm_eps=1e-6,
+            image_size=TABLE * PATCH,
+            patch_size=PATCH,
+            num_channels=3,
+            qkv_bias=True,
+            max_image_length=-1,
+            tie_word_embeddings=False,
             num_images=2 if task == "nlvr2" else -1,
         )
         assert {field: getattr(config, field) for field in wanted} == wanted
@@ -230,9 +270,17 @@ def test_weights_alone_have_heads_of_64(tmp_path):
     torch.save(state, tmp_path / "small.ckpt")  # a bare state dict, 32 wide
     with pytest.raises(ValueError, match=r"small\.ckpt: the number of attention heads .* give config="):
         checkpoints.read_original_config(tmp_path / "small.ckpt")
-    config = vilt_fast.ViltConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, hidden_size=HIDDEN,
-                                  num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=48,
-                                  image_size=24, patch_size=PATCH, encoder_layer_norm_eps=1e-6)
+    config = vilt_fast.ViltConfig(
+        vocab_size=WORDS,
+        max_position_embeddings=LENGTH,
+        hidden_size=HIDDEN,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=48,
+        image_size=24,
+        patch_size=PATCH,
+        encoder_layer_norm_eps=1e-6,
+    )
     model = vilt_fast.ViltForImageTextMatching.from_pretrained(tmp_path / "small.ckpt", config=config)
     assert torch.equal(model.itm_score.fc.weight, state["itm_score.fc.weight"])
 
@@ -260,8 +308,11 @@ def test_without_a_bias_of_qkv(tmp_path):
 
 def test_the_head_counts_that_a_vit_name_fixes(tmp_path):
     """vit_small of timm has 8 heads, whatever num_heads says."""
-    for fields, heads in (({"vit": "vit_small_patch16_224"}, 8), ({"vit": "vit_base_patch32_384"}, HEADS),
-                          ({"num_heads": 16}, 16)):
+    for fields, heads in (
+        ({"vit": "vit_small_patch16_224"}, 8),
+        ({"vit": "vit_base_patch32_384"}, HEADS),
+        ({"num_heads": 16}, 16),
+    ):
         torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(**fields)), tmp_path / "vilt.ckpt")
         assert checkpoints.read_original_config(tmp_path / "vilt.ckpt")["num_attention_heads"] == heads
     torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(num_heads=5)), tmp_path / "vilt.ckpt")
@@ -275,7 +326,8 @@ def test_objects_of_the_trainer_do_not_keep_the_weights_from_loading(tmp_path, l
     more = dict(
         hyper_parameters=lightning.AttributeDict(hyper_parameters(data_root=Path("/data"))),
         callbacks={lightning.ModelCheckpoint: {"best_model_score": torch.tensor(0.7), "best_model_path": "x.ckpt"}},
-        args=argparse.Namespace(b=2), object=lightning.ModelCheckpoint(),
+        args=argparse.Namespace(b=2),
+        object=lightning.ModelCheckpoint(),
     )
     torch.save(checkpoint(oracle, **more), tmp_path / "vilt.ckpt")
     for name in [name for name in sys.modules if name.startswith("pytorch_lightning")]:
@@ -338,8 +390,12 @@ def test_bad_originals_name_their_tensors(tmp_path, helpers):
     torch.save(good, tmp_path / "bad.ckpt")
     with pytest.raises(ValueError) as caught:
         checkpoints.load_weights(model, tmp_path / "bad.ckpt")
-    for words in ("4 missing", "vilt.encoder.layer.1.attention.attention.query.bias", "classifier.3.bias",
-                  "1 unexpected: transformer.pre_norm.weight"):
+    for words in (
+        "4 missing",
+        "vilt.encoder.layer.1.attention.attention.query.bias",
+        "classifier.3.bias",
+        "1 unexpected: transformer.pre_norm.weight",
+    ):
         assert words in str(caught.value)
     good["state_dict"]["transformer.blocks.1.attn.qkv.bias"] = torch.ones(3 * HIDDEN + 1)
     torch.save(good, tmp_path / "bad.ckpt")

@@ -18,16 +18,29 @@ import vilt_fast
 from vilt_fast import checkpoints
 
 NAME = "ViltForQuestionAnswering"
-KINDS = {"one": {}, "shards": {"max_shard_size": "15KB"}, "bin": {"safe_serialization": False},
-         "sharded bin": {"safe_serialization": False, "max_shard_size": "15KB"}}
+KINDS = {
+    "one": {},
+    "shards": {"max_shard_size": "15KB"},
+    "bin": {"safe_serialization": False},
+    "sharded bin": {"safe_serialization": False, "max_shard_size": "15KB"},
+}
 
 
 def files(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["ViltModel", "ViltForMaskedLM", NAME, "ViltForImagesAndTextClassification",
-                                  "ViltForImageAndTextRetrieval", "ViltForTokenClassification"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ViltModel",
+        "ViltForMaskedLM",
+        NAME,
+        "ViltForImagesAndTextClassification",
+        "ViltForImageAndTextRetrieval",
+        "ViltForTokenClassification",
+    ],
+)
 @pytest.mark.parametrize("kind", ["one", "shards"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_through_transformers_and_back(helpers, tmp_path, name, kind, tied):
@@ -261,8 +274,9 @@ def test_files_that_the_system_refuses_to_let_grow(helpers, tmp_path):
     model = helpers.make(NAME, 1, vocab_size=600)
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path / "model")], capture_output=True, text=True,
-                          cwd=tmp_path, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "model")], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 4, done.stdout

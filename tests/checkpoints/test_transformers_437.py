@@ -9,9 +9,18 @@ import torch
 import vilt_fast
 
 DATA = Path(__file__).parents[1] / "data" / "transformers-4.37"
-NAMES = ("ViltModel", "ViltForMaskedLM", "ViltForMaskedLM-tied", "ViltForMaskedLM-bin", "ViltForMaskedLM-tied-bin",
-         "ViltForQuestionAnswering", "ViltForQuestionAnswering-sharded", "ViltForImagesAndTextClassification",
-         "ViltForImageAndTextRetrieval", "ViltForTokenClassification")
+NAMES = (
+    "ViltModel",
+    "ViltForMaskedLM",
+    "ViltForMaskedLM-tied",
+    "ViltForMaskedLM-bin",
+    "ViltForMaskedLM-tied-bin",
+    "ViltForQuestionAnswering",
+    "ViltForQuestionAnswering-sharded",
+    "ViltForImagesAndTextClassification",
+    "ViltForImageAndTextRetrieval",
+    "ViltForTokenClassification",
+)
 
 
 def _inputs(expected):

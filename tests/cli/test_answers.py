@@ -215,5 +215,3 @@ def test_version_agrees_with_the_distribution(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"vilt_fast {importlib.metadata.version('vilt_fast')}\n"
-
-

@@ -27,9 +27,7 @@ def picks(size=1, grid=(3, 4), *, count, seed=0, image_index=None, patch_mask=No
     """(B, GH, GW) bool: the patches that a layout keeps."""
     words = torch.ones(size, 2, dtype=torch.bool)
     index = None if image_index is None else torch.tensor(image_index)
-    layout = Layout.build(
-        words, pixel_mask, patch_mask, grid, max_patches=count, seed=seed, image_index=index
-    )
+    layout = Layout.build(words, pixel_mask, patch_mask, grid, max_patches=count, seed=seed, image_index=index)
     chosen = torch.zeros(size * grid[0] * grid[1], dtype=torch.bool)
     chosen[layout.patch_index.long()] = True
     # In raster order, picture after picture, each at the row after the one before.

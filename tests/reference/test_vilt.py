@@ -85,9 +85,7 @@ def test_positions_are_stretched_corner_to_corner(size, expected):
 def test_text_embedding_by_hand():
     # (3, 1) + (1, 0) + (0, 0) = (4, 1), normalised (1, -1); (0, 5) + (0, 0) + (7, 0) = (7, 5), normalised (1, -1);
     # (0, 5) + (9, 9) + (0, 0) = (9, 14), normalised (-1, 1). Then times (2, 3) plus (0.5, 0).
-    rows = vilt.text_embedding(
-        tiny_state(""), tiny_config(), torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]])
-    )
+    rows = vilt.text_embedding(tiny_state(""), tiny_config(), torch.tensor([[0, 1, 1]]), torch.tensor([[0, 1, 0]]))
     expected = torch.tensor([[[2.5, -3.0], [2.5, -3.0], [-1.5, 3.0]]], dtype=torch.float64)
     torch.testing.assert_close(rows, expected)
 

@@ -346,8 +346,13 @@ def _warn_if_scaled(pixels: np.ndarray, name: str) -> None:
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
     sizes = [picture.pixels.shape[:2] for picture in prepared]
     if not do_pad and kind is None:
-        return BatchFeature({"pixel_values": [_stack([picture], size, layout)[0]
-                                              for picture, size in zip(prepared, sizes, strict=True)]})
+        return BatchFeature(
+            {
+                "pixel_values": [
+                    _stack([picture], size, layout)[0] for picture, size in zip(prepared, sizes, strict=True)
+                ]
+            }
+        )
     if not do_pad and len(set(sizes)) > 1:
         raise ValueError(
             f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "

@@ -11,8 +11,16 @@ from pathlib import Path
 import torch
 import transformers
 
-SIZES = dict(vocab_size=30, max_position_embeddings=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-             intermediate_size=20, image_size=32, patch_size=8)
+SIZES = dict(
+    vocab_size=30,
+    max_position_embeddings=12,
+    hidden_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=20,
+    image_size=32,
+    patch_size=8,
+)
 VARIANTS = {  # directory: class, fields of the configuration, arguments of save_pretrained
     "ViltModel": ("ViltModel", {}, {}),
     "ViltForMaskedLM": ("ViltForMaskedLM", {}, {}),
@@ -22,7 +30,10 @@ VARIANTS = {  # directory: class, fields of the configuration, arguments of save
     "ViltForQuestionAnswering": ("ViltForQuestionAnswering", {"num_labels": 5}, {}),
     "ViltForQuestionAnswering-sharded": ("ViltForQuestionAnswering", {"num_labels": 5}, {"max_shard_size": "8KB"}),
     "ViltForImagesAndTextClassification": (
-        "ViltForImagesAndTextClassification", {"num_images": 2, "modality_type_vocab_size": 3, "num_labels": 3}, {}),
+        "ViltForImagesAndTextClassification",
+        {"num_images": 2, "modality_type_vocab_size": 3, "num_labels": 3},
+        {},
+    ),
     "ViltForImageAndTextRetrieval": ("ViltForImageAndTextRetrieval", {}, {}),
     "ViltForTokenClassification": ("ViltForTokenClassification", {"num_labels": 4}, {}),
 }
@@ -63,8 +74,12 @@ def main(root: Path) -> None:
             answers = {"text_rows": outputs.last_hidden_state[:, :6], "pooler_output": outputs.pooler_output}
         else:
             answers = {"logits": outputs.logits}
-        expected = {"texts": TEXTS, "picture_sizes": PICTURE_SIZES, "num_images": config.num_images,
-                    "outputs": {key: value.tolist() for key, value in answers.items()}}
+        expected = {
+            "texts": TEXTS,
+            "picture_sizes": PICTURE_SIZES,
+            "num_images": config.num_images,
+            "outputs": {key: value.tolist() for key, value in answers.items()},
+        }
         (root / name / "expected.json").write_text(json.dumps(expected) + "\n")
 
 
