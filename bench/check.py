@@ -1,7 +1,7 @@
 """Every kernel beside its reference, on whatever the machine has: a GPU, or Triton's interpreter on the CPU.
 
 The bound is the contract of the kernels: at most twice the error that PyTorch makes in the same dtype, both measured
-against the fp64 reference, plus a named floor (`vilt_fast.kernels.tolerances`).
+against the fp64 reference, plus a named floor (`vilt_fast.bench.tolerances`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def check_kernels(*, small: bool = False) -> Iterator[Row]:
     """
     device = _device()
     large = device.type == "cuda" and not small
-    from vilt_fast.kernels import tolerances
+    from vilt_fast.bench import tolerances
 
     for dtype in DTYPES:
         for case in _cases(device, dtype, large=large):

@@ -14,8 +14,8 @@ from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.operations import EPS, OperationCase
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference.patch_embed import patch_embed as reference_patch_embed
-from vilt_fast.reference.patch_sample import Plan
 from vilt_fast.reference.patch_sample import patch_sample as reference_patch_sample
 
 GATHER, CONVOLUTION = "torch gather + F.linear, positions ready", "torch Conv2d on the padded batch, positions ready"

@@ -23,7 +23,7 @@ from torch import Tensor
 from . import launch
 from .attention_rows import DTYPES, LOG2_E, attention_rows, check_arguments
 from .attention_rows import shipped_configurations as shipped_rows
-from .compile import describe
+from .shipped import describe
 
 __all__ = ["attention", "attention_rows", "heuristic", "shipped_configurations"]
 

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .compile import describe
+from .shipped import describe
 
 LOG2_E = math.log2(math.e)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from . import launch
-from .compile import describe
+from .shipped import describe
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_D = 4096

@@ -33,7 +33,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import launch
 from .activations import ACTIVATIONS, activate
-from .compile import describe
+from .shipped import describe
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OPTIONS = ("num_warps", "num_stages", "matrix_instr_nonkdim", "launch_pdl")  # of a launch; the rest are constexprs

@@ -29,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .compile import describe
 from .no_backward import refuse_backward
 from .patch_tiles import load_bytes, load_pixels, load_weight, positions
+from .shipped import describe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

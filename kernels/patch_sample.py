@@ -17,34 +17,22 @@ Not supported: masks that are no rectangle at the top left (the grid is read alo
 """
 
 import ctypes
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.plan import Plan
+
 from . import launch
-from .compile import describe
+from .shipped import describe
 
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
 # Sizes of a batch are not specialised: a new one must not compile a new kernel.
 _UNSPECIALISED = ["words", "rows", "columns", "height", "width", "pairs", "places", "max_patches", "seed"]
 _UNSPECIALISED += ["stride_xb", "stride_xh", "stride_xw"]
-
-
-class Plan(NamedTuple):
-    """Where every token of a batch comes from and goes to. B pairs, L word columns, N patch places."""
-
-    grid: Tensor  # (B, 2) int32: valid patches (height, width) of each picture
-    text_count: Tensor  # (B,) int32: words kept
-    patch_count: Tensor  # (B,) int32: patches kept
-    cu_seqlens: Tensor  # (B + 1,) int32: first row of each pair; a pair is words, CLS, patches
-    text_row: Tensor  # (B, L) int32: row of each word, -1 where masked
-    cls_row: Tensor  # (B,) int32: row of each CLS, -1 without CLS
-    patch_index: Tensor  # (N,) int32: b * GH * GW + y * GW + x of the kept patches, ascending, then -1
-    patch_row: Tensor  # (N,) int32: row of each kept patch, then -1
 
 
 @triton.jit

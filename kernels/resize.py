@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .compile import describe
+from .shipped import describe
 
 RULES = ("horizontal_first", "tall_vertical_first", "adaptive")
 PRECISION_BITS = tl.constexpr(22)  # of the weights: 32 bits less 8 for a pixel and 2 for lobes that overshoot

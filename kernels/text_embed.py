@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .compile import describe
 from .no_backward import refuse_backward
+from .shipped import describe
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HIDDEN = 16384

@@ -5,25 +5,12 @@ et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The counter is (ord
 index of the picture), the key is the seed, so the draw depends on nothing else in the batch.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from vilt_fast.contracts.plan import Plan
+
 _MASK32 = 0xFFFFFFFF
-
-
-class Plan(NamedTuple):
-    """Where every token of a batch comes from and goes to. B pairs, L word columns, N patch places."""
-
-    grid: Tensor  # (B, 2) int32: valid patches (height, width) of each picture
-    text_count: Tensor  # (B,) int32: words kept
-    patch_count: Tensor  # (B,) int32: patches kept
-    cu_seqlens: Tensor  # (B + 1,) int32: first row of each pair; a pair is words, CLS, patches
-    text_row: Tensor  # (B, L) int32: row of each word, -1 where masked
-    cls_row: Tensor  # (B,) int32: row of each CLS, -1 without CLS
-    patch_index: Tensor  # (N,) int32: b * GH * GW + y * GW + x of the kept patches, ascending, then -1
-    patch_row: Tensor  # (N,) int32: row of each kept patch, then -1
 
 
 def patch_sample(

@@ -1,7 +1,11 @@
 """One function per operation; each goes to the Triton kernels for CUDA tensors and to the PyTorch reference otherwise.
 
 `backend` switches all operations or single ones, for ablations and for debugging. Nothing falls back: an operation that
-was sent to the kernels and cannot run there raises. Signatures and shapes are those of `vilt_fast.reference`.
+was sent to the kernels and cannot run there raises. Shapes, dtypes and errors are documented in `vilt_fast.reference`,
+where each operation has a file of its own; `vilt_fast.kernels` has a file of the same name.
+
+`OPERATIONS` is the list of operations. Whatever goes over all of them reads it: the switch, the compiler
+(`bench/compile.py`), tolerances, `vilt-fast check`, the bench and the ablation.
 """
 
 from __future__ import annotations
@@ -9,12 +13,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import PIL
 from torch import Tensor
 
+from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference import attention as _attention
 from vilt_fast.reference import layer_norm as _layer_norm
 from vilt_fast.reference import linear as _linear
@@ -23,7 +29,67 @@ from vilt_fast.reference import patch_sample as _patch_sample
 from vilt_fast.reference import resize as _resize
 from vilt_fast.reference import text_embed as _text_embed
 
-OPERATIONS = ("attention", "layer_norm", "linear", "patch_embed", "patch_sample", "resize", "text_embed")
+_EPS = 2.0**-23  # of fp32
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is known of an operation beside its code.
+
+    Args:
+        ablation: what its kernel does, for a row of `vilt-fast ablate`; "" where it is not part of the model.
+        floors: errors that PyTorch does not make on the same inputs, and that we know of and accept, by the name of
+            the comparison: (absolute, relative to the largest element). Empty where the result is integers, of which
+            none may differ. Raise one only with a reason that stands beside it (`vilt_fast.bench.tolerances`).
+    """
+
+    ablation: str = ""
+    floors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+# In the order of the way of a batch.
+OPERATIONS = {
+    "resize": Operation(),
+    "patch_sample": Operation("the plan of the batch by the kernel"),
+    "patch_embed": Operation(
+        "pixels to rows in one pass",
+        # fp32 sums over the patch in another order than the BLAS that PyTorch calls.
+        {"patch_embed": (0.0, 4 * _EPS)},
+    ),
+    "text_embed": Operation(
+        "word rows by the kernel",
+        # fp32 statistics by a tree over the row; the reciprocal square root is an approximation of 2^-22 on a GPU.
+        {"text_embed": (0.0, 4 * _EPS)},
+    ),
+    "layer_norm": Operation(
+        "LayerNorm by the kernel",
+        # fp32 statistics by a tree over the row; PyTorch's are by Welford's recurrence.
+        {"layer_norm": (0.0, 4 * _EPS)},
+    ),
+    "linear": Operation(
+        "matrix products by the kernel, each epilogue a PyTorch call of its own",
+        {
+            # fp32 sums in another order than the BLAS that PyTorch calls, which adds in wide blocks and loses less.
+            "linear": (0.0, 4 * _EPS),
+            # Exact GELU for 16-bit outputs: the polynomial is within 3e-6.
+            "linear gelu": (3e-6, 4 * _EPS),
+            # The sigmoid's reciprocal square root and exp2 are hardware approximations of 2^-22 each.
+            "linear gelu_tanh": (0.0, 8 * _EPS),
+            "linear relu": (0.0, 4 * _EPS),
+            # exp in the tail form is an approximation of 2^-22 on a GPU, at values near 1.
+            "linear tanh": (0.0, 8 * _EPS),
+        },
+    ),
+    "attention": Operation(
+        "attention inside spans, no score matrix in memory",
+        {
+            # The running softmax rescales its sums once per block of keys; exp2 is an approximation of 2^-22 on a GPU.
+            "attention": (0.0, 4 * _EPS),
+            # Sums of fp32 by a tree over the head; exp2 and the division are approximations of 2^-22 on a GPU.
+            "attention_rows": (0.0, 4 * _EPS),
+        },
+    ),
+}
 BACKENDS = ("kernels", "reference")
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -73,70 +139,166 @@ def uses_kernels(operation: str, tensor: Tensor) -> bool:
     return kernels
 
 
-# The kernels are imported where they are used, so that `import vilt_fast` needs no Triton; torch.compile traces this.
+# Each function takes the file of that name out of `reference` or `kernels` and passes its arguments on. The kernels are
+# imported where they are used, so that `import vilt_fast` needs no Triton; torch.compile traces this.
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor:
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
     """See `vilt_fast.reference.linear`."""
+    side: Any = _linear
     if uses_kernels("linear", input):
-        from vilt_fast.kernels import linear as kernels
-
-        return kernels.linear(input, weight, bias, **options)
-    return _linear.linear(input, weight, bias, **options)
+        from vilt_fast.kernels import linear as side
+    return side.linear(input, weight, bias, activation=activation, residual=residual)
 
 
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `vilt_fast.reference.layer_norm`."""
+    side: Any = _layer_norm
     if uses_kernels("layer_norm", input):
-        from vilt_fast.kernels import layer_norm as kernels
-
-        return kernels.layer_norm(input, weight, bias, eps)
-    return _layer_norm.layer_norm(input, weight, bias, eps)
+        from vilt_fast.kernels import layer_norm as side
+    return side.layer_norm(input, weight, bias, eps)
 
 
-def attention(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, **options: Any) -> Tensor:
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
     """See `vilt_fast.reference.attention`."""
+    side: Any = _attention
     if uses_kernels("attention", qkv):
-        from vilt_fast.kernels import attention as kernels
+        from vilt_fast.kernels import attention as side
+    return side.attention(
+        qkv, cu_seqlens, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale, dropout_p=dropout_p
+    )
 
-        return kernels.attention(qkv, cu_seqlens, num_heads, **options)
-    return _attention.attention(qkv, cu_seqlens, num_heads, **options)
 
-
-def attention_rows(qkv: Tensor, cu_seqlens: Tensor, query_rows: Tensor, num_heads: int, **options: Any) -> Tensor:
+def attention_rows(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    query_rows: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+) -> Tensor:
     """See `vilt_fast.reference.attention`; follows the switch of "attention"."""
+    side: Any = _attention
     if uses_kernels("attention", qkv):
-        from vilt_fast.kernels import attention as kernels
+        from vilt_fast.kernels import attention as side
+    return side.attention_rows(
+        qkv, cu_seqlens, query_rows, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale
+    )
 
-        return kernels.attention_rows(qkv, cu_seqlens, query_rows, num_heads, **options)
-    return _attention.attention_rows(qkv, cu_seqlens, query_rows, num_heads, **options)
 
-
-def text_embed(tokens: Tensor, *arguments: Any) -> Tensor:
+def text_embed(
+    tokens: Tensor,
+    text_row: Tensor,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor,
+    inputs_embeds: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    modality: Tensor,
+    eps: float,
+) -> Tensor:
     """See `vilt_fast.reference.text_embed`."""
+    side: Any = _text_embed
     if uses_kernels("text_embed", tokens):
-        from vilt_fast.kernels import text_embed as kernels
+        from vilt_fast.kernels import text_embed as side
+    return side.text_embed(
+        tokens,
+        text_row=text_row,
+        input_ids=input_ids,
+        token_type_ids=token_type_ids,
+        inputs_embeds=inputs_embeds,
+        word=word,
+        position=position,
+        token_type=token_type,
+        ln_weight=ln_weight,
+        ln_bias=ln_bias,
+        modality=modality,
+        eps=eps,
+    )
 
-        return kernels.text_embed(tokens, *arguments)
-    return _text_embed.text_embed(tokens, *arguments)
 
-
-def patch_embed(tokens: Tensor, *arguments: Any, **options: Any) -> Tensor:
+def patch_embed(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    cls_token: Tensor,
+    modality: Tensor,
+    pair_modality: Tensor,
+    grid: Tensor,
+    patch_index: Tensor,
+    patch_row: Tensor,
+    cls_row: Tensor,
+    *,
+    table_size: tuple[int, int],
+    grid_size: tuple[int, int] | None = None,
+    pixel_offset: Tensor | None = None,
+    pixel_scale: float = 1.0,
+) -> Tensor:
     """See `vilt_fast.reference.patch_embed`."""
+    side: Any = _patch_embed
     if uses_kernels("patch_embed", tokens):
-        from vilt_fast.kernels import patch_embed as kernels
+        from vilt_fast.kernels import patch_embed as side
+    return side.patch_embed(
+        tokens,
+        pixels=pixels,
+        weight=weight,
+        bias=bias,
+        position=position,
+        cls_token=cls_token,
+        modality=modality,
+        pair_modality=pair_modality,
+        grid=grid,
+        patch_index=patch_index,
+        patch_row=patch_row,
+        cls_row=cls_row,
+        table_size=table_size,
+        grid_size=grid_size,
+        pixel_offset=pixel_offset,
+        pixel_scale=pixel_scale,
+    )
 
-        return kernels.patch_embed(tokens, *arguments, **options)
-    return _patch_embed.patch_embed(tokens, *arguments, **options)
 
-
-def patch_sample(attention_mask: Tensor, *arguments: Any, **options: Any) -> Any:
+def patch_sample(
+    attention_mask: Tensor,
+    pixel_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    grid_size: tuple[int, int],
+    max_patches: int,
+    seed: int,
+    image_index: Tensor,
+    *,
+    has_cls: bool = True,
+) -> Plan:
     """See `vilt_fast.reference.patch_sample`."""
+    side: Any = _patch_sample
     if uses_kernels("patch_sample", attention_mask):
-        from vilt_fast.kernels import patch_sample as kernels
-
-        return kernels.patch_sample(attention_mask, *arguments, **options)
-    return _patch_sample.patch_sample(attention_mask, *arguments, **options)
+        from vilt_fast.kernels import patch_sample as side
+    return side.patch_sample(
+        attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
+    )
 
 
 @cache
@@ -146,23 +308,25 @@ def _installed_rule() -> str:
 
 
 def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Pictures (H, W, C) uint8 at new sizes (height, width), bit for bit as the installed Pillow's bicubic.
+    """Images (H, W, C) uint8 at new sizes (height, width), bit for bit as the installed Pillow's bicubic.
 
     See `vilt_fast.reference.resize`.
     """
+    side: Any = _resize
     if images and uses_kernels("resize", images[0]):
-        from vilt_fast.kernels import resize as kernels
-
-        return kernels.resize(images, sizes, rule=_installed_rule())
-    return _resize.resize(images, sizes, rule=_installed_rule())
+        from vilt_fast.kernels import resize as side
+    return side.resize(images, sizes, rule=_installed_rule())
 
 
 def resize_packed(
-    source: Tensor, shapes: Sequence[tuple[int, int, int]], sizes: Sequence[tuple[int, int]], **options: Any
+    source: Tensor,
+    shapes: Sequence[tuple[int, int, int]],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    offsets: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[int]]:
     """`resize` from one flat buffer into another, see `vilt_fast.reference.resize`; follows the switch of "resize"."""
+    side: Any = _resize
     if uses_kernels("resize", source):
-        from vilt_fast.kernels import resize as kernels
-
-        return kernels.resize_packed(source, shapes, sizes, rule=_installed_rule(), **options)
-    return _resize.resize_packed(source, shapes, sizes, rule=_installed_rule(), **options)
+        from vilt_fast.kernels import resize as side
+    return side.resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())

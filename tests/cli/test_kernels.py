@@ -32,7 +32,7 @@ def test_check_fails_on_a_kernel_that_is_wrong(capsys, monkeypatch) -> None:
 
 
 def test_compile_prints_a_table_and_writes_rows(capsys, monkeypatch, tmp_path) -> None:
-    from vilt_fast.kernels import compile as compiler
+    from vilt_fast.bench import compile as compiler
 
     row = dict(
         target="sm90", kernel="k", config="c", registers=9, spill_bytes=0, shared_bytes=1, matrix_instructions="wgmma",

@@ -11,7 +11,7 @@ import torch
 def tolerances() -> ModuleType:
     """The contract: `tolerances.check(name, got, out64, torch_out)`."""
     pytest.importorskip("triton", reason="the kernels need Triton")
-    from vilt_fast.kernels import tolerances
+    from vilt_fast.bench import tolerances
 
     return tolerances
 

@@ -6,8 +6,9 @@ import re
 import pytest
 
 pytest.importorskip("triton", reason="the kernels need Triton")
-from vilt_fast.kernels import compile as compiler  # noqa: E402
+from vilt_fast.bench import compile as compiler  # noqa: E402
 from vilt_fast.kernels import launch  # noqa: E402
+from vilt_fast.kernels.shipped import describe  # noqa: E402
 
 # Kernels that multiply matrices; the others have no use for a matrix unit.
 PRODUCTS = {"linear_pointer", "linear_descriptor", "attention_kernel", "patch_embed_kernel"}
@@ -78,12 +79,12 @@ class _Function:
 
 def test_describe() -> None:
     types, constexprs = {"out_ptr": "*bf16:16", "rows": "i32"}, {"BLOCK": 64, "bias_ptr": None}
-    signature, values, attrs = compiler.describe(_Function(), types, constexprs)
+    signature, values, attrs = describe(_Function(), types, constexprs)
     assert signature == {"out_ptr": "*bf16", "rows": "i32", "BLOCK": "constexpr", "bias_ptr": "constexpr"}
     assert values == constexprs and attrs == {(0,): [["tt.divisibility", 16]]}
     for wrong in ({"rows": "i32"}, types | {"colums": "i32"}, types | {"BLOCK": "i32"}):
         with pytest.raises(ValueError, match="function: got arguments that are missing, unknown or twice there"):
-            compiler.describe(_Function(), wrong, constexprs)
+            describe(_Function(), wrong, constexprs)
 
 
 def test_matrix_instructions_are_told_apart() -> None:

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilt_fast.reference.patch_sample import Plan, nearest_pixels, patch_sample, philox
+from vilt_fast.contracts.plan import Plan
+from vilt_fast.reference.patch_sample import nearest_pixels, patch_sample, philox
 
 
 def _plan(max_patches: int = -1, seed: int = 0, patch_mask: torch.Tensor | None = None) -> Plan:

@@ -30,7 +30,7 @@ def check(arguments: argparse.Namespace) -> None:
 def compile_kernels(arguments: argparse.Namespace) -> None:
     """Compile every shipped configuration for targets that need not be here, and print what came of it."""
     _need_triton()
-    from vilt_fast.kernels.compile import compile_all
+    from vilt_fast.bench.compile import compile_all
 
     rows = compile_all(arguments.targets.split(","))
     columns = ("target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions")

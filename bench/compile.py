@@ -4,7 +4,7 @@ Each kernel file exposes `shipped_configurations(target)`; this module turns eve
 reads registers, spills, shared memory and matrix instructions from it. `@triton.jit` of a process under
 TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes:
 
-    python -m vilt_fast.kernels.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row a line
+    python -m vilt_fast.bench.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row a line
 """
 
 import importlib
@@ -14,45 +14,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from vilt_fast.ops import OPERATIONS
+
 TARGETS = ("sm80", "sm90", "sm100", "gfx942")
-# Kernel files, in the order of the way of a batch.
-OPERATIONS = ("resize", "patch_sample", "patch_embed", "text_embed", "layer_norm", "linear", "attention")
 _MATRIX = {
     "wgmma": r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)",
     "mma": r"(?<!wg)mma\.sync\.aligned\.(m\d+n\d+k\d+)",
     "tcgen05": r"tcgen05\.mma\.cta_group::\d\.kind::(\w+)",
     "mfma": r"v_s?mfma_\w+?_(\d+x\d+x\d+)",
 }
-
-
-def describe(
-    fn: Any, types: Mapping[str, str], constexprs: Mapping[str, Any]
-) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list]]:
-    """Signature, constexprs and attributes of one specialisation, as `shipped_configurations` returns them.
-
-    Args:
-        fn: the `@triton.jit` function.
-        types: type of every argument that is not a constexpr: "*bf16", "i32", "fp32", "tensordesc<bf16[128, 64]>";
-            ":16" at the end says that the pointer or the integer is a multiple of 16, as a launch would find out.
-        constexprs: value of every constexpr argument, and of an argument that a launch would specialise (None, 1).
-
-    Raises:
-        ValueError: an argument of `fn` is missing or unknown.
-    """
-    given = set(types) | set(constexprs)
-    if given != set(fn.arg_names) or len(given) != len(types) + len(constexprs):
-        wrong = sorted(given ^ set(fn.arg_names)) or sorted(set(types) & set(constexprs))
-        raise ValueError(f"{fn.__name__}: got arguments that are missing, unknown or twice there: {wrong}")
-    signature = {n: types[n].removesuffix(":16") if n in types else "constexpr" for n in fn.arg_names}
-    attrs = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(fn.arg_names)
-        if name in types and types[name].endswith(":16")
-    }
-    return signature, dict(constexprs), attrs
 
 
 def gpu_target(target: str) -> Any:
@@ -70,10 +43,10 @@ def gpu_target(target: str) -> Any:
     return GPUTarget("cuda", int(target.removeprefix("sm")), 32)
 
 
-def shipped(target: str, operations: Iterable[str] = OPERATIONS) -> Iterator[tuple]:
+def shipped(target: str, operations: Iterable[str] = tuple(OPERATIONS)) -> Iterator[tuple]:
     """Shipped configurations of kernel files."""
     for operation in operations:
-        yield from importlib.import_module(f"{__package__}.{operation}").shipped_configurations(target)
+        yield from importlib.import_module(f"vilt_fast.kernels.{operation}").shipped_configurations(target)
 
 
 def matrix_instructions(assembly: str) -> dict[str, list[str]]:
@@ -137,7 +110,7 @@ def _start(targets: Sequence[str], operations: Sequence[str], shard: int, count:
 
 
 def compile_all(
-    targets: Sequence[str] = TARGETS, *, operations: Sequence[str] = OPERATIONS, jobs: int | None = None
+    targets: Sequence[str] = TARGETS, *, operations: Sequence[str] = tuple(OPERATIONS), jobs: int | None = None
 ) -> list[dict[str, Any]]:
     """Compiles every shipped configuration for every target, in child processes.
 

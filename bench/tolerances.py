@@ -4,37 +4,16 @@ A kernel's error is at most FACTOR times the error of the same computation done 
 operation's floor. Both the largest error and the root of the mean square are held to that, so that one large element
 cannot cover for many small ones.
 
-A floor is (absolute, relative to the largest element): an error that PyTorch does not make on these inputs, and that we
-know of and accept. Raise one only with a reason that stands beside it.
+The floors, with their reasons, stand in `vilt_fast.ops.OPERATIONS`.
 """
 
 import torch
 from torch import Tensor
 
-FACTOR = 2.0
-EPS = torch.finfo(torch.float32).eps
+from vilt_fast.ops import OPERATIONS
 
-FLOORS: dict[str, tuple[float, float]] = {
-    # fp32 sums in another order than the BLAS that PyTorch calls, which adds in wide blocks and loses less.
-    "linear": (0.0, 4 * EPS),
-    # Exact GELU for 16-bit outputs: the polynomial is within 3e-6.
-    "linear gelu": (3e-6, 4 * EPS),
-    # The sigmoid's reciprocal square root and exp2 are hardware approximations of 2^-22 each.
-    "linear gelu_tanh": (0.0, 8 * EPS),
-    "linear relu": (0.0, 4 * EPS),
-    # exp in the tail form is an approximation of 2^-22 on a GPU, at values near 1.
-    "linear tanh": (0.0, 8 * EPS),
-    # fp32 statistics by a tree over the row; PyTorch's are by Welford's recurrence.
-    "layer_norm": (0.0, 4 * EPS),
-    # The running softmax rescales its sums once a block of keys; exp2 is an approximation of 2^-22 on a GPU.
-    "attention": (0.0, 4 * EPS),
-    # Sums of fp32 by a tree over the head; exp2 and the division are approximations of 2^-22 on a GPU.
-    "attention_rows": (0.0, 4 * EPS),
-    # fp32 sums over the patch in another order than the BLAS that PyTorch calls.
-    "patch_embed": (0.0, 4 * EPS),
-    # fp32 statistics by a tree over the row; the reciprocal square root is an approximation of 2^-22 on a GPU.
-    "text_embed": (0.0, 4 * EPS),
-}
+FACTOR = 2.0
+FLOORS = {name: floor for operation in OPERATIONS.values() for name, floor in operation.floors.items()}
 
 
 def _errors(got: Tensor, wanted: Tensor) -> tuple[float, float]:
