@@ -6,30 +6,53 @@ JOBS ?= 2
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
-.PHONY: help demo test lint report clean
+.PHONY: help demo test test-slow test-triton36 lint types format report clean
 
 help:
-	@echo "make demo    answer questions about bundled pictures and write demo.png"
-	@echo "make test    lint, then every test"
-	@echo "make lint    ruff alone"
-	@echo "make report  README's performance section and its plots, from the files in bench/results"
-	@echo "make clean   remove .venv, builds and caches"
+	@echo "make demo           answer questions about the bundled images and write demo.png"
+	@echo "make test           lint, then every test but the slow ones"
+	@echo "make test-slow      the tests that take too long for every change"
+	@echo "make test-triton36  compile and interpreter tests on Triton 3.6, in .venv-triton36"
+	@echo "make lint           ruff, its formatter's check, and mypy"
+	@echo "make format         let ruff lay out every file"
+	@echo "make report         README's performance section and its plots, from the files in bench/results"
+	@echo "make clean          remove environments, builds and caches"
 
 demo: .venv/.run
 	$(BIN)/vilt-fast demo --out demo.png
 
-# One thread a process: the pictures and models of the tests are too small to share between threads.
+# One thread per process: the images and models of the tests are too small to share between threads.
+QUIET := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
 test: lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $(JOBS) --durations=10
+	$(QUIET) $(BIN)/pytest -q -n $(JOBS) -m "not slow" --durations=10
+
+test-slow: .venv/.dev
+	$(QUIET) $(BIN)/pytest -q -n $(JOBS) -m slow --durations=10
+
+# Triton 3.6 is what PyTorch 2.11 ships with. Its interpreter breaks on NumPy 2.4.
+test-triton36: .venv-triton36/.dev
+	$(QUIET) .venv-triton36/bin/pytest -q -n $(JOBS) tests/ops tests/models/test_kernels_end_to_end.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# kernels/, reference/ and bench/ install as vilt_fast.*, which a type checker cannot know: it gets a tree of links.
+types: .venv/.dev
+	@rm -rf build/types && mkdir -p build/types/vilt_fast
+	@ln -s $(CURDIR)/vilt_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(CURDIR)/bench build/types/vilt_fast/
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p vilt_fast
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 report: .venv/.dev
 	$(BIN)/python -m vilt_fast.bench.report
 
 clean:
-	rm -rf .venv build dist demo.png vilt_fast.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton36 build dist demo.png vilt_fast.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # The empty files below say that an install finished; a changed pin or dependency makes them stale.
 .venv/.made:
@@ -45,3 +68,10 @@ clean:
 .venv/.dev: .venv/.made constraints.txt pyproject.toml setup.py
 	$(INSTALL) --editable ".[dev]"
 	@touch $@ .venv/.run
+
+.venv-triton36/.dev: .venv/.made constraints.txt pyproject.toml setup.py
+	"$(PYTHON)" -m venv .venv-triton36
+	sed -e 's/^triton==.*/triton==3.6.0/' -e 's/^numpy==.*/numpy<2.4/' constraints.txt >.venv-triton36/constraints.txt
+	.venv-triton36/bin/python -m pip install --disable-pip-version-check --no-input \
+	    --constraint .venv-triton36/constraints.txt --editable ".[test]"
+	@touch $@
