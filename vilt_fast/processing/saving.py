@@ -8,16 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.files import stage
+from vilt_fast.checkpoints.files import publish, stage_all
 from vilt_fast.checkpoints.hub import find_file
 
 # Arguments that every from_pretrained takes: those of `find_file`, and a folder of the directory or repository.
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
 IGNORED_OPTIONS = (
-    "_from_auto", "backend", "force_download", "legacy_format", "proxies", "resume_download", "trust_remote_code",
+    "_from_auto",
+    "backend",
+    "force_download",
+    "legacy_format",
+    "proxies",
+    "resume_download",
+    "trust_remote_code",
     "use_fast",
-)  # fmt: skip
+)
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -64,9 +70,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> list[str]:
-    """Write text files into a directory (made if needed) and return their paths.
-
-    All are written beside their targets first and renamed after, so that a full disk leaves every old file whole.
+    """Write text files into a directory (made if needed), all or none, and return their paths.
 
     Raises:
         ValueError: `directory` is a file.
@@ -76,14 +80,5 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"save_directory: {directory} is a file, wanted a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    staged: list[tuple[Path, Path]] = []
-    try:
-        for name, text in files.items():
-            staged.append((stage(directory / name, text), directory / name))
-        while staged:
-            os.replace(*staged[0])
-            staged.pop(0)
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+    publish(stage_all((directory / name, text) for name, text in files.items()))
     return [str(directory / name) for name in files]
