@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.checkpoints.hub import DEFAULTS, HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 # In this order, as in transformers: the first that is there holds the weights.
@@ -65,12 +65,11 @@ class StoredWeights:
 
 
 @contextmanager
-def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[StoredWeights]:
+def open_weights(name_or_path: str | os.PathLike[str], hub: HubOptions = DEFAULTS) -> Iterator[StoredWeights]:
     """Open the weights of a directory, a hub id or one file; tensors can be read until the context ends.
 
     Args:
         name_or_path: a directory or hub id that holds one of `WEIGHT_NAMES`, or a file (.safetensors, .bin, .ckpt).
-        **hub: `revision`, `cache_dir`, `token`, `local_files_only` of `hub.find_file`.
 
     Raises:
         FileNotFoundError: nothing there, or a shard that the index names is absent.
@@ -79,17 +78,17 @@ def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[S
     path = _weight_file(name_or_path, hub)
     with ExitStack() as stack:
         if path.name.endswith(".index.json"):
-            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
+            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, hub=hub), stack))
         else:
             yield _open_file(path, stack)
 
 
-def _weight_file(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
+def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     for name in WEIGHT_NAMES:
-        found = find_file(name_or_path, name, required=False, **hub)
+        found = find_file(name_or_path, name, hub, required=False)
         if found is not None:
             return found
     held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vilt_fast.checkpoints.files import publish, stage_all
-from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.checkpoints.hub import HubOptions, find_file
 
-# Arguments that every from_pretrained takes: those of `find_file`, and a folder of the directory or repository.
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
 IGNORED_OPTIONS = (
     "_from_auto",
@@ -26,14 +24,13 @@ IGNORED_OPTIONS = (
 )
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
     """Split the keywords of from_pretrained into those that say where the files are and the rest."""
     options = dict(options)
     if "use_auth_token" in options:  # the old name; it must never be taken for a setting, and saved
         options.setdefault("token", options.pop("use_auth_token"))
-    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    rest = {key: value for key, value in options.items() if key not in hub and key not in IGNORED_OPTIONS}
-    return hub, rest
+    hub, rest = HubOptions.split(options)
+    return hub, {name: value for name, value in rest.items() if name not in IGNORED_OPTIONS}
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -51,16 +48,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def find_optional(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> Path | None:
-    """The path of one optional file of a directory or hub repository; None where there is none."""
-    options = dict(hub)
-    folder = options.pop("subfolder", None)
-    return find_file(name_or_path, f"{folder}/{filename}" if folder else filename, required=False, **options)
-
-
-def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions) -> dict[str, Any] | None:
     """The content of one optional JSON file of a directory or hub repository; None where there is none."""
-    path = find_optional(name_or_path, filename, hub)
+    path = find_file(name_or_path, filename, hub, required=False)
     return None if path is None else read_json(path)
 
 
