@@ -97,18 +97,11 @@ def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> P
     from huggingface_hub import hf_hub_download
     from huggingface_hub import utils as errors
 
+    # The folder is part of `filename` by now.
+    options = {option: value for option, value in vars(hub).items() if option != "subfolder"}
     where = f"the hub repository {name!r}" + (f" at revision {hub.revision!r}" if hub.revision else "")
     try:
-        return Path(
-            hf_hub_download(
-                name,
-                filename,
-                revision=hub.revision,
-                cache_dir=hub.cache_dir,
-                token=hub.token,
-                local_files_only=hub.local_files_only,
-            )
-        )
+        return Path(hf_hub_download(name, filename, **options))
     except errors.LocalEntryNotFoundError as error:
         if not required and _is_known(name, hub.cache_dir):
             return None

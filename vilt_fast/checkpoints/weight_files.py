@@ -31,16 +31,7 @@ _SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors)|(pytorch_model-\d{5}-o
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
 _TRAINERS = (
-    "pytorch_lightning",
-    "lightning",
-    "lightning_fabric",
-    "torchmetrics",
-    "numpy",
-    "sacred",
-    "omegaconf",
-    "argparse",
-    "pathlib",
-    "vilt",
+    "pytorch_lightning lightning lightning_fabric torchmetrics numpy sacred omegaconf argparse pathlib vilt".split()
 )
 
 
@@ -266,18 +257,9 @@ def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[l
 
 
 def _bytes(size: int | str) -> int:
-    units = {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-        "TIB": 2**40,
-    }
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", start=1):
+        units[f"{letter}B"], units[f"{letter}IB"] = 1000**power, 1024**power
     found = re.fullmatch(r"\s*(\d+)\s*([A-Z]*)\s*", str(size).upper())
     value = int(found.group(1)) * units.get(found.group(2), 0) if found else 0
     if value < 1:

@@ -15,14 +15,8 @@ from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 # Keys that transformers and this package write about themselves, not about the model.
 _BOOKKEEPING = (
-    "transformers_version",
-    "_name_or_path",
-    "torch_dtype",
-    "dtype",
-    "architectures",
-    "model_type",
-    "vilt_fast_version",
-)
+    "transformers_version _name_or_path torch_dtype dtype architectures model_type vilt_fast_version"
+).split()
 Config = TypeVar("Config", bound="PreTrainedConfig")
 
 

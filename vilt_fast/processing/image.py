@@ -24,23 +24,12 @@ from .sizes import target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
-    "crop_size",
-    "default_to_square",
-    "device",
-    "disable_grouping",
-    "do_center_crop",
-    "do_convert_rgb",
-    "image_seq_length",
-    "pad_size",
-)
+    "crop_size default_to_square device disable_grouping do_center_crop do_convert_rgb image_seq_length pad_size"
+).split()
 # What transformers writes into a config beside the settings.
 _BOOKKEEPING = (
-    "feature_extractor_type",
-    "image_processor_class",
-    "image_processor_type",
-    "name_or_path",
-    "processor_class",
-)
+    "feature_extractor_type image_processor_class image_processor_type name_or_path processor_class"
+).split()
 _OLD_DO_PAD = "pad_and_return_pixel_mask"
 
 

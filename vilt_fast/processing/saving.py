@@ -13,15 +13,8 @@ from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
 IGNORED_OPTIONS = (
-    "_from_auto",
-    "backend",
-    "force_download",
-    "legacy_format",
-    "proxies",
-    "resume_download",
-    "trust_remote_code",
-    "use_fast",
-)
+    "_from_auto backend force_download legacy_format proxies resume_download trust_remote_code use_fast"
+).split()
 
 
 def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
