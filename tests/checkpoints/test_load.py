@@ -201,27 +201,27 @@ def test_when_the_decoder_shares_the_word_table(helpers, save, config_ties, stor
     assert torch.equal(loaded.state_dict()[WORDS], state[WORDS])
 
 
-def test_an_error_leaves_the_tie_as_it_was(helpers, save):
-    for tied in (True, False):
-        model = helpers.make("ViltForMaskedLM", tie_word_embeddings=tied)
-        state = helpers.make("ViltForMaskedLM", 1, tie_word_embeddings=False).state_dict()
-        if not tied:
-            del state[DECODER]
-        del state["vilt.layernorm.weight"]
-        before = helpers.copy(model)
-        with pytest.raises(ValueError, match="1 missing: vilt.layernorm.weight"):
-            checkpoints.load_weights(model, save(model, state))
-        assert helpers.same(model.state_dict(), before)
-        assert (model.mlm_score.decoder.weight is model.vilt.get_input_embeddings().weight) == tied
-        assert model.config.tie_word_embeddings == tied
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_an_error_leaves_the_tie_as_it_was(helpers, save, tied):
+    model = helpers.make("ViltForMaskedLM", tie_word_embeddings=tied)
+    state = helpers.make("ViltForMaskedLM", 1, tie_word_embeddings=False).state_dict()
+    if not tied:
+        del state[DECODER]
+    del state["vilt.layernorm.weight"]
+    before = helpers.copy(model)
+    with pytest.raises(ValueError, match="1 missing: vilt.layernorm.weight"):
+        checkpoints.load_weights(model, save(model, state))
+    assert helpers.same(model.state_dict(), before)
+    assert (model.mlm_score.decoder.weight is model.vilt.get_input_embeddings().weight) == tied
+    assert model.config.tie_word_embeddings == tied
 
 
 # --- dtypes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("wanted", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
 def test_values_are_cast_to_the_dtype_of_the_model(helpers, save, stored, wanted, binary):
     model = helpers.make("ViltForQuestionAnswering")
     state = {name: tensor.to(stored) for name, tensor in model.state_dict().items()}
@@ -242,16 +242,16 @@ def test_a_model_keeps_its_parameters_and_needs_no_gradient_to_load(helpers, sav
     assert helpers.same(model.state_dict(), other.state_dict())
 
 
-def test_the_file_can_be_deleted_after_loading(helpers, save):
+@pytest.mark.parametrize("binary", [False, True], ids=["safetensors", "bin"])
+def test_the_file_can_be_deleted_after_loading(helpers, save, binary):
     """No parameter is a view of the mapped file."""
     other = helpers.make("ViltModel", 2)
-    for binary in (False, True):
-        path = save(other, other.state_dict(), binary=binary)
-        model = vilt_fast.ViltModel.from_pretrained(path)
-        for file in Path(path).iterdir():
-            file.write_bytes(b"\xff" * file.stat().st_size)
-            file.unlink()
-        assert helpers.same(model.state_dict(), other.state_dict())
+    path = save(other, other.state_dict(), binary=binary)
+    model = vilt_fast.ViltModel.from_pretrained(path)
+    for file in Path(path).iterdir():
+        file.write_bytes(b"\xff" * file.stat().st_size)
+        file.unlink()
+    assert helpers.same(model.state_dict(), other.state_dict())
 
 
 @pytest.mark.gpu

@@ -316,7 +316,7 @@ def test_the_head_counts_that_a_vit_name_fixes(tmp_path):
         torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(**fields)), tmp_path / "vilt.ckpt")
         assert checkpoints.read_original_config(tmp_path / "vilt.ckpt")["num_attention_heads"] == heads
     torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(num_heads=5)), tmp_path / "vilt.ckpt")
-    with pytest.raises(ValueError, match="hidden size 32 cannot be told .hyper_parameters say 5"):
+    with pytest.raises(ValueError, match="hidden size 32 cannot be determined .hyper_parameters say 5"):
         checkpoints.read_original_config(tmp_path / "vilt.ckpt")
 
 

@@ -170,14 +170,14 @@ def test_files_are_decoded_on_threads_in_order(pictures, tmp_path, monkeypatch):
         Image.fromarray(pictures[index % 3]).save(paths[-1])
     # All must be on their way before one may finish: this ends only if they run side by side.
     together = threading.Barrier(2, timeout=20)
-    load = packing.load_picture
+    decode = packing.decode
 
-    def wait_and_load(*arguments):
+    def wait_and_decode(*arguments, **options):
         together.wait()
-        return load(*arguments)
+        return decode(*arguments, **options)
 
     monkeypatch.setattr(packing.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(packing, "load_picture", wait_and_load)
+    monkeypatch.setattr(packing, "decode", wait_and_decode)
     packed = ViltImageProcessor(**SMALL).pack(paths)
     monkeypatch.undo()
     plain = ViltImageProcessor(**SMALL).pack([pictures[index % 3] for index in range(6)])

@@ -180,6 +180,26 @@ def test_a_full_disk_leaves_every_old_file(ours, tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_second_rename_that_fails_leaves_every_old_file(ours, tmp_path, monkeypatch):
+    ours.save_pretrained(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    rename, published = os.replace, []
+
+    def replace(source, target):
+        if str(source).endswith(".tmp"):
+            published.append(target)
+            if len(published) == 2:
+                raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    changed = ViltProcessor(ViltImageProcessor(size=99), BertTokenizer({**ours.tokenizer.get_vocab(), "new": 10_000}))
+    with pytest.raises(OSError, match="Input/output error"):
+        changed.save_pretrained(tmp_path)
+    assert len(published) == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_deprecated_names(ours):
     with pytest.warns(FutureWarning, match="image_processor"):
         processor = ViltProcessor(feature_extractor=ours.image_processor, tokenizer=ours.tokenizer)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 # "name" or "namespace/name"; the hub's own rule (huggingface_hub.utils.validate_repo_id), which keeps out
 # "./foo", "../foo", "~/foo", "/foo" and "C:\\foo".
@@ -13,15 +16,37 @@ _HUB_ID = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w([\w.-]{0,94}\w)?", re.ASCI
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".txt", ".git")
 
 
+@dataclass(frozen=True)
+class HubOptions:
+    """Where on the hub a model's files are; Hugging Face's names and defaults.
+
+    Args:
+        revision: branch, tag or commit of the repository; unused for a directory.
+        cache_dir: the hub's cache; default: huggingface_hub's (HF_HOME, HF_HUB_CACHE).
+        token: access token; default: the one huggingface_hub knows.
+        local_files_only: look only in the cache (so does HF_HUB_OFFLINE=1). HF_ENDPOINT chooses another hub.
+        subfolder: of the directory or repository.
+    """
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    subfolder: str | None = None
+
+    @classmethod
+    def split(cls, keywords: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+        """The hub's options among the keywords of a from_pretrained, and the others."""
+        names = {field.name for field in fields(cls)}
+        others = {name: value for name, value in keywords.items() if name not in names}
+        return cls(**{name: value for name, value in keywords.items() if name in names}), others
+
+
+DEFAULTS = HubOptions()
+
+
 def find_file(
-    name_or_path: str | os.PathLike[str],
-    filename: str,
-    *,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    required: bool = True,
+    name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions = DEFAULTS, *, required: bool = True
 ) -> Path | None:
     """Return the path of one file of a model, downloading it into the hub's cache where needed.
 
@@ -29,16 +54,13 @@ def find_file(
         name_or_path: a local directory, or a hub id ("namespace/name"). What exists locally is never sent to the
             hub, nor is a `pathlib.Path` or a string that can only be a path ("./model", an absolute path).
         filename: the file's name inside the directory or repository.
-        revision: branch, tag or commit of the repository; unused for a directory.
-        cache_dir: the hub's cache; default: huggingface_hub's (HF_HOME, HF_HUB_CACHE).
-        token: access token; default: the one huggingface_hub knows.
-        local_files_only: look only in the cache (so does HF_HUB_OFFLINE=1). HF_ENDPOINT chooses another hub.
         required: False returns None where the model has no such file. A model that does not exist raises either way.
 
     Raises:
         FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
         OSError: the hub answered with another error, or the download failed.
     """
+    filename = f"{hub.subfolder}/{filename}" if hub.subfolder else filename
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")
     path = Path(name_or_path).expanduser()
@@ -51,8 +73,7 @@ def find_file(
             f"no directory {str(name_or_path)!r} (looked for {filename} in it), "
             f"and it is not a hub id such as 'namespace/name'"
         )
-    options = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-    return _find_on_hub(str(name_or_path), filename, options, required)
+    return _find_on_hub(str(name_or_path), filename, hub, required)
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
@@ -71,16 +92,18 @@ def _find_in_directory(directory: Path, filename: str, required: bool) -> Path |
     raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {listing or 'nothing'}")
 
 
-def _find_on_hub(name: str, filename: str, options: dict, required: bool) -> Path | None:
+def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> Path | None:
     # Imported here: it takes longer than the rest of the package, and a local directory does not need it.
     from huggingface_hub import hf_hub_download
     from huggingface_hub import utils as errors
 
-    where = f"the hub repository {name!r}" + (f" at revision {options['revision']!r}" if options["revision"] else "")
+    # The folder is part of `filename` by now.
+    options = {option: value for option, value in vars(hub).items() if option != "subfolder"}
+    where = f"the hub repository {name!r}" + (f" at revision {hub.revision!r}" if hub.revision else "")
     try:
         return Path(hf_hub_download(name, filename, **options))
     except errors.LocalEntryNotFoundError as error:
-        if not required and _is_known(name, options["cache_dir"]):
+        if not required and _is_known(name, hub.cache_dir):
             return None
         raise FileNotFoundError(
             f"{filename} of {where} is not in the local cache, and not from the hub: {_reason(error)}"
@@ -91,7 +114,7 @@ def _find_on_hub(name: str, filename: str, options: dict, required: bool) -> Pat
         raise FileNotFoundError(f"no {filename} in {where}") from error
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"no revision {options['revision']!r} of the hub repository {name!r} (looked for {filename})"
+            f"no revision {hub.revision!r} of the hub repository {name!r} (looked for {filename})"
         ) from error
     except errors.GatedRepoError as error:
         raise FileNotFoundError(f"{where} is gated: ask for access on its page, then pass token=") from error

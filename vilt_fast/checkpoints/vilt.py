@@ -1,20 +1,29 @@
-"""The checkpoints of the original repository (dandelin/ViLT): its names, its fused qkv, its configuration.
+"""ViLT's names: Hugging Face's, and those of the original repository (dandelin/ViLT) with its fused qkv.
 
-Source: vilt/modules/vilt_module.py, vision_transformer.py and heads.py of that repository.
+Source of the latter: vilt/modules/vilt_module.py, vision_transformer.py and heads.py of that repository.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, listing
+from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, listing, open_weights
 
+PREFIX = "vilt."
+# Heads of known checkpoints: a model without one leaves its tensors out.
+HEADS = ("classifier.", "mlm_score.", "rank_output.", "itm_score.", "mpp_score.", "vilt.pooler.")
+WORD_HEAD = "mlm_score."
+DECODER, WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
+# Tables of constants that old transformers saved.
+_CONSTANTS = (".position_ids", ".token_type_ids")
 _BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."
 _RENAMED = tuple(
     (re.compile(old), new)
@@ -42,12 +51,28 @@ _DROPPED = re.compile(r"text_embeddings\.position_ids|(transformer\.)?head\.(wei
 _NUM_HEADS = {"vit_small_patch16_224": 8, "vit_huge_patch16_224_in21k": 16, "vit_huge_patch32_384": 16}
 
 
+def full_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Tensors under the names of a model with a head, whichever format and model they come from."""
+    if is_original(stored):
+        return _rename(stored)
+    bare = not any(name.startswith(PREFIX) for name in stored)
+    tensors: dict[str, StoredTensor] = {}
+    # In this order the decoder's own bias wins over mlm_score.bias, its second name in 4.37.
+    for name in sorted(stored, key=lambda name: name != "mlm_score.bias"):
+        if name.endswith(_CONSTANTS):
+            continue
+        full = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
+        full = "mlm_score.decoder.bias" if full == "mlm_score.bias" else full
+        tensors[PREFIX + full if bare and not full.startswith(HEADS) else full] = stored[name]
+    return tensors
+
+
 def is_original(names: Iterable[str]) -> bool:
     """Whether names of tensors are those of the original repository."""
     return any(name.startswith("transformer.blocks.") for name in names)
 
 
-def rename(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _rename(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The tensors under Hugging Face's names, query, key and value apart; unknown ones keep their name.
 
     Raises:
@@ -99,13 +124,28 @@ def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {f"rank_output.{kind}": replace(_rows(source, 1, 2), derived=True) for kind, source in sources.items()}
 
 
-def infer_config(stored: StoredWeights) -> dict[str, Any]:
+def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the configuration that belongs to a `.ckpt` of the original repository, for `ViltConfig(**fields)`.
+
+    Sizes come from its tensors; the number of heads and the dropout from its hyperparameters, or hidden_size / 64
+    and 0. The encoder's LayerNorm eps is 1e-6, as it was trained.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: it is no such checkpoint.
+    """
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
+    with open_weights(path) as stored:
+        return _infer_config(stored)
+
+
+def _infer_config(stored: StoredWeights) -> dict[str, Any]:
     """The fields of ViltConfig of an original checkpoint: sizes from its tensors, the rest from its hyperparameters.
 
     `max_image_length` stays -1: the original's 200 is a training setting that would sample patches at inference.
 
     Raises:
-        ValueError: it is no original ViLT checkpoint, or its number of attention heads cannot be told.
+        ValueError: it is no original ViLT checkpoint, or its number of attention heads cannot be determined.
     """
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
     if not is_original(shapes):
@@ -138,7 +178,7 @@ def _sizes(shapes: dict[str, tuple[int, ...]], stored: StoredWeights) -> dict[st
     )
     absent = [name for name in wanted if name not in shapes]
     if absent:
-        raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be told")
+        raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be determined")
     words, positions, types, modalities, patches, table, inner = (shapes[name] for name in wanted)
     side = math.isqrt(table[1] - 1)
     if side * side != table[1] - 1:
@@ -170,7 +210,7 @@ def _num_heads(hidden_size: int, hyper: dict[str, Any], stored: StoredWeights) -
         heads = hidden_size // 64 if hidden_size % 64 == 0 else 0
     if heads < 1 or hidden_size % heads:
         raise ValueError(
-            f"{stored.path}: the number of attention heads of hidden size {hidden_size} cannot be told "
+            f"{stored.path}: the number of attention heads of hidden size {hidden_size} cannot be determined "
             f"(hyper_parameters say {hyper.get('num_heads')!r}); give config="
         )
     return heads

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.checkpoints.hub import DEFAULTS, HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 # In this order, as in transformers: the first that is there holds the weights.
@@ -31,16 +31,7 @@ _SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors)|(pytorch_model-\d{5}-o
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
 _TRAINERS = (
-    "pytorch_lightning",
-    "lightning",
-    "lightning_fabric",
-    "torchmetrics",
-    "numpy",
-    "sacred",
-    "omegaconf",
-    "argparse",
-    "pathlib",
-    "vilt",
+    "pytorch_lightning lightning lightning_fabric torchmetrics numpy sacred omegaconf argparse pathlib vilt".split()
 )
 
 
@@ -65,12 +56,11 @@ class StoredWeights:
 
 
 @contextmanager
-def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[StoredWeights]:
+def open_weights(name_or_path: str | os.PathLike[str], hub: HubOptions = DEFAULTS) -> Iterator[StoredWeights]:
     """Open the weights of a directory, a hub id or one file; tensors can be read until the context ends.
 
     Args:
         name_or_path: a directory or hub id that holds one of `WEIGHT_NAMES`, or a file (.safetensors, .bin, .ckpt).
-        **hub: `revision`, `cache_dir`, `token`, `local_files_only` of `hub.find_file`.
 
     Raises:
         FileNotFoundError: nothing there, or a shard that the index names is absent.
@@ -79,17 +69,17 @@ def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[S
     path = _weight_file(name_or_path, hub)
     with ExitStack() as stack:
         if path.name.endswith(".index.json"):
-            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
+            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, hub=hub), stack))
         else:
             yield _open_file(path, stack)
 
 
-def _weight_file(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> Path:
+def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     for name in WEIGHT_NAMES:
-        found = find_file(name_or_path, name, required=False, **hub)
+        found = find_file(name_or_path, name, hub, required=False)
         if found is not None:
             return found
     held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""
@@ -267,18 +257,9 @@ def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[l
 
 
 def _bytes(size: int | str) -> int:
-    units = {
-        "": 1,
-        "B": 1,
-        "KB": 10**3,
-        "MB": 10**6,
-        "GB": 10**9,
-        "TB": 10**12,
-        "KIB": 2**10,
-        "MIB": 2**20,
-        "GIB": 2**30,
-        "TIB": 2**40,
-    }
+    units = {"": 1, "B": 1}
+    for power, letter in enumerate("KMGT", start=1):
+        units[f"{letter}B"], units[f"{letter}IB"] = 1000**power, 1024**power
     found = re.fullmatch(r"\s*(\d+)\s*([A-Z]*)\s*", str(size).upper())
     value = int(found.group(1)) * units.get(found.group(2), 0) if found else 0
     if value < 1:

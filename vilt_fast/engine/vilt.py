@@ -15,7 +15,7 @@ from torch import Tensor
 from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, Plan, compute_logits, make_plan, to_device
-from vilt_fast.processing.pictures import load_picture, quantise
+from vilt_fast.processing.pictures import decode
 from vilt_fast.processing.sizes import resize_size, target_size
 
 
@@ -93,17 +93,13 @@ class ViltStages:
     def load(self, source: Any) -> Loaded:
         """Decode a picture and find out its size."""
         settings = self.processor.image_processor
-        pixels, is_unit = quantise(np.asarray(load_picture(source, None, "image")), "image")
-        if is_unit and not settings.do_rescale:
-            raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
-        size = pixels.shape[:2]
-        if settings.do_resize:
-            size = target_size("image", *size, {"size": settings.size, "size_divisor": settings.size_divisor})
+        decoded = decode(source, name="image", floats="bytes" if settings.do_rescale else "refuse")
+        size = target_size("image", *decoded.size, settings) if settings.do_resize else decoded.size
         height, width = size
         if height % self.patch or width % self.patch:
             raise ValueError(f"image: got {height} x {width} pixels, wanted multiples of the patch, {self.patch}")
         patches, limit = height // self.patch * (width // self.patch), self.config.max_image_length
-        return Loaded(np.ascontiguousarray(pixels), min(patches, limit) if limit >= 0 else patches)
+        return Loaded(decoded.array, min(patches, limit) if limit >= 0 else patches)
 
     def measure(self, items: Sequence[Item]) -> None:
         """Tokenise, all texts in one call."""

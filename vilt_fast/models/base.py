@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from vilt_fast import checkpoints
+from vilt_fast.checkpoints.hub import HubOptions
+from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
 
 Model = TypeVar("Model", bound="PreTrainedModel")
@@ -18,10 +20,10 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 class PreTrainedModel(nn.Module):
     """A model with a configuration, that reads and writes checkpoints. Parameter names are Hugging Face's."""
 
-    config_class = ViltConfig
+    config_class: type[PreTrainedConfig] = ViltConfig
     base_model_prefix = "vilt"
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__()
         if not isinstance(config, self.config_class):
             raise ValueError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
@@ -32,7 +34,7 @@ class PreTrainedModel(nn.Module):
         cls: type[Model],
         name_or_path: str | Path,
         *,
-        config: ViltConfig | None = None,
+        config: PreTrainedConfig | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         strict: bool = True,
@@ -63,7 +65,7 @@ class PreTrainedModel(nn.Module):
             dtype = overrides.pop("torch_dtype") if dtype is None else dtype
         if "ignore_mismatched_sizes" in overrides:
             strict = strict and not overrides.pop("ignore_mismatched_sizes")
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        hub = HubOptions(revision, cache_dir, token, local_files_only)
         # What the constructor takes beside the configuration, such as add_pooling_layer.
         constructor = {
             name: overrides.pop(name) for name in [*inspect.signature(cls).parameters][1:] if name in overrides
@@ -73,9 +75,9 @@ class PreTrainedModel(nn.Module):
         elif overrides:
             raise ValueError(f"give config or fields of it, got both: config and {', '.join(sorted(overrides))}")
         if dtype == "auto":
-            dtype = checkpoints.stored_dtype(name_or_path, **hub)
+            dtype = checkpoints.stored_dtype(name_or_path, hub)
         model = cls(config, **constructor).to(dtype=_as_dtype(dtype))
-        checkpoints.load_weights(model, name_or_path, strict=strict, **hub)
+        checkpoints.load_weights(model, name_or_path, strict=strict, hub=hub)
         return model.to(device=device).eval()
 
     def save_pretrained(
@@ -138,7 +140,9 @@ class PreTrainedModel(nn.Module):
                 module.reset_parameters()
 
 
-def _read_config(config_class: Any, name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]) -> Any:
+def _read_config(
+    config_class: type[PreTrainedConfig], name_or_path: str | Path, hub: HubOptions, overrides: dict[str, Any]
+) -> PreTrainedConfig:
     known = set(config_class().__dict__) | {"num_labels"}
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -147,7 +151,7 @@ def _read_config(config_class: Any, name_or_path: str | Path, hub: dict[str, Any
         return config_class.from_dict(checkpoints.read_original_config(name_or_path), **overrides)
     if Path(name_or_path).is_file():
         name_or_path = Path(name_or_path).parent
-    return config_class.from_pretrained(name_or_path, **hub, **overrides)
+    return config_class.from_pretrained(name_or_path, **vars(hub), **overrides)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -153,6 +153,21 @@ def pad_rows(
     return padded
 
 
+def collate(encoded_inputs: Any) -> dict[str, Any]:
+    """Name -> rows, from a dictionary of rows or a list of dictionaries.
+
+    Raises:
+        ValueError: there are no `input_ids`.
+    """
+    if isinstance(encoded_inputs, list | tuple):
+        keys = encoded_inputs[0].keys() if encoded_inputs else ()
+        encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in keys}
+    data = dict(encoded_inputs)
+    if "input_ids" not in data:
+        raise ValueError(f"encoded_inputs: got the keys {list(data)}, wanted input_ids among them")
+    return data
+
+
 def check_side(value: Any, argument: str) -> str:
     """`value` if it is a side.
 

@@ -17,20 +17,20 @@ from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
 from .packed import pack_pictures, scaled_message
-from .pictures import check_data_format, flatten_pictures, load_picture, quantise
+from .pictures import Decoded, check_data_format, decode, flatten_pictures
 from .saving import find_json, read_json, split_options, to_json, write_files
-from .settings import SETTINGS, check_setting
+from .settings import SETTINGS, Settings
 from .sizes import target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
-    "crop_size", "default_to_square", "device", "disable_grouping", "do_center_crop", "do_convert_rgb",
-    "image_seq_length", "pad_size",
-)  # fmt: skip
+    "crop_size default_to_square device disable_grouping do_center_crop do_convert_rgb image_seq_length pad_size"
+).split()
 # What transformers writes into a config beside the settings.
 _BOOKKEEPING = (
-    "feature_extractor_type", "image_processor_class", "image_processor_type", "name_or_path", "processor_class",
-)  # fmt: skip
+    "feature_extractor_type image_processor_class image_processor_type name_or_path processor_class"
+).split()
+_OLD_DO_PAD = "pad_and_return_pixel_mask"
 
 
 class _Prepared(NamedTuple):
@@ -93,15 +93,19 @@ class ViltImageProcessor:
         do_pad: bool = True,
         **kwargs: Any,
     ) -> None:
-        if "pad_and_return_pixel_mask" in kwargs:
-            do_pad = kwargs.pop("pad_and_return_pixel_mask")
-        values = (
-            do_resize, {"shortest_edge": 384} if size is None else size, size_divisor, resample, do_rescale,
-            rescale_factor, do_normalize, [0.5, 0.5, 0.5] if image_mean is None else image_mean,
-            [0.5, 0.5, 0.5] if image_std is None else image_std, do_pad,
-        )  # fmt: skip
-        for name, value in zip(SETTINGS, values, strict=True):
-            setattr(self, name, check_setting(name, value))
+        settings = Settings(
+            do_resize=do_resize,
+            size={"shortest_edge": 384} if size is None else size,
+            size_divisor=size_divisor,
+            resample=resample,
+            do_rescale=do_rescale,
+            rescale_factor=rescale_factor,
+            do_normalize=do_normalize,
+            image_mean=[0.5, 0.5, 0.5] if image_mean is None else image_mean,
+            image_std=[0.5, 0.5, 0.5] if image_std is None else image_std,
+            do_pad=kwargs.pop(_OLD_DO_PAD, do_pad),
+        )
+        self.__dict__.update(vars(settings))
         for name, value in kwargs.items():
             if name not in _BOOKKEEPING and not name.startswith("_"):
                 if callable(getattr(type(self), name, None)):
@@ -147,20 +151,25 @@ class ViltImageProcessor:
             FileNotFoundError: a path does not exist.
             ValueError: a picture cannot be used, named by its index; or a setting is out of range.
         """
-        if "pad_and_return_pixel_mask" in kwargs:
-            do_pad = kwargs.pop("pad_and_return_pixel_mask")
-        unknown = sorted(set(kwargs) - set(_WITHOUT_EFFECT))
-        if unknown:
-            raise TypeError(f"preprocess() got an unexpected keyword argument {unknown[0]!r}")
         settings = self._settings(
-            do_resize, size, size_divisor, resample, do_rescale, rescale_factor, do_normalize, image_mean, image_std,
-            do_pad,
-        )  # fmt: skip
+            "preprocess",
+            do_resize=do_resize,
+            size=size,
+            size_divisor=size_divisor,
+            resample=resample,
+            do_rescale=do_rescale,
+            rescale_factor=rescale_factor,
+            do_normalize=do_normalize,
+            image_mean=image_mean,
+            image_std=image_std,
+            do_pad=kwargs.pop(_OLD_DO_PAD, do_pad),
+            **kwargs,
+        )
         kind = tensor_kind(return_tensors)
         layout = check_data_format(data_format, "data_format") or "channels_first"
         pictures = flatten_pictures(images)
         prepared = [_prepare(name, picture, input_data_format, settings) for name, picture in pictures]
-        return _assemble(prepared, settings["do_pad"], layout, kind)
+        return _assemble(prepared, settings.do_pad, layout, kind)
 
     def pack(
         self,
@@ -185,18 +194,16 @@ class ViltImageProcessor:
             FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
             TypeError: an argument that is no setting.
         """
-        unknown = sorted(set(overrides) - {*SETTINGS, *_WITHOUT_EFFECT, "pad_and_return_pixel_mask"})
-        if unknown:
-            raise TypeError(f"pack() got an unexpected keyword argument {unknown[0]!r}")
-        settings = self._settings(*(overrides.get(name) for name in SETTINGS))
+        settings = self._settings("pack", **{name: v for name, v in overrides.items() if name != _OLD_DO_PAD})
         return pack_pictures(images, settings, device, picture=picture, input_data_format=input_data_format)
 
-    def _settings(self, *overrides: Any) -> dict[str, Any]:
+    def _settings(self, method: str, **overrides: Any) -> Settings:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
-        return {
-            name: check_setting(name, getattr(self, name) if value is None else value)
-            for name, value in zip(SETTINGS, overrides, strict=True)
-        }
+        unknown = sorted(set(overrides) - {*SETTINGS, *_WITHOUT_EFFECT})
+        if unknown:
+            raise TypeError(f"{method}() got an unexpected keyword argument {unknown[0]!r}")
+        given = {name: overrides.get(name) for name in SETTINGS}
+        return Settings(**{name: getattr(self, name) if v is None else v for name, v in given.items()})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -238,13 +245,13 @@ class ViltImageProcessor:
             ValueError: a setting is out of range.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        known = {*SETTINGS, *_WITHOUT_EFFECT, *image_processor_dict, "pad_and_return_pixel_mask"}
+        known = {*SETTINGS, *_WITHOUT_EFFECT, *image_processor_dict, _OLD_DO_PAD}
         unused = {name: value for name, value in kwargs.items() if name not in known}
         if unused and not wants_unused:
             raise TypeError(f"from_dict() got an unexpected keyword argument {min(unused)!r}")
         settings = {**image_processor_dict, **kwargs}
         if "do_pad" in kwargs:  # the newer name was overridden, the saved older one must not win
-            settings.pop("pad_and_return_pixel_mask", None)
+            settings.pop(_OLD_DO_PAD, None)
         processor = cls(**{name: value for name, value in settings.items() if name not in unused})
         return (processor, unused) if wants_unused else processor
 
@@ -292,43 +299,37 @@ class ViltFeatureExtractor(ViltImageProcessor):
         super().__init__(*args, **kwargs)
 
 
-def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Mapping[str, Any]) -> _Prepared:
-    rgb = load_picture(picture, input_data_format, name)
-    if isinstance(rgb, np.ndarray) and settings["do_rescale"]:
-        _warn_if_scaled(rgb, name)
-    is_unit = False
-    if settings["do_resize"]:
-        rgb, is_unit = _resize(rgb, name, settings)
-    pixels = np.asarray(rgb)
+def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
+    decoded = decode(picture, input_data_format, name, floats="unit" if settings.do_resize else "keep")
+    if settings.do_rescale and decoded.is_scaled:
+        warnings.warn(scaled_message(name), stacklevel=5)
+    pixels = _resize(decoded, name, settings) if settings.do_resize else np.asarray(decoded.pixels)
     if pixels.dtype != np.uint8:
         values = _arithmetic(pixels.transpose(2, 0, 1), settings)
         return _Prepared(values.transpose(1, 2, 0), None)
     # Only 256 values can occur, so the float operations are done on those: exact, and several times as fast.
     bytes_in = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 256))
-    values = _arithmetic(_rescale(bytes_in, 1 / 255) if is_unit else bytes_in, settings)
+    values = _arithmetic(_rescale(bytes_in, 1 / 255) if decoded.is_unit else bytes_in, settings)
     return _Prepared(pixels, None if values is bytes_in else values)
 
 
-def _resize(rgb: Image.Image | np.ndarray, name: str, settings: Mapping[str, Any]) -> tuple[Any, bool]:
-    """The resized picture (uint8), and whether its bytes stand for floats in [0, 1]."""
-    height, width = rgb.shape[:2] if isinstance(rgb, np.ndarray) else (rgb.height, rgb.width)
-    new_height, new_width = target_size(name, height, width, settings)
-    is_unit = False
-    if isinstance(rgb, np.ndarray):
-        pixels, is_unit = quantise(rgb, name)
-        rgb = Image.fromarray(np.ascontiguousarray(pixels))
-    return rgb.resize((new_width, new_height), resample=settings["resample"]), is_unit
+def _resize(decoded: Decoded, name: str, settings: Settings) -> np.ndarray:
+    height, width = target_size(name, *decoded.size, settings)
+    image = decoded.pixels if isinstance(decoded.pixels, Image.Image) else Image.fromarray(decoded.array)
+    return np.asarray(image.resize((width, height), resample=settings.resample))
 
 
-def _arithmetic(values: np.ndarray, settings: Mapping[str, Any]) -> np.ndarray:
+def _arithmetic(values: np.ndarray, settings: Settings) -> np.ndarray:
     """Rescale and normalise (3, ...) in transformers' order of operations and dtypes."""
-    if settings["do_rescale"]:
-        values = _rescale(values, settings["rescale_factor"])
-    if settings["do_normalize"]:
+    if settings.do_rescale:
+        values = _rescale(values, settings.rescale_factor)
+    if settings.do_normalize:
         if values.dtype.kind != "f":
             values = values.astype(np.float32)
         shape = (-1,) + (1,) * (values.ndim - 1)
-        mean, std = (np.array(settings[key], dtype=values.dtype).reshape(shape) for key in ("image_mean", "image_std"))
+        mean, std = (
+            np.array(value, dtype=values.dtype).reshape(shape) for value in (settings.image_mean, settings.image_std)
+        )
         values = (values - mean) / std
     return values
 
@@ -338,21 +339,11 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
     return (values.astype(np.float64) * factor).astype(np.float32)
 
 
-def _warn_if_scaled(pixels: np.ndarray, name: str) -> None:
-    if pixels.dtype != np.uint8 and pixels.min() >= 0 and pixels.max() <= 1:
-        warnings.warn(scaled_message(name), stacklevel=6)
-
-
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
     sizes = [picture.pixels.shape[:2] for picture in prepared]
     if not do_pad and kind is None:
-        return BatchFeature(
-            {
-                "pixel_values": [
-                    _stack([picture], size, layout)[0] for picture, size in zip(prepared, sizes, strict=True)
-                ]
-            }
-        )
+        alone = [_stack([picture], size, layout)[0] for picture, size in zip(prepared, sizes, strict=True)]
+        return BatchFeature({"pixel_values": alone})
     if not do_pad and len(set(sizes)) > 1:
         raise ValueError(
             f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "

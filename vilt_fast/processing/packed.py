@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,21 +16,16 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.pixels import PackedPixels
 
-from .pictures import flatten_pictures, load_picture, quantise
+from .pictures import Decoded, decode, flatten_pictures
+from .settings import Settings
 from .sizes import target_size
 
-
-class Decoded(NamedTuple):
-    """A picture as bytes."""
-
-    pixels: np.ndarray  # (H, W, 3) uint8, contiguous
-    is_unit: bool  # whether the bytes stand for floats in [0, 1]
-    exact: bool  # whether they equal the values that came
+_HINT = "; packed pictures are bytes: call without device for this one"
 
 
 def pack_pictures(
     images: Any,
-    settings: Mapping[str, Any],
+    settings: Settings,
     device: torch.device | str | int,
     *,
     picture: Sequence[int] | None = None,
@@ -52,22 +47,21 @@ def pack_pictures(
             pictures.
     """
     device = torch.device(device)
-    if settings["do_resize"] and settings["resample"] != Image.Resampling.BICUBIC:
+    if settings.do_resize and settings.resample != Image.Resampling.BICUBIC:
         raise ValueError(
-            f"resample: got {Image.Resampling(settings['resample']).name}, wanted BICUBIC, the only filter that packed "
+            f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that packed "
             "pictures are resized with; call without device for the others"
         )
     names, decoded = decode_all(images, input_data_format)
     factor = _rescale_factor(names, decoded, settings)
-    shapes = [item.pixels.shape for item in decoded]
-    sizes = [shape[:2] for shape in shapes]
-    if settings["do_resize"]:
+    arrays = [item.array for item in decoded]
+    sizes = [item.size for item in decoded]
+    if settings.do_resize:
         sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
-    data = _flat_bytes([item.pixels for item in decoded], pinned=device.type == "cuda").to(device, non_blocking=True)
-    if settings["do_resize"]:
-        data, _ = ops.resize_packed(data, shapes, sizes)
-    normalize = settings["do_normalize"]
-    mean, std = (settings["image_mean"], settings["image_std"]) if normalize else (0.0, 1.0)
+    data = _flat_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
+    if settings.do_resize:
+        data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
+    mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else (0.0, 1.0)
     return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
 
@@ -79,15 +73,18 @@ def decode_all(images: Any, input_data_format: str | None = None) -> tuple[list[
     """
     named = flatten_pictures(images)
 
-    def decode(item: tuple[str, Any]) -> Decoded:
-        return _decode(*item, input_data_format)
+    def decode_one(item: tuple[str, Any]) -> Decoded:
+        name, image = item
+        decoded = decode(image, input_data_format, name, floats="unit", hint=_HINT)
+        _ = decoded.array  # made here, on the thread
+        return decoded
 
-    # Pillow leaves the interpreter's lock while it decodes; arrays need no decoding.
+    # Pillow releases the interpreter's lock while it decodes; arrays need no decoding.
     coded = sum(not isinstance(image, np.ndarray | Tensor) for _, image in named)
     if coded < 2:
-        return [name for name, _ in named], list(map(decode, named))
+        return [name for name, _ in named], list(map(decode_one, named))
     with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) as pool:
-        return [name for name, _ in named], list(pool.map(decode, named))
+        return [name for name, _ in named], list(pool.map(decode_one, named))
 
 
 def scaled_message(name: str) -> str:
@@ -95,32 +92,22 @@ def scaled_message(name: str) -> str:
     return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
 
 
-def _decode(name: str, image: Any, input_data_format: str | None) -> Decoded:
-    picture = np.asarray(load_picture(image, input_data_format, name))
-    try:
-        pixels, is_unit = quantise(picture, name)
-    except ValueError as error:
-        raise ValueError(f"{error}; packed pictures are bytes: call without device for this one") from error
-    exact = pixels is picture or np.array_equal(pixels, picture)
-    return Decoded(np.ascontiguousarray(pixels), is_unit, exact)
-
-
-def _rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Mapping[str, Any]) -> float:
+def _rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:
     """The one number that takes bytes to pixels, for all pictures of the batch."""
     for name, item in zip(names, decoded, strict=True):
-        if not settings["do_resize"] and not item.exact:
+        if not settings.do_resize and not item.is_exact:
             raise ValueError(
                 f"{name}: got floats that are not whole numbers in 0..255, which bytes cannot hold without rounding; "
                 "call without device, or with do_resize=True, which rounds them"
             )
-        if item.is_unit and settings["do_rescale"]:
+        if item.is_unit and settings.do_rescale:
             warnings.warn(scaled_message(name), stacklevel=5)
         if item.is_unit != decoded[0].is_unit:
             raise ValueError(
                 f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed pictures cannot hold side "
                 "by side; convert one of them, or call without device"
             )
-    factor = settings["rescale_factor"] if settings["do_rescale"] else 1.0
+    factor = settings.rescale_factor if settings.do_rescale else 1.0
     return factor / 255 if decoded[0].is_unit else factor
 
 

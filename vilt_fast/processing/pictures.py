@@ -17,7 +17,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +36,68 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What becomes of an array that is not 8-bit, floats in [0, 1] above all:
+#   keep    it stays as it is
+#   unit    8-bit, with a note that the bytes stand for floats in [0, 1]: the image processor
+#   bytes   8-bit, and from here on an image like any other: the Engine
+#   refuse  as bytes, but floats in [0, 1] raise: the Engine without rescaling
+Floats = Literal["keep", "unit", "bytes", "refuse"]
 _WANTED = "a path, a PIL image, a NumPy array, a torch tensor, or a list of these"
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An RGB image in memory."""
+
+    source: Image.Image | np.ndarray  # as opened
+    pixels: Image.Image | np.ndarray  # a PIL image, or (H, W, 3): uint8 unless floats="keep"
+    is_unit: bool  # whether the bytes stand for floats in [0, 1]
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """The pixels, (H, W, 3), C-contiguous."""
+        return np.ascontiguousarray(self.pixels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        pixels = self.pixels
+        return pixels.shape[:2] if isinstance(pixels, np.ndarray) else (pixels.height, pixels.width)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the pixels equal the values that came."""
+        return self.pixels is self.source or np.array_equal(self.pixels, self.source)
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether the values that came, other than bytes, are all in [0, 1]."""
+        source = self.source
+        if isinstance(source, Image.Image) or source.dtype == np.uint8:
+            return False
+        return bool(source.min() >= 0 and source.max() <= 1)
+
+
+def decode(
+    image: Any, input_data_format: str | None = None, name: str = "images", *, floats: Floats, hint: str = ""
+) -> Decoded:
+    """Decode one image of any kind: the way in for the image processor, packed images and the Engine.
+
+    Args:
+        image, input_data_format, name: as for `decode_rgb`.
+        floats: see `Floats`.
+        hint: what to do about values that do not fit 8 bits, for the error.
+
+    Raises:
+        FileNotFoundError, ValueError: as `decode_rgb`.
+    """
+    source = load_picture(image, input_data_format, name)
+    if floats == "keep" or isinstance(source, Image.Image):
+        return Decoded(source, source, False)
+    pixels, is_unit = _quantise(source, name, hint)
+    if is_unit and floats == "refuse":
+        raise ValueError(f"{name}: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
+    return Decoded(source, pixels, is_unit and floats == "unit")
 
 
 def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
@@ -74,10 +137,7 @@ def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "im
         FileNotFoundError: no such file.
         ValueError: anything else that keeps it from being a picture; the message names it.
     """
-    picture = load_picture(image, input_data_format, name)
-    if isinstance(picture, Image.Image):
-        return np.asarray(picture)
-    return np.ascontiguousarray(quantise(picture, name)[0])
+    return decode(image, input_data_format, name, floats="bytes").array
 
 
 def load_picture(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:
@@ -98,7 +158,7 @@ def load_picture(image: Any, input_data_format: str | None = None, name: str = "
     raise ValueError(f"{name}: got {type(image).__name__}, wanted {_WANTED}{hint}")
 
 
-def quantise(pixels: np.ndarray, name: str = "images") -> tuple[np.ndarray, bool]:
+def _quantise(pixels: np.ndarray, name: str, hint: str) -> tuple[np.ndarray, bool]:
     """Pixels of any dtype as uint8, by the rule of Hugging Face's resize.
 
     Whole numbers in 0..255 are taken as they are; other values in [0, 1] are multiplied by 255 and truncated.
@@ -120,7 +180,7 @@ def quantise(pixels: np.ndarray, name: str = "images") -> tuple[np.ndarray, bool
             return (pixels.astype(np.float64) * 255).astype(np.float32).astype(np.uint8), True
     raise ValueError(
         f"{name}: got {pixels.dtype} pixels in [{low}, {high}], which cannot be resized as 8-bit; "
-        "wanted whole numbers in 0..255 or floats in [0, 1] (or do_resize=False)"
+        f"wanted whole numbers in 0..255 or floats in [0, 1] (or do_resize=False){hint}"
     )
 
 

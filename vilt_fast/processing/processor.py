@@ -17,8 +17,8 @@ from .saving import split_options, write_files
 from .settings import SETTINGS
 from .text import BertTokenizer
 
-_TEXT_ARGUMENTS = tuple(inspect.signature(BertTokenizer.__call__).parameters)[1:]
-_IMAGE_ARGUMENTS = tuple(inspect.signature(ViltImageProcessor.preprocess).parameters)[2:-1]
+_TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
+_IMAGE_ARGUMENTS = (*SETTINGS, "return_tensors", "data_format", "input_data_format")
 # Hugging Face 5.x's way to say which argument is whose.
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
@@ -105,7 +105,22 @@ class ViltProcessor:
             FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
             TypeError: an argument that neither has.
         """
-        arguments = {name: value for name, value in locals().items() if name in _TEXT_ARGUMENTS and name != "text"}
+        arguments = {
+            "add_special_tokens": add_special_tokens,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "stride": stride,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "return_token_type_ids": return_token_type_ids,
+            "return_attention_mask": return_attention_mask,
+            "return_overflowing_tokens": return_overflowing_tokens,
+            "return_special_tokens_mask": return_special_tokens_mask,
+            "return_offsets_mapping": return_offsets_mapping,
+            "return_length": return_length,
+            "verbose": verbose,
+            "return_tensors": return_tensors,
+        }
         device = self.device if device is None else device
         if images is None and text is None:
             raise ValueError("images, text: got neither, wanted at least one")
@@ -170,8 +185,8 @@ class ViltProcessor:
         device = overrides.pop("device", None)
         names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
         for_images = {name: overrides.pop(name) for name in names}
-        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
-        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
+        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **vars(hub), **for_images)
+        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **vars(hub), **overrides)
         return cls(image_processor, tokenizer, device)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
@@ -206,7 +221,7 @@ def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     """The tokenizer's arguments and the picture processor's, out of flat ones and Hugging Face's groups."""
     flat = dict(arguments)
     text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
-    unknown = sorted(set(flat) - set(_TEXT_ARGUMENTS) - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
+    unknown = sorted(set(flat) - _TEXT_ARGUMENTS - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
     if unknown:
         raise TypeError(f"ViltProcessor() got an unexpected keyword argument {unknown[0]!r}")
     for_text = {name: value for name, value in flat.items() if name in _TEXT_ARGUMENTS}

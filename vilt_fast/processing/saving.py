@@ -8,26 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.files import stage
-from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.checkpoints.files import publish, stage_all
+from vilt_fast.checkpoints.hub import HubOptions, find_file
 
-# Arguments that every from_pretrained takes: those of `find_file`, and a folder of the directory or repository.
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
 IGNORED_OPTIONS = (
-    "_from_auto", "backend", "force_download", "legacy_format", "proxies", "resume_download", "trust_remote_code",
-    "use_fast",
-)  # fmt: skip
+    "_from_auto backend force_download legacy_format proxies resume_download trust_remote_code use_fast"
+).split()
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
     """Split the keywords of from_pretrained into those that say where the files are and the rest."""
     options = dict(options)
     if "use_auth_token" in options:  # the old name; it must never be taken for a setting, and saved
         options.setdefault("token", options.pop("use_auth_token"))
-    hub = {key: options[key] for key in HUB_OPTIONS if key in options}
-    rest = {key: value for key, value in options.items() if key not in hub and key not in IGNORED_OPTIONS}
-    return hub, rest
+    hub, rest = HubOptions.split(options)
+    return hub, {name: value for name, value in rest.items() if name not in IGNORED_OPTIONS}
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -45,16 +41,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def find_optional(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> Path | None:
-    """The path of one optional file of a directory or hub repository; None where there is none."""
-    options = dict(hub)
-    folder = options.pop("subfolder", None)
-    return find_file(name_or_path, f"{folder}/{filename}" if folder else filename, required=False, **options)
-
-
-def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:
+def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions) -> dict[str, Any] | None:
     """The content of one optional JSON file of a directory or hub repository; None where there is none."""
-    path = find_optional(name_or_path, filename, hub)
+    path = find_file(name_or_path, filename, hub, required=False)
     return None if path is None else read_json(path)
 
 
@@ -64,9 +53,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 
 
 def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> list[str]:
-    """Write text files into a directory (made if needed) and return their paths.
-
-    All are written beside their targets first and renamed after, so that a full disk leaves every old file whole.
+    """Write text files into a directory (made if needed), all or none, and return their paths.
 
     Raises:
         ValueError: `directory` is a file.
@@ -76,14 +63,5 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"save_directory: {directory} is a file, wanted a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    staged: list[tuple[Path, Path]] = []
-    try:
-        for name, text in files.items():
-            staged.append((stage(directory / name, text), directory / name))
-        while staged:
-            os.replace(*staged[0])
-            staged.pop(0)
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
+    publish(stage_all((directory / name, text) for name, text in files.items()))
     return [str(directory / name) for name in files]

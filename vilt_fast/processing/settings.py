@@ -1,9 +1,10 @@
-"""The settings of the picture processor: their names and what each may be."""
+"""The settings of the image processor: their names, their order, and what each may be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,13 +12,32 @@ import numpy as np
 from PIL import Image
 
 
-def check_setting(name: str, value: Any) -> Any:
-    """One setting as a plain Python value that JSON can hold.
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one call, as plain Python values that JSON can hold; see `ViltImageProcessor`.
 
     Raises:
-        ValueError: the value is out of range; the message names the setting.
+        ValueError: a value is out of range; the message names the setting.
     """
-    return _CHECKS[name](name, value)
+
+    do_resize: bool
+    size: dict[str, int]
+    size_divisor: int
+    resample: int
+    do_rescale: bool
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: float | list[float]
+    image_std: float | list[float]
+    do_pad: bool
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+
+
+# In Hugging Face's order of arguments.
+SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 def _check_flag(name: str, value: Any) -> bool:
@@ -77,5 +97,3 @@ _CHECKS = {
     "image_std": _check_channels,
     "do_pad": _check_flag,
 }
-# In the order of the processor's arguments.
-SETTINGS = tuple(_CHECKS)

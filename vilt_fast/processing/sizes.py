@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 # The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
@@ -31,16 +30,16 @@ def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor:
     )
 
 
-def target_size(name: str, height: int, width: int, settings: Mapping[str, Any]) -> tuple[int, int]:
-    """`resize_size` by the settings of a picture processor, for the picture called `name`.
+def target_size(name: str, height: int, width: int, settings: Any) -> tuple[int, int]:
+    """`resize_size` by `Settings` or an image processor, for the image called `name`.
 
     Raises:
         ValueError: a side would be 0.
     """
-    size = resize_size(height, width, settings["size"]["shortest_edge"], settings["size_divisor"])
+    size = resize_size(height, width, settings.size["shortest_edge"], settings.size_divisor)
     if 0 in size:
         raise ValueError(
             f"{name}: a picture of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
-            f"the longer one is limited and both are floored to multiples of {settings['size_divisor']}; crop or pad it"
+            f"the longer one is limited and both are floored to multiples of {settings.size_divisor}; crop or pad it"
         )
     return size

@@ -17,6 +17,7 @@ from .encoding import (
     check_side,
     check_texts,
     choose_strategy,
+    collate,
     kind_of,
     pad_rows,
     to_columns,
@@ -212,12 +213,7 @@ class BertTokenizer(TokenTable):
         Raises:
             ValueError: there are no `input_ids`, or the values have different numbers of rows.
         """
-        if isinstance(encoded_inputs, list | tuple):
-            keys = encoded_inputs[0].keys() if encoded_inputs else ()
-            encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in keys}
-        data = dict(encoded_inputs)
-        if "input_ids" not in data:
-            raise ValueError(f"encoded_inputs: got the keys {list(data)}, wanted input_ids among them")
+        data = collate(encoded_inputs)
         kind = tensor_kind(return_tensors) or kind_of(data["input_ids"])
         data = {key: to_lists(value) for key, value in data.items()}
         is_batch = not data["input_ids"] or isinstance(data["input_ids"][0], list)

@@ -11,7 +11,9 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from .saving import find_json, find_optional, read_json, to_json
+from vilt_fast.checkpoints.hub import HubOptions, find_file
+
+from .saving import find_json, read_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
 SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -166,7 +168,7 @@ def token_to_dict(token: AddedToken) -> dict[str, Any]:
     return {flag: getattr(token, flag) for flag in _TOKEN_FLAGS}
 
 
-def read_saved(name_or_path: str | os.PathLike[str], hub: Mapping[str, Any]) -> dict[str, Any]:
+def read_saved(name_or_path: str | os.PathLike[str], hub: HubOptions) -> dict[str, Any]:
     """The constructor's keywords for what transformers 4.37 (slow and fast) or 5.x saved under a name.
 
     Raises:
@@ -189,7 +191,7 @@ def read_saved(name_or_path: str | os.PathLike[str], hub: Mapping[str, Any]) -> 
             for token, index in added.items()
         }
     for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
-        path = find_optional(name_or_path, filename, hub)
+        path = find_file(name_or_path, filename, hub, required=False)
         if path is not None:
             return {**settings, key: str(path)}
     raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")

@@ -1,0 +1,157 @@
+"""What the configurations of all families share: config.json in and out, labels, equality."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import vilt_fast
+from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.checkpoints.hub import HubOptions, find_file
+
+# Keys that transformers and this package write about themselves, not about the model.
+_BOOKKEEPING = (
+    "transformers_version _name_or_path torch_dtype dtype architectures model_type vilt_fast_version"
+).split()
+Config = TypeVar("Config", bound="PreTrainedConfig")
+
+
+def configuration(cls: type[Config]) -> type[Config]:
+    """Let the constructor of a family's dataclass take `num_labels`, and keep unknown keywords in `extra`."""
+    assign: Callable[..., None] = cls.__init__
+    names = {field.name for field in fields(cls)}
+
+    @wraps(assign)
+    def __init__(self: Config, *values: Any, num_labels: int | None = None, **keywords: Any) -> None:  # noqa: N807
+        assign(self, *values, **{name: value for name, value in keywords.items() if name in names})
+        self.id2label, self.label2id = _labels(self.id2label, self.label2id, num_labels)
+        ignored = names | {"model_type", "use_return_dict"}
+        self.extra = {name: value for name, value in keywords.items() if name not in ignored}
+        self._check()
+
+    cls.__init__ = __init__
+    return cls
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class PreTrainedConfig:
+    """The fields of every family's config.json; `configuration` says how a family adds its own."""
+
+    model_type: ClassVar[str]
+
+    pad_token_id: int | None = None
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+
+    def _check(self) -> None:
+        """Raise ValueError for fields that mean nothing."""
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels of a classification head."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        self.id2label, self.label2id = _labels(None, None, value)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Hugging Face's name for `return_dict`."""
+        return self.return_dict
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any], **overrides: Any) -> Any:
+        """A configuration from the content of a config.json; `overrides` win.
+
+        Raises:
+            ValueError: `config` is of another architecture.
+        """
+        config = dict(config)
+        found = config.pop("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(f"config.json must have model_type {cls.model_type!r}, got {found!r}")
+        if "num_labels" in overrides:  # 4.37 writes id2label alone; a number given now replaces those names
+            for name in ("id2label", "label2id"):
+                config.pop(name, None)
+        if "id2label" in overrides:
+            config.pop("label2id", None)
+        if "id2label" in config:
+            config.pop("num_labels", None)
+        return cls(**{**config, **overrides})
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Read config.json of a directory or a hub id.
+
+        Args:
+            name_or_path: directory or hub id.
+            **kwargs: those of `HubOptions`; anything else overrides a field.
+
+        Raises:
+            FileNotFoundError: there is no config.json. ValueError: it is not JSON, or not of this architecture.
+        """
+        hub, overrides = HubOptions.split(kwargs)
+        path = find_file(name_or_path, "config.json", hub)
+        try:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+        return cls.from_dict(config, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json that transformers 4.37 and 5.x read."""
+        content = {**self.extra, **self.__dict__, "model_type": self.model_type}
+        del content["extra"]
+        if not isinstance(content.get("hidden_act", ""), str):
+            content["hidden_act"] = getattr(content["hidden_act"], "__name__", str(content["hidden_act"]))
+        content["id2label"] = {str(i): label for i, label in self.id2label.items()}
+        return content
+
+    def to_json_string(self, **written: Any) -> str:
+        """The text of config.json; `written` are further keys."""
+        content = {**self.to_dict(), **written, "vilt_fast_version": vilt_fast.__version__}
+        if "torch_dtype" in written:
+            content.pop("dtype", None)  # 5.x's name for it, of the file that was read: it may be another by now
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json into `directory`, whole or not at all."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(directory) / "config.json", self.to_json_string())
+
+    def __eq__(self, other: object) -> bool:
+        def essence(config: PreTrainedConfig) -> dict[str, Any]:
+            return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING}
+
+        return isinstance(other, type(self)) and essence(self) == essence(other)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"
+
+
+def _labels(
+    id2label: dict | None, label2id: dict | None, num_labels: int | None
+) -> tuple[dict[int, str], dict[str, int]]:
+    if id2label is None:
+        count = 2 if num_labels is None else num_labels
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"num_labels must be an integer >= 0, got {num_labels!r}")
+        id2label = {i: f"LABEL_{i}" for i in range(count)}
+    id2label = dict(sorted((int(i), label) for i, label in id2label.items()))
+    if num_labels is not None and len(id2label) != num_labels:
+        raise ValueError(f"num_labels is {num_labels}, but id2label names {len(id2label)} labels")
+    if label2id is None or len(label2id) == 0:
+        label2id = {label: i for i, label in id2label.items()}
+    return id2label, {label: int(i) for label, i in label2id.items()}
