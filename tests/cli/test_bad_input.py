@@ -165,7 +165,7 @@ def test_question_too_long(fail, models, photo):
 def test_nlvr_wants_weights_for_two_pictures(saved, fail, photo, tmp_path):
     options = {"num_images": 3, "modality_type_vocab_size": 4}
     directory = saved(tmp_path / "three", "ViltForImagesAndTextClassification", **options)
-    assert "3 pictures" in fail("nlvr", photo, photo, "a", "--model", directory)
+    assert "3 images per text" in fail("nlvr", photo, photo, "a", "--model", directory)
 
 
 def test_traceback_on_request(models, photo):

@@ -136,7 +136,7 @@ def test_another_file_is_not_overwritten(fail, models, folder, tmp_path, photo):
     write_pairs(pairs, 3, folder)
     command = ("ask", "--questions", str(pairs), "--model", models["ask"], "--out")
     before = Path(photo).read_bytes()
-    assert "is no file of answers" in fail(*command, photo)
+    assert "is not a file of answers" in fail(*command, photo)
     assert Path(photo).read_bytes() == before
     out.write_text('{"image": "other.png", "question": "a", "answer": "b"}\n', encoding="utf-8")
     assert "line 1" in fail(*command, str(out))

@@ -1,4 +1,4 @@
-"""Questions of six kinds about a scene. A question is asked only where its answer is beyond doubt."""
+"""Questions of six kinds about a scene. A question is asked only if its answer is beyond doubt."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ KINDS = ("color", "shape", "count", "position", "existence", "comparison")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 SIDES = ("left", "right", "above", "below")
 ANSWERS = ("yes", "no", *map(str, range(6)), *COLORS, *SHAPES, *CORNERS, "center", *SIDES)
-CLEAR_STEP = 0.16  # two things stand left-right or above-below of each other from this distance, in shorter sides
-CLEAR_RATIO = 1.35  # one thing is bigger than another from this ratio of sizes
+CLEAR_STEP = 0.16  # from this distance on, two things are clearly left and right, or above and below; in shorter sides
+CLEAR_RATIO = 1.35  # from this ratio of sizes on, one thing is clearly bigger
 NOUNS = ("shape", "object", "thing")
 _Asker = Callable[[Scene, np.random.Generator], "Question | None"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question: its kind, its words, its answer, and the things that its words single out.
+    """One question: its kind, its words, its answer, and the things that its words refer to.
 
-    first, second: the things meant by the first and by the second name in the question; either may be empty.
+    first, second: the things that the first and the second name in the question refer to; either may be empty.
     """
 
     kind: str
@@ -55,7 +55,7 @@ def _pick(rng: np.random.Generator, options):
 
 
 def _unique(scene: Scene, *fields: str) -> list[Thing]:
-    """Things that no other thing equals in all the fields."""
+    """Things that differ from every other thing in at least one of the fields."""
     keys = [tuple(getattr(thing, field) for field in fields) for thing in scene.things]
     return [thing for thing, key in zip(scene.things, keys, strict=True) if keys.count(key) == 1]
 
@@ -226,7 +226,7 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _absent_pairs(shapes: set[str], colors: set[str], both: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Absent (color, shape) pairs; the near misses, whose colour or shape is there, come up more often."""
+    """Absent (color, shape) pairs; near misses, whose colour or shape is there, are listed more often."""
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in both]
     near = [(c, s) for c, s in absent if c in colors and s in shapes]
     half = [(c, s) for c, s in absent if (c in colors) != (s in shapes)]
