@@ -7,12 +7,11 @@ every machine. The splits never share a random stream, so nothing is tested that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from .drawing import draw
+from .drawing import render
 from .questions import KINDS, Question, ask
 from .scene import Scene, make_scene
 
@@ -38,13 +37,6 @@ def stream(split: str, seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng((SPLITS[split], seed, index))
 
 
-def render(scene: Scene, short_side: int) -> Image.Image:
-    """The scene as an RGB image whose shorter side has `short_side` pixels."""
-    if short_side < 16:
-        raise ValueError(f"short_side: got {short_side}, wanted at least 16 pixels")
-    return draw(scene, short_side)
-
-
 def make_sample(split: str, seed: int, index: int, *, questions: int = 6, short_side: int | None = None) -> Sample:
     """Image `index` of a split with `questions` questions, whose kinds take turns.
 
@@ -65,8 +57,3 @@ def _ask_some_kind(scene: Scene, rng: np.random.Generator, turn: int) -> Questio
         if question is not None:
             return question
     raise AssertionError("a scene with things in it always allows a question on existence")
-
-
-def samples(split: str, seed: int, start: int, stop: int, *, questions: int = 6) -> Iterator[Sample]:
-    """Images start..stop-1 of a split."""
-    return (make_sample(split, seed, index, questions=questions) for index in range(start, stop))

@@ -55,8 +55,10 @@ def outline(thing: Thing) -> np.ndarray:
     return OUTLINES[thing.shape] @ np.array([[cos, sin], [-sin, cos]]) * thing.reach
 
 
-def draw(scene: Scene, short_side: int) -> Image.Image:
-    """The scene as an RGB image whose shorter side has `short_side` pixels."""
+def render(scene: Scene, short_side: int) -> Image.Image:
+    """The scene as an RGB image whose shorter side has `short_side` pixels. ValueError if that is below 16."""
+    if short_side < 16:
+        raise ValueError(f"short_side: got {short_side}, wanted at least 16 pixels")
     width, height = round(scene.width * short_side), round(scene.height * short_side)
     rng = np.random.default_rng(scene.texture_seed)
     picture = _ground(scene.ground, rng, width, height, short_side)

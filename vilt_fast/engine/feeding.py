@@ -86,11 +86,7 @@ def with_bar(results: Iterator[Any], length: int | None, progress: bool | None) 
     """The same results, with a progress bar if wanted; None: for a long list on a terminal."""
     if progress is None:
         progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()
-    return _drawn(results, length) if progress else results
-
-
-def _drawn(results: Iterator[Any], length: int | None) -> Iterator[Any]:
-    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1) as bar:
+    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1, disable=not progress) as bar:
         for result in results:
             bar.update()
             yield result
