@@ -139,7 +139,7 @@ _JSON = _Option("--json", action="store_true", help="print JSON")
 _BENCH = (
     _Option("--quick", action="store_true", help="a tiny model and few samples: the figures mean nothing"),
     _Option("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)"),
-    _Option("--device", help="default: cuda where there is one, else cpu"),
+    _Option("--device", help="default: cuda if available, else cpu"),
     _Option("--batch", type=_positive, action="append", metavar="N", help="pairs per batch; may be repeated"),
     _Option("--compile", action="store_true", help="with compiled peers on a CPU too: takes minutes"),
     _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),

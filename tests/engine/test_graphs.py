@@ -51,7 +51,7 @@ def test_the_largest_pair_is_a_bound(model, processor):
 
 @pytest.fixture
 def bucketed(processor):
-    """An engine that runs in the shape of buckets, without recording, where there is no GPU."""
+    """An engine that runs in the shape of buckets, without recording, for machines without a GPU."""
 
     def make(model, max_tokens, **options):
         engine = Engine(model, processor, max_tokens=max_tokens, **options)

@@ -13,12 +13,8 @@ INK, MUTED, BAR, BEST_BAR = (29, 33, 41), (106, 113, 125), (190, 202, 222), (38,
 # Dark to bright in perceptually even steps: the anchors of the map from attention to colour.
 HEAT = np.array([(13, 8, 50), (84, 15, 109), (158, 40, 100), (221, 81, 58), (251, 147, 27), (252, 240, 130)], float)
 
-MARGIN, GAP, BOX, PANEL = (
-    28,
-    20,
-    250,
-    470,
-)  # pixels: around the board, inside a card, an image's box, the text
+# Pixels: around the board, inside a card, an image's box, the text beside it.
+MARGIN, GAP, BOX, PANEL = 28, 20, 250, 470
 
 
 @dataclass(frozen=True)
