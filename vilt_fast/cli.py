@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import vilt_fast
 
@@ -35,13 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with warnings.catch_warnings():
-            if not sys.warnoptions:  # a library's warning would stand between the user and the one line
+            if not sys.warnoptions:  # a library's warnings would bury the one line
                 warnings.simplefilter("ignore")
             return _run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as `head` does
+    except BrokenPipeError:  # the reader of our output has quit, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    command = getattr(importlib.import_module(f"vilt_fast.commands.{arguments.module}"), arguments.function)
+    module, function = _COMMANDS[arguments.command].target.split(":")
+    command = getattr(importlib.import_module(f"vilt_fast.commands.{module}"), function)
     with vilt_fast.backend(getattr(arguments, "backend", None)):
         command(arguments)
     sys.stdout.flush()
@@ -60,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _is_bad_input(error: Exception) -> bool:
-    """Whether the user can mend it: everything that the library checks, files, and memory."""
+    """Whether the user can fix it: everything that the library checks, files, and memory."""
     if isinstance(error, ValueError | OSError | MemoryError):
         return True
     torch = sys.modules.get("torch")
@@ -69,59 +70,6 @@ def _is_bad_input(error: Exception) -> bool:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split()) or type(message).__name__
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vilt-fast", description="Ask questions about pictures, with ViLT on packed tokens.")
-    parser.add_argument("--version", action="version", version=f"vilt_fast {vilt_fast.__version__}")
-    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    _add_demo(commands)
-    _add_ask(commands)
-    _add_fill(commands)
-    _add_match(commands)
-    _add_nlvr(commands)
-    _add_train_demo(commands)
-    _add_check(commands)
-    _add_compile(commands)
-    _add_tune(commands)
-    _add_bench(commands)
-    _add_ablate(commands)
-    _add_env(commands)
-    return parser
-
-
-def _add(commands: argparse._SubParsersAction, name: str, target: str, summary: str, example: str) -> _Parser:
-    """A subcommand that calls `target`, "module:function" in vilt_fast.commands, with an example in its help."""
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module, function = target.split(":")
-    parser.set_defaults(module=module, function=function)
-    return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    default = "" if required else " (default: the small model that ships with the package)"
-    parser.add_argument(
-        "--model",
-        metavar="DIR|HUB_ID",
-        required=required,
-        help=f"directory, hub id or original .ckpt of the weights{default}",
-    )
-    parser.add_argument(
-        "--processor",
-        metavar="DIR|HUB_ID",
-        help="where the vocabulary and the picture settings are (default: the same as --model)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-    parser.add_argument("--dtype", default="float32", help="float32, float64, bfloat16 or float16 (default: float32)")
-    parser.add_argument("--backend", choices=("kernels", "reference"), help="default: kernels on CUDA, else reference")
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _positive(text: str) -> int:
@@ -146,185 +94,186 @@ def _minutes(text: str) -> float:
     return minutes
 
 
-def _add_demo(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "demo",
+class _Option:
+    """The arguments of one call of `add_argument`."""
+
+    def __init__(self, *names: str, **settings: Any) -> None:
+        self.names, self.settings = names, settings
+
+
+class _Command:
+    """One line of `vilt-fast --help`: `target` is "module:function" in vilt_fast.commands."""
+
+    def __init__(self, target: str, summary: str, example: str, *options: _Option) -> None:
+        self.target, self.summary, self.example, self.options = target, summary, example, options
+
+
+def _model(required: bool) -> tuple[_Option, ...]:
+    default = "" if required else " (default: the small model that ships with the package)"
+    return (
+        _Option(
+            "--model",
+            metavar="DIR|HUB_ID",
+            required=required,
+            help=f"directory, hub id or original .ckpt of the weights{default}",
+        ),
+        _Option(
+            "--processor",
+            metavar="DIR|HUB_ID",
+            help="where the vocabulary and the picture settings are (default: the same as --model)",
+        ),
+        _DEVICE,
+        _Option("--dtype", default="float32", help="float32, float64, bfloat16 or float16 (default: float32)"),
+        _Option("--backend", choices=("kernels", "reference"), help="default: kernels on CUDA, else reference"),
+        _JSON,
+    )
+
+
+def _evaluate(default: int, help: str) -> _Option:
+    return _Option("--evaluate", type=_natural, default=default, metavar="N", help=help)
+
+
+_IMAGE = _Option("image", metavar="IMAGE", help="the picture's file")
+_DEVICE = _Option("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+_JSON = _Option("--json", action="store_true", help="print JSON")
+_BENCH = (
+    _Option("--quick", action="store_true", help="a tiny model and few samples: the figures mean nothing"),
+    _Option("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)"),
+    _Option("--device", help="default: cuda if available, else cpu"),
+    _Option("--batch", type=_positive, action="append", metavar="N", help="pairs per batch; may be repeated"),
+    _Option("--compile", action="store_true", help="with compiled peers on a CPU too: takes minutes"),
+    _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
+)
+_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "all")
+_TARGETS = "sm80,sm90,sm100,gfx942"
+
+_COMMANDS = {
+    "demo": _Command(
         "answer:demo",
         "answer questions about the bundled pictures and draw where the model looked",
         "vilt-fast demo --out demo.png",
-    )
-    parser.add_argument("--out", metavar="PNG", default="demo.png", help="the picture to write (default: demo.png)")
-    _add_evaluate(parser, default=0, help="instead, measure the model on N fresh pictures; the model card's N is 2000")
-
-
-def _add_ask(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "ask",
+        _Option("--out", metavar="PNG", default="demo.png", help="the picture to write (default: demo.png)"),
+        _evaluate(0, "instead, measure the model on N fresh pictures; the model card's N is 2000"),
+    ),
+    "ask": _Command(
         "answer:ask",
         "answer a question about a picture, or many",
         'vilt-fast ask photo.jpg "How many cats are there?" --model dandelin/vilt-b32-finetuned-vqa\n'
         '  vilt-fast ask --images photos --questions "How many cats are there?" --out answers.jsonl\n'
         "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl",
-    )
-    parser.add_argument("image", metavar="IMAGE", nargs="?", help="the picture's file")
-    parser.add_argument("question", metavar="QUESTION", nargs="?")
-    parser.add_argument("--images", metavar="FOLDER", dest="folder", help="ask about every picture in it")
-    parser.add_argument(
-        "--questions",
-        metavar="TEXT|FILE",
-        help='for --images, a question or a file with one a line; or a .jsonl with lines {"image": ..., "question": '
-        '..., "id": ...}, id as you like, image relative to --images or to the file',
-    )
-    _add_model_options(parser, required=False)
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)")
-    parser.add_argument(
-        "--out",
-        metavar="FILE",
-        help="also draw the picture, the answers and where the model looked, as PNG; for many, the .jsonl with the "
-        "answers: where it exists, go on behind its last line",
-    )
-
-
-def _add_fill(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "fill",
+        _Option("image", metavar="IMAGE", nargs="?", help="the picture's file"),
+        _Option("question", metavar="QUESTION", nargs="?"),
+        _Option("--images", metavar="FOLDER", dest="folder", help="ask about every picture in it"),
+        _Option(
+            "--questions",
+            metavar="TEXT|FILE",
+            help='for --images, a question or a file with one per line; or a .jsonl with lines {"image": ..., '
+            '"question": ..., "id": ...}, id being optional, image relative to --images or to the file',
+        ),
+        *_model(required=False),
+        _Option("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)"),
+        _Option(
+            "--out",
+            metavar="FILE",
+            help="also draw the picture, the answers and where the model looked, as PNG; for many, the .jsonl with the "
+            "answers: if it exists, continue after its last line",
+        ),
+    ),
+    "fill": _Command(
         "score:fill",
         "fill the masked words of a text about a picture, one by one, the surest first",
         'vilt-fast fill photo.jpg "a bunch of [MASK] laying on a [MASK]." --model dandelin/vilt-b32-mlm',
-    )
-    parser.add_argument("image", metavar="IMAGE", help="the picture's file")
-    parser.add_argument("text", metavar="TEXT", help="with [MASK] for each word to fill")
-    _add_model_options(parser, required=True)
-
-
-def _add_match(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "match",
+        _IMAGE,
+        _Option("text", metavar="TEXT", help="with [MASK] for each word to fill"),
+        *_model(required=True),
+    ),
+    "match": _Command(
         "score:match",
         "score how well each text fits a picture, best first",
         'vilt-fast match photo.jpg "two cats on a couch" "a football game" --model dandelin/vilt-b32-finetuned-coco',
-    )
-    parser.add_argument("image", metavar="IMAGE", help="the picture's file")
-    parser.add_argument("texts", metavar="TEXT", nargs="+")
-    _add_model_options(parser, required=True)
-
-
-def _add_nlvr(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "nlvr",
+        _IMAGE,
+        _Option("texts", metavar="TEXT", nargs="+"),
+        *_model(required=True),
+    ),
+    "nlvr": _Command(
         "score:nlvr",
         "say whether a sentence about two pictures is true",
         'vilt-fast nlvr left.jpg right.jpg "The left image has more dogs." --model dandelin/vilt-b32-finetuned-nlvr2',
-    )
-    parser.add_argument("images", metavar="IMAGE", nargs=2, help="the two pictures, left and right")
-    parser.add_argument("text", metavar="TEXT")
-    _add_model_options(parser, required=True)
-
-
-def _add_train_demo(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "train-demo",
+        _Option("images", metavar="IMAGE", nargs=2, help="the two pictures, left and right"),
+        _Option("text", metavar="TEXT"),
+        *_model(required=True),
+    ),
+    "train-demo": _Command(
         "train:train_demo",
         "train the small model again and measure it",
         "vilt-fast train-demo --out runs/demo --seed 1",
-    )
-    parser.add_argument("--out", metavar="DIR", default="runs/demo", help="where the model goes (default: runs/demo)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="of weights and pictures (default: 0)")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="of the optimizer (default: the recipe's)")
-    parser.add_argument("--minutes", type=_minutes, metavar="M", help="stop after so many; --resume goes on")
-    parser.add_argument("--workers", type=_natural, default=2, metavar="N", help="processes that draw (default: 2)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
-    _add_evaluate(parser, default=2000, help="fresh pictures to measure it on; 0: none (default: 2000)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def _add_evaluate(parser: argparse.ArgumentParser, *, default: int, help: str) -> None:
-    parser.add_argument("--evaluate", type=_natural, default=default, metavar="N", help=help)
-
-
-def _add_check(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "check",
+        _Option("--out", metavar="DIR", default="runs/demo", help="where the model goes (default: runs/demo)"),
+        _Option("--resume", action="store_true", help="continue from the checkpoint in --out"),
+        _Option("--seed", type=_natural, default=0, metavar="N", help="of weights and pictures (default: 0)"),
+        _Option("--steps", type=_positive, metavar="N", help="of the optimizer (default: the recipe's)"),
+        _Option("--minutes", type=_minutes, metavar="M", help="stop after M minutes; --resume continues"),
+        _Option("--workers", type=_natural, default=2, metavar="N", help="processes that draw (default: 2)"),
+        _DEVICE,
+        _evaluate(2000, "fresh pictures to measure it on; 0: none (default: 2000)"),
+        _Option("--quiet", action="store_true", help="no progress bar"),
+    ),
+    "check": _Command(
         "kernels:check",
         "compare every kernel with its reference on this machine",
         "vilt-fast check",
-    )
-    parser.add_argument("--small", action="store_true", help="small sizes on a GPU too, for compute-sanitizer")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-
-
-def _add_compile(commands: argparse._SubParsersAction) -> None:
-    targets = "sm80,sm90,sm100,gfx942"
-    parser = _add(
-        commands,
-        "compile",
+        _Option("--small", action="store_true", help="small sizes on a GPU too, for compute-sanitizer"),
+        _JSON,
+    ),
+    "compile": _Command(
         "kernels:compile_kernels",
         "compile every kernel for GPUs that need not be here",
         "vilt-fast compile --targets sm80,sm90 --json compiled.json",
-    )
-    parser.add_argument("--targets", default=targets, metavar="LIST", help=f"with commas (default: {targets})")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows as JSON")
-
-
-def _add_tune(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "tune",
+        _Option("--targets", default=_TARGETS, metavar="LIST", help=f"comma-separated (default: {_TARGETS})"),
+        _Option("--json", metavar="FILE", help="also write the rows as JSON"),
+    ),
+    "tune": _Command(
         "kernels:tune",
         "measure the kernels' tiles on this GPU and write the table that they then use",
         "vilt-fast tune",
-    )
-    parser.add_argument("--out", metavar="DIR", help="where the table goes (default: where the kernels look for it)")
-
-
-def _add_bench(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "bench",
+        _Option("--out", metavar="DIR", help="where the table goes (default: where the kernels look for it)"),
+    ),
+    "bench": _Command(
         "bench:bench",
         "check every contestant, then time it beside the others, and file the results",
         "vilt-fast bench --suite model --device cpu --batch 8",
-    )
-    suites = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "all")
-    parser.add_argument("--suite", choices=suites, default="model", help="default: model")
-    parser.add_argument("--compare", nargs=2, metavar="JSON", help="instead, say what changed from one file to another")
-    _add_bench_options(parser)
-
-
-def _add_ablate(commands: argparse._SubParsersAction) -> None:
-    parser = _add(
-        commands,
-        "ablate",
+        _Option("--suite", choices=_SUITES, default="model", help="default: model"),
+        _Option("--compare", nargs=2, metavar="JSON", help="instead, say what changed from one file to another"),
+        *_BENCH,
+    ),
+    "ablate": _Command(
         "bench:ablate",
         "turn on one idea after the other: what each buys in time and costs in error",
         "vilt-fast ablate --without sampling --plot waterfall.png",
-    )
-    parser.add_argument("--only", metavar="A,B", help="these switches alone (default: all)")
-    parser.add_argument("--without", metavar="A,B", help="all but these")
-    parser.add_argument("--plot", metavar="PNG", help="also draw the waterfall (needs matplotlib)")
-    _add_bench_options(parser)
+        _Option("--only", metavar="A,B", help="these switches alone (default: all)"),
+        _Option("--without", metavar="A,B", help="all but these"),
+        _Option("--plot", metavar="PNG", help="also draw the waterfall (needs matplotlib)"),
+        *_BENCH,
+    ),
+    "env": _Command("environment:env", "print what a bug report needs", "vilt-fast env", _JSON),
+}
 
 
-def _add_bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few samples: the figures mean nothing")
-    parser.add_argument("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    parser.add_argument("--batch", type=_positive, action="append", metavar="N", help="pairs a batch; may be repeated")
-    parser.add_argument("--compile", action="store_true", help="with compiled peers on a CPU too: takes minutes")
-    parser.add_argument("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M")
-
-
-def _add_env(commands: argparse._SubParsersAction) -> None:
-    parser = _add(commands, "env", "environment:env", "print what a bug report needs", "vilt-fast env")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vilt-fast", description="Ask questions about pictures, with ViLT on packed tokens.")
+    parser.add_argument("--version", action="version", version=f"vilt_fast {vilt_fast.__version__}")
+    parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for name, command in _COMMANDS.items():
+        subparser = subparsers.add_parser(
+            name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for option in command.options:
+            subparser.add_argument(*option.names, **option.settings)
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Small random models and pictures on the disk, and the command in this process."""
+"""Small random models and images on disk, and the command in this process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +18,16 @@ ANSWERS = ("red", "blue", "yes", "no", "2", "cat", "dog")
 
 def make_config(**overrides) -> vilt_fast.ViltConfig:
     sizes = dict(
-        vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
-        image_size=64, patch_size=16, max_position_embeddings=16, initializer_range=0.5,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        image_size=64,
+        patch_size=16,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+    )
     return vilt_fast.ViltConfig(**{**sizes, **overrides})
 
 
@@ -38,7 +45,7 @@ def save_model(directory: Path, name: str, **overrides) -> str:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory) -> dict[str, str]:
-    """Directories of one model a command."""
+    """Directories with one model per command, and one with the matching head."""
     root = tmp_path_factory.mktemp("models")
     labels = dict(enumerate(ANSWERS))
     wanted = {
@@ -46,9 +53,11 @@ def models(tmp_path_factory) -> dict[str, str]:
         "fill": ("ViltForMaskedLM", {}),
         "match": ("ViltForImageAndTextRetrieval", {}),
         "itm": ("ViltForImageTextMatching", {}),
-        "nlvr": ("ViltForImagesAndTextClassification",
-                 {"num_images": 2, "modality_type_vocab_size": 3, "id2label": {0: "False", 1: "True"}}),
-    }  # fmt: skip
+        "nlvr": (
+            "ViltForImagesAndTextClassification",
+            {"num_images": 2, "modality_type_vocab_size": 3, "id2label": {0: "False", 1: "True"}},
+        ),
+    }
     return {kind: save_model(root / kind, name, **options) for kind, (name, options) in wanted.items()}
 
 

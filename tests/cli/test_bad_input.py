@@ -42,24 +42,31 @@ def test_no_command_shows_the_help(run):
     assert all(command in run() for command in COMMANDS)
 
 
-def bad_pictures(tmp_path) -> dict[str, str]:
-    tmp_path.mkdir(exist_ok=True)
-    (tmp_path / "empty.png").write_bytes(b"")
-    (tmp_path / "text.png").write_text("this is no picture")
-    Image.new("RGB", (50, 50), "red").save(tmp_path / "whole.jpg")
-    content = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(content[: len(content) // 2])
-    paths = {name: str(tmp_path / name) for name in ("empty.png", "text.png", "cut.jpg", "missing.png")}
-    return {**paths, "directory": str(tmp_path)}
+def bad_image(directory: Path, kind: str) -> str:
+    whole = directory / "whole.jpg"
+    Image.new("RGB", (50, 50), "red").save(whole)
+    content = {
+        "empty.png": b"",
+        "text.png": b"this is no picture",
+        "cut.jpg": whole.read_bytes()[: whole.stat().st_size // 2],
+    }
+    if kind in content:
+        (directory / kind).write_bytes(content[kind])
+    return str(directory if kind == "directory" else directory / kind)
 
 
+def command_line(command: str, photo: str, model: str, image: str | None = None) -> tuple[str, ...]:
+    """A complete command line; `image` replaces `photo`, the second one of the two that nlvr takes."""
+    image = image or photo
+    rest = {"ask": (image, "a"), "fill": (image, "[MASK]"), "match": (image, "a"), "nlvr": (photo, image, "a")}[command]
+    return (command, *rest, "--model", model)
+
+
+@pytest.mark.parametrize("command", ["ask", "fill", "match", "nlvr"])
 @pytest.mark.parametrize("kind", ["empty.png", "text.png", "cut.jpg", "missing.png", "directory"])
-def test_bad_picture(fail, models, photo, tmp_path, kind):
-    path = bad_pictures(tmp_path)[kind]
-    assert Path(path).name in fail("ask", path, "how many", "--model", models["ask"])
-    fail("fill", path, "a [MASK]", "--model", models["fill"])
-    fail("match", path, "a", "--model", models["match"])
-    fail("nlvr", photo, path, "a", "--model", models["nlvr"])
+def test_bad_image(fail, models, photo, tmp_path, kind, command):
+    path = bad_image(tmp_path, kind)
+    assert Path(path).name in fail(*command_line(command, photo, models[command], path))
 
 
 def test_decompression_bomb(fail, models, photo, monkeypatch):
@@ -91,10 +98,9 @@ def test_cuda_without_a_gpu(fail, models, photo):
     assert "cuda" in fail("ask", photo, "how many", "--model", models["ask"], "--device", "cuda")
 
 
-def test_missing_model(fail, photo, tmp_path):
-    missing = str(tmp_path / "no-model")
-    for command in (("ask", photo, "a"), ("fill", photo, "[MASK]"), ("match", photo, "a"), ("nlvr", photo, photo, "a")):
-        assert "no-model" in fail(*command, "--model", missing)
+@pytest.mark.parametrize("command", ["ask", "fill", "match", "nlvr"])
+def test_missing_model(fail, photo, tmp_path, command):
+    assert "no-model" in fail(*command_line(command, photo, str(tmp_path / "no-model")))
 
 
 def test_empty_model_directory(fail, photo, tmp_path):
@@ -116,14 +122,15 @@ def test_processor_alone_is_refused(fail, models, photo):
     assert "--processor" in fail("ask", photo, "a", "--processor", models["ask"])
 
 
-@pytest.mark.parametrize("command", ["ask", "fill", "match", "nlvr"])
-def test_weights_of_another_command(fail, models, photo, command):
+FITTING = {"ask": "ask", "fill": "fill", "match": "match", "itm": "match", "nlvr": "nlvr"}  # weights -> command
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [(c, kind) for c in sorted({*FITTING.values()}) for kind in FITTING if FITTING[kind] != c]
+)
+def test_weights_of_another_command(fail, models, photo, command, kind):
     """config.json says what the weights are for; the message names the command that fits."""
-    argv = {"ask": [photo, "a"], "fill": [photo, "[MASK]"], "match": [photo, "a"], "nlvr": [photo, photo, "a"]}[command]
-    for kind, directory in models.items():
-        other = "match" if kind == "itm" else kind
-        if other != command:
-            assert f"vilt-fast {other}" in fail(command, *argv, "--model", directory)
+    assert f"vilt-fast {FITTING[kind]}" in fail(*command_line(command, photo, models[kind]))
 
 
 def test_weights_without_a_head(saved, fail, photo, tmp_path):
@@ -162,10 +169,10 @@ def test_question_too_long(fail, models, photo):
     assert "16" in fail("ask", photo, "cat " * 38, "--model", models["ask"])
 
 
-def test_nlvr_wants_weights_for_two_pictures(saved, fail, photo, tmp_path):
+def test_nlvr_wants_weights_for_two_images(saved, fail, photo, tmp_path):
     options = {"num_images": 3, "modality_type_vocab_size": 4}
     directory = saved(tmp_path / "three", "ViltForImagesAndTextClassification", **options)
-    assert "3 pictures" in fail("nlvr", photo, photo, "a", "--model", directory)
+    assert "3 images per text" in fail("nlvr", photo, photo, "a", "--model", directory)
 
 
 def test_traceback_on_request(models, photo):
@@ -191,7 +198,7 @@ def test_interrupt(monkeypatch, capsys, models, photo):
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_full_disk_keeps_the_old_picture(fail, monkeypatch, models, photo, tmp_path):
+def test_full_disk_keeps_the_old_file(fail, monkeypatch, models, photo, tmp_path):
     out = tmp_path / "seen.png"
     out.write_bytes(b"the old one")
 
@@ -211,8 +218,13 @@ def process(directory: Path, *argv: str, stdout: int = subprocess.PIPE) -> subpr
     """The command in a process of its own, outside the checkout and with standard input closed."""
     return subprocess.run(
         [sys.executable, "-m", "vilt_fast.cli", *argv],
-        cwd=directory, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_process_answers(models, photo, tmp_path):

@@ -1,4 +1,4 @@
-"""`vilt-fast ask` on folders and JSON-lines files: order, errors in their place, and going on after a kill."""
+"""`vilt-fast ask` on folders and JSON-lines files: order, errors in their place, and resuming after a kill."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_json_lines_with_errors_in_their_place(run, models, folder, tmp_path):
     assert "nowhere.png" in errors[0] and "pairs.jsonl, line 18: not JSON" in errors[1] and "got 3" in errors[2]
 
 
-def test_it_goes_on_behind_a_torn_line(run, models, folder, tmp_path):
+def test_it_continues_after_an_incomplete_line(run, models, folder, tmp_path):
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
     write_pairs(pairs, 30, folder)
     command = ("ask", "--questions", str(pairs), "--out", str(out), "--model", models["ask"])
@@ -88,9 +88,9 @@ def test_it_goes_on_behind_a_torn_line(run, models, folder, tmp_path):
     for cut in (0, 5, whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1):
         out.write_bytes(whole[:cut])
         shown = run(*command)
-        assert without_rounding(out.read_bytes()) == without_rounding(whole)
+        assert without_rounding(out.read_bytes()) == without_rounding(whole), f"cut at {cut}"
         done = whole[:cut].count(b"\n")
-        assert ("were there before" in shown) == (done > 0)
+        assert ("were there before" in shown) == (done > 0), f"cut at {cut}"
     assert "30 were there before" in run(*command)
     assert without_rounding(out.read_bytes()) == without_rounding(whole)
 
@@ -136,7 +136,7 @@ def test_another_file_is_not_overwritten(fail, models, folder, tmp_path, photo):
     write_pairs(pairs, 3, folder)
     command = ("ask", "--questions", str(pairs), "--model", models["ask"], "--out")
     before = Path(photo).read_bytes()
-    assert "is no file of answers" in fail(*command, photo)
+    assert "is not a file of answers" in fail(*command, photo)
     assert Path(photo).read_bytes() == before
     out.write_text('{"image": "other.png", "question": "a", "answer": "b"}\n', encoding="utf-8")
     assert "line 1" in fail(*command, str(out))

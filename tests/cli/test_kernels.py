@@ -35,9 +35,15 @@ def test_compile_prints_a_table_and_writes_rows(capsys, monkeypatch, tmp_path) -
     from vilt_fast.bench import compile as compiler
 
     row = dict(
-        target="sm90", kernel="k", config="c", registers=9, spill_bytes=0, shared_bytes=1, matrix_instructions="wgmma",
+        target="sm90",
+        kernel="k",
+        config="c",
+        registers=9,
+        spill_bytes=0,
+        shared_bytes=1,
+        matrix_instructions="wgmma",
         matrix_shapes=[],
-    )  # fmt: skip
+    )
     asked = []
     monkeypatch.setattr(compiler, "compile_all", lambda targets: asked.append(targets) or [row])
     assert cli.main(["compile", "--targets", "sm90,sm80", "--json", str(tmp_path / "rows.json")]) == 0

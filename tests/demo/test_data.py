@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vilt_fast.demo.data import SPLITS, make_sample, render, stream
-from vilt_fast.demo.drawing import RGB, outline
+from vilt_fast.demo.data import SPLITS, make_sample, stream
+from vilt_fast.demo.drawing import RGB, outline, render
 from vilt_fast.demo.questions import ANSWERS, KINDS, ask
 from vilt_fast.demo.scene import ASPECTS, COLORS, SHAPES, make_scene
 from vilt_fast.demo.vocabulary import SPECIAL, vocabulary
@@ -68,6 +68,32 @@ def yes(condition):
     return "yes" if condition else "no"
 
 
+TEXTS = {
+    "color": (
+        r"(?:what|which) colou?r is (the .+)",
+        r"what is the colou?r of (the .+)",
+        r"what colou?r does (the .+) have",
+        r"(the .+) is what colou?r",
+    ),
+    "shape": (
+        rf"(?:what|which) shape is ({COLOR})",
+        rf"what is the ({COLOR}) \w+",
+        rf"what shape is the ({COLOR}) \w+",
+        rf"what is the shape of the ({COLOR}) \w+",
+    ),
+    "count": (
+        r"how many (.+?) (?:are there|do you see|can you see|are in the picture)",
+        r"what is the number of (.+)",
+        r"count the (.+)",
+    ),
+}
+SOLVED = {
+    "color": lambda scene, words: named(scene, words).color,
+    "shape": lambda scene, words: colored(scene, words).shape,
+    "count": lambda scene, words: str(len(described(scene, words))),
+}
+
+
 def solve(scene, text):
     """(kind, answer) from the words alone, written without the generator's code."""
     text = text.removesuffix("?").removesuffix(".")
@@ -75,29 +101,10 @@ def solve(scene, text):
     def match(pattern):
         return re.fullmatch(pattern, text)
 
-    for pattern in (
-        r"(?:what|which) colou?r is (the .+)",
-        r"what is the colou?r of (the .+)",
-        r"what colou?r does (the .+) have",
-        r"(the .+) is what colou?r",
-    ):
-        if m := match(pattern):
-            return "color", named(scene, m[1]).color
-    for pattern in (
-        rf"(?:what|which) shape is ({COLOR})",
-        rf"what is the ({COLOR}) \w+",
-        rf"what shape is the ({COLOR}) \w+",
-        rf"what is the shape of the ({COLOR}) \w+",
-    ):
-        if m := match(pattern):
-            return "shape", colored(scene, m[1]).shape
-    for pattern in (
-        r"how many (.+?) (?:are there|do you see|can you see|are in the picture)",
-        r"what is the number of (.+)",
-        r"count the (.+)",
-    ):
-        if m := match(pattern):
-            return "count", str(len(described(scene, m[1])))
+    for kind, patterns in TEXTS.items():
+        for pattern in patterns:
+            if m := match(pattern):
+                return kind, SOLVED[kind](scene, m[1])
     if m := match(r"(?:where|in which part of the picture) is (the .+)"):
         return "position", place(scene, named(scene, m[1]))
     if m := match(r"is (the .+?) (?:left or right of|to the left or to the right of) (the .+)"):
@@ -144,7 +151,7 @@ def test_scene_is_what_the_picture_shows(index):
             assert gap > 0, "two things touch"
         middle = picture[int(thing.y * 120), int(thing.x * 120)]
         nearest = min(RGB, key=lambda name: np.abs(middle - RGB[name]).sum())
-        assert nearest == thing.color
+        assert nearest == thing.color, thing
 
 
 @pytest.mark.parametrize("split", sorted(SPLITS))
@@ -178,7 +185,7 @@ def test_sizes_kinds_and_answers_are_mixed():
     assert set(share) == set(KINDS) and min(share.values()) > 0.07 * len(questions)
     for kind in ("existence", "comparison", "position"):
         answers = Counter(q.answer for q in questions if q.kind == kind)
-        assert 0.7 < answers["yes"] / answers["no"] < 1.4
+        assert 0.7 < answers["yes"] / answers["no"] < 1.4, kind
     counts = Counter(q.answer for q in questions if q.kind == "count")
     assert set(counts) == set("012345") and max(counts.values()) < 0.35 * sum(counts.values())
     assert {q.answer for q in questions} == set(ANSWERS)
@@ -191,7 +198,7 @@ def test_vocabulary_holds_every_word_and_spells_the_rest():
         for question in make_sample("test", 2, i, short_side=16).questions:
             assert set(re.findall(r"[a-z]+|[^a-z ]", question.text)) <= set(pieces)
     for letter in "abcdefghijklmnopqrstuvwxyz0123456789":
-        assert letter in pieces and f"##{letter}" in pieces
+        assert letter in pieces and f"##{letter}" in pieces, letter
 
 
 def test_bad_arguments_are_named():

@@ -1,4 +1,4 @@
-"""Small random models, pictures of several sizes, and texts."""
+"""Small random models, images of several sizes, and texts."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ ANSWERS = ("red", "blue", "yes", "no", "2", "cat", "dog")
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Threads wait for each other longer than matrices this small take, many times so on a busy machine."""
+    """On matrices this small threads spend their time waiting for each other, above all on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -25,10 +25,17 @@ def one_thread() -> Iterator[None]:
 
 def _make(name: str = "ViltForQuestionAnswering", dtype: torch.dtype = torch.float64, **fields: Any) -> Any:
     sizes = dict(
-        vocab_size=len(WORDS), hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
-        image_size=64, patch_size=16, max_position_embeddings=16, initializer_range=0.5,
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        image_size=64,
+        patch_size=16,
+        max_position_embeddings=16,
+        initializer_range=0.5,
         id2label=dict(enumerate(ANSWERS)),
-    )  # fmt: skip
+    )
     torch.manual_seed(len(name))
     return getattr(vilt_fast, name)(vilt_fast.ViltConfig(**{**sizes, **fields})).to(dtype).eval()
 
@@ -37,7 +44,7 @@ def _make(name: str = "ViltForQuestionAnswering", dtype: torch.dtype = torch.flo
 def make_model() -> Callable[..., Any]:
     """The function that makes a model: class name, dtype, fields of the configuration.
 
-    float64, so that a sum in another order is no excuse: what differs by more than 1e-6 depends on the batch.
+    float64, so that the order of sums is no excuse: a difference of more than 1e-6 means dependence on the batch.
     """
     return _make
 
@@ -57,7 +64,7 @@ def processor(tmp_path_factory) -> Any:
 
 @pytest.fixture(scope="session")
 def pairs() -> tuple[list[np.ndarray], list[str]]:
-    """40 pictures of many sizes, each with a text of 1 to 9 words."""
+    """40 images of many sizes, each with a text of 1 to 9 words."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(40, 150, (40, 2))
     images = [rng.integers(0, 256, (height, width, 3), np.uint8) for height, width in sizes]

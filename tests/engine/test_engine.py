@@ -1,4 +1,4 @@
-"""The engine on small real models: every pair gets the answer that it gets alone, whatever happens around it."""
+"""The engine on small real models: every pair gets the same answer as alone, whatever happens around it."""
 
 import itertools
 import threading
@@ -49,16 +49,16 @@ def test_any_batch_size_and_order(model, processor, pairs, expected, max_tokens)
     torch.testing.assert_close(result, expected[order], **TOLERANCE)
 
 
-def test_a_sample_of_the_patches_does_not_depend_on_the_batch(make_model, processor, pairs, alone):
-    """max_image_length draws patches; the draw of a picture is the same wherever it stands."""
+@pytest.mark.parametrize("max_tokens", [1, 100])
+def test_a_sample_of_the_patches_does_not_depend_on_the_batch(make_model, processor, pairs, alone, max_tokens):
+    """max_image_length draws patches; the draw for an image is the same at any place in any batch."""
     model = make_model(max_image_length=7)
     images, texts = pairs[0][:20], pairs[1][:20]
     wanted = stack(alone(model, image, text) for image, text in zip(images, texts, strict=True))
-    for max_tokens in (1, 100):
-        with Engine(model, processor, max_tokens=max_tokens) as engine:
-            result = stack(engine.logits([*images, images[0]], [*texts, texts[0]]))
-        torch.testing.assert_close(result[:20], wanted, **TOLERANCE)
-        torch.testing.assert_close(result[20], wanted[0], **TOLERANCE)
+    with Engine(model, processor, max_tokens=max_tokens) as engine:
+        result = stack(engine.logits([*images, images[0]], [*texts, texts[0]]))
+    torch.testing.assert_close(result[:20], wanted, **TOLERANCE)
+    torch.testing.assert_close(result[20], wanted[0], **TOLERANCE)
 
 
 def test_eight_threads_that_submit(model, processor, pairs, expected):
@@ -112,7 +112,7 @@ def test_scores(make_model, processor, pairs, alone, name):
         assert future.result(timeout=TIMEOUT_S) == pytest.approx(wanted[0], rel=1e-5, abs=1e-6)
 
 
-def test_filling_equals_the_command_s_loop(make_model, processor, pairs):
+def test_filling_equals_the_loop_of_the_command(make_model, processor, pairs):
     model = make_model("ViltForMaskedLM")
     texts = ["a [MASK] dog on the [MASK]", "[MASK]", "is there a [MASK] cat ?", "[MASK] [MASK] [MASK]"]
     images = pairs[0][:4]
@@ -136,7 +136,7 @@ def test_text_without_a_mask_cannot_be_filled(make_model, processor, pairs):
             engine.fill(pairs[0][:2], ["a [MASK]", "a dog"])
 
 
-def test_questions_on_one_picture_decode_and_embed_it_once(model, processor, pairs, alone, tmp_path, monkeypatch):
+def test_questions_about_one_image_decode_and_embed_it_once(model, processor, pairs, alone, tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(pairs[0][0]).save(path)
     with Engine(model, processor, max_wait_ms=500.0) as engine:
@@ -150,25 +150,34 @@ def test_questions_on_one_picture_decode_and_embed_it_once(model, processor, pai
         torch.testing.assert_close(result, alone(model, pairs[0][0], text), **TOLERANCE)
 
 
-def test_every_kind_of_picture(model, processor, tmp_path, alone):
+def test_every_kind_of_image(model, processor, tmp_path, alone):
     rng = np.random.default_rng(3)
     rgb = rng.integers(0, 256, (70, 90, 3), np.uint8)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     image = Image.fromarray(rgb)
-    kinds = [tmp_path / "a.png", str(tmp_path / "a.png"), image, rgb, torch.from_numpy(rgb), rgb[:, ::1], rgb / 255]
+    kinds = {
+        "path": tmp_path / "a.png",
+        "str": str(tmp_path / "a.png"),
+        "PIL": image,
+        "array": rgb,
+        "tensor": torch.from_numpy(rgb),
+        "strided": rgb[:, ::1],
+        "unit": rgb / 255,
+    }
     grey = [image.convert("L"), np.asarray(image.convert("L"))]
     with Engine(model, processor) as engine:
-        same = engine.logits(kinds, "how many cat")
+        same = dict(zip(kinds, engine.logits(list(kinds.values()), "how many cat"), strict=True))
         greys = engine.logits(grey, "how many cat")
-        assert torch.equal(engine.logits(rgb.transpose(2, 0, 1), "how many cat"), same[0])
+        assert torch.equal(engine.logits(rgb.transpose(2, 0, 1), "how many cat"), same["path"])
     wanted = alone(model, rgb, "how many cat")
-    for result in same[:-1]:
-        torch.testing.assert_close(result, wanted, **TOLERANCE)
-    torch.testing.assert_close(same[-1], wanted, rtol=0.05, atol=0.05)  # v / 255 * 255 is truncated, off by one at most
+    # v / 255 * 255 is truncated, off by one at most
+    torch.testing.assert_close(same.pop("unit"), wanted, rtol=0.05, atol=0.05)
+    for kind, result in same.items():
+        torch.testing.assert_close(result, wanted, **TOLERANCE, msg=lambda text, kind=kind: f"{kind}: {text}")
     torch.testing.assert_close(greys[0], greys[1], **TOLERANCE)
 
 
-def test_settings_that_pictures_have_to_meet(model, processor):
+def test_images_that_the_settings_do_not_allow(model, processor):
     """Without resizing, the sides are whole patches; without rescaling, floats in [0, 1] are something else."""
     raw = vilt_fast.ViltImageProcessor(do_resize=False, do_rescale=False)
     with Engine(model, vilt_fast.ViltProcessor(raw, processor.tokenizer)) as engine:
@@ -281,11 +290,18 @@ def test_single_lists_and_broadcasting(model, processor, pairs):
         assert len(engine.answer(images, "a")) == 3
         assert len(engine.answer(np.stack([images[0]] * 2), "a")) == 2  # four dimensions: a list of pictures
         assert engine.answer(tuple(images[:1]), (texts[0],))[0].answer == one.answer
-        for wrong in ((images, texts[:2]), (images, 3), (7, texts)):
-            with pytest.raises(ValueError, match="images|texts"):
-                engine.answer(*wrong)
         with pytest.raises(ValueError, match="texts: ended before"):
             list(engine.answer(iter(images), iter(texts[:2])))
+
+
+@pytest.mark.parametrize(
+    ("images", "texts"),
+    [(["a.png"] * 3, ["a"] * 2), (["a.png"] * 3, 3), (7, ["a"] * 3)],
+    ids=["fewer texts", "texts is a number", "images is a number"],
+)
+def test_sides_that_do_not_match(model, processor, images, texts):
+    with Engine(model, processor) as engine, pytest.raises(ValueError, match="images|texts"):
+        engine.answer(images, texts)
 
 
 def test_stats(model, processor, pairs):
@@ -310,7 +326,7 @@ def test_progress_bar(model, processor, pairs, capsys):
         assert "40/40" in capsys.readouterr().err
 
 
-def test_the_caller_s_model_stays_as_it_is(make_model, processor, pairs):
+def test_the_callers_model_is_unchanged(make_model, processor, pairs):
     model = make_model(dtype=torch.float32)
     model.train()
     with Engine(model, processor, dtype=torch.float64) as engine:
@@ -322,10 +338,13 @@ def test_the_caller_s_model_stays_as_it_is(make_model, processor, pairs):
         torch.testing.assert_close(stack(logits), stack(engine.logits(*pairs)), **TOLERANCE)
 
 
-def test_wrong_arguments(model, processor, make_model):
-    for options in ({"max_tokens": 0}, {"workers": -1}, {"top": 2.5}, {"max_wait_ms": -1}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            Engine(model, processor, **options)
+@pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("workers", -1), ("top", 2.5), ("max_wait_ms", -1)])
+def test_wrong_settings_are_named(model, processor, name, value):
+    with pytest.raises(ValueError, match=name):
+        Engine(model, processor, **{name: value})
+
+
+def test_wrong_arguments(model, processor):
     with pytest.raises(ValueError, match="model: got ViltModel"):
         Engine(vilt_fast.ViltModel(model.config), processor)
     with pytest.raises(ValueError, match="processor: got BertTokenizer"):

@@ -51,7 +51,7 @@ def test_the_largest_pair_is_a_bound(model, processor):
 
 @pytest.fixture
 def bucketed(processor):
-    """An engine that runs in the shape of buckets, without recording, where there is no GPU."""
+    """An engine that runs in the shape of buckets, without recording, for machines without a GPU."""
 
     def make(model, max_tokens, **options):
         engine = Engine(model, processor, max_tokens=max_tokens, **options)
@@ -61,15 +61,15 @@ def bucketed(processor):
     return make
 
 
+@pytest.mark.parametrize("max_tokens", [300, 1000])
 @pytest.mark.parametrize("name", ["ViltForQuestionAnswering", "ViltForImageAndTextRetrieval"])
-def test_buckets_change_nothing(make_model, bucketed, pairs, alone, name):
+def test_buckets_change_nothing(make_model, bucketed, pairs, alone, name, max_tokens):
     model = make_model(name)
     wanted = stack(alone(model, image, text) for image, text in zip(*pairs, strict=True))
-    for max_tokens in (300, 1000):
-        with bucketed(model, max_tokens, max_wait_ms=100.0) as engine:
-            used = record_buckets(engine)
-            torch.testing.assert_close(stack(engine.logits(*pairs)), wanted, **TOLERANCE)
-        assert used and None not in used and not any(bucket.is_sharing for bucket in used)
+    with bucketed(model, max_tokens, max_wait_ms=100.0) as engine:
+        used = record_buckets(engine)
+        torch.testing.assert_close(stack(engine.logits(*pairs)), wanted, **TOLERANCE)
+    assert used and None not in used and not any(bucket.is_sharing for bucket in used)
 
 
 def test_buckets_with_shared_pictures(model, bucketed, pairs, alone):
@@ -121,22 +121,27 @@ def test_a_plan_of_its_own_shape_is_the_forward(model, processor, pairs, alone):
     torch.testing.assert_close(logits, wanted, **TOLERANCE)
 
 
-def test_the_plan_is_the_one_that_the_model_makes(make_model, processor, pairs):
-    """On the host, without the checks, and for any backend: the same layout as `Layout.build`."""
-    for limit in (-1, 5):
-        images, texts = pairs[0][:9], pairs[1][:9]
-        pixels = processor.image_processor.pack(images, device="cpu")
-        config = make_model(max_image_length=limit).config
-        with vilt_fast.backend("kernels"):
-            layout = make_plan(processor.tokenizer(texts)["input_ids"], pixels, config).layout
-        mask = processor.tokenizer(texts, padding=True, return_tensors="pt")["attention_mask"] != 0
-        wanted = vilt_fast.Layout.build(
-            mask, None, None, pixels.grid_size(16), max_patches=limit, image_index=torch.zeros(9, dtype=torch.int64),
-            grid=torch.tensor(pixels.grids(16)),
-        )  # fmt: skip
-        for field in dataclasses.fields(wanted):
-            got, value = getattr(layout, field.name), getattr(wanted, field.name)
-            assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, field.name
+@pytest.mark.parametrize("limit", [-1, 5])
+def test_the_plan_is_the_one_that_the_model_makes(make_model, processor, pairs, limit):
+    """On the host, without checks and for any backend: the same layout as `Layout.build`."""
+    images, texts = pairs[0][:9], pairs[1][:9]
+    pixels = processor.image_processor.pack(images, device="cpu")
+    config = make_model(max_image_length=limit).config
+    with vilt_fast.backend("kernels"):
+        layout = make_plan(processor.tokenizer(texts)["input_ids"], pixels, config).layout
+    mask = processor.tokenizer(texts, padding=True, return_tensors="pt")["attention_mask"] != 0
+    wanted = vilt_fast.Layout.build(
+        mask,
+        None,
+        None,
+        pixels.grid_size(16),
+        max_patches=limit,
+        image_index=torch.zeros(9, dtype=torch.int64),
+        grid=torch.tensor(pixels.grids(16)),
+    )
+    for field in dataclasses.fields(wanted):
+        got, value = getattr(layout, field.name), getattr(wanted, field.name)
+        assert torch.equal(got, value) if isinstance(value, torch.Tensor) else got == value, field.name
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

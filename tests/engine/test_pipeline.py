@@ -1,4 +1,4 @@
-"""The threads, on stages that only count: nothing is lost, answered twice, kept or waited for in vain."""
+"""The threads, on stages that only count: no pair is lost, answered twice, leaked or left waiting."""
 
 import gc
 import random
@@ -220,7 +220,7 @@ def test_out_of_memory_halves_down_to_one_pair():
     assert pipeline.max_tokens <= 8
 
 
-def test_only_the_pair_that_fails_is_harmed():
+def test_only_the_pair_that_fails_is_affected():
     pipeline = make(Doubling(), max_wait_ms=1000.0, max_pairs=16)
     sources = [1, 2, -3, 4, 5, -2, 7, "bad", 9, -1]
     futures = [pipeline.submit("plain", source, "1") for source in sources]
@@ -248,7 +248,7 @@ def test_cancelled_pairs_are_not_computed():
         cancelled[0].result()
 
 
-def test_again_goes_round_until_it_is_done():
+def test_a_pair_goes_round_again_until_it_is_done():
     pipeline = make(Doubling())
     futures = [pipeline.submit("twice", number, "2") for number in range(40)]
     within(TIMEOUT_S, pipeline.close)
@@ -256,7 +256,7 @@ def test_again_goes_round_until_it_is_done():
     assert pipeline.counts.launched == 120 and pipeline.counts.pairs == 40
 
 
-def test_pairs_on_the_way_share_a_picture_and_later_ones_do_not():
+def test_pending_pairs_share_an_image_and_later_ones_do_not():
     stages = Doubling()
     pipeline = make(stages)
     futures = [pipeline.submit("plain", "slow", "1") for _ in range(10)]
@@ -267,7 +267,7 @@ def test_pairs_on_the_way_share_a_picture_and_later_ones_do_not():
     pipeline.close()
 
 
-def test_submitting_waits_while_too_many_are_under_way():
+def test_submit_blocks_while_too_many_pairs_are_pending():
     stages = Doubling()
     stages.gate.clear()
     pipeline = make(stages, max_pending=5)
@@ -299,7 +299,7 @@ def test_eight_threads():
     pipeline.close()
 
 
-def test_close_without_finishing_fails_what_was_not_begun():
+def test_close_without_finishing_fails_what_is_not_in_a_batch():
     stages = Doubling()
     stages.gate.clear()
     pipeline = make(stages, max_tokens=4, max_wait_ms=0.0)
@@ -345,7 +345,7 @@ def test_closing_frees_a_submitter_that_waits():
     assert "the engine is closed" in outcome[0]
 
 
-def test_a_callback_that_closes_is_told_so():
+def test_closing_in_a_callback_is_an_error():
     pipeline = make(Doubling())
     told = []
 
@@ -363,7 +363,7 @@ def test_a_callback_that_closes_is_told_so():
     assert all("callback" in message for message in told)
 
 
-def test_a_callback_may_submit_though_too_many_are_under_way():
+def test_a_callback_may_submit_while_too_many_pairs_are_pending():
     stages = Doubling()
     stages.gate.clear()
     pipeline = make(stages, max_pending=2)
@@ -382,7 +382,7 @@ def test_a_callback_may_submit_though_too_many_are_under_way():
 def test_a_bug_in_a_thread_fails_everyone_instead_of_hanging():
     class Broken(Doubling):
         def finish(self, items, launched):
-            return []  # one result a pair is wanted
+            return []  # one result per pair is wanted
 
     pipeline = make(Broken())
     future = pipeline.submit("plain", 1, "1")
@@ -393,7 +393,7 @@ def test_a_bug_in_a_thread_fails_everyone_instead_of_hanging():
     within(TIMEOUT_S, pipeline.close)
 
 
-def test_a_producer_that_fails_is_heard_after_the_results_before_it():
+def test_an_error_of_the_producer_comes_after_the_results_before_it():
     pipeline = make(Doubling())
 
     def pairs():

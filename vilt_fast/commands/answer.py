@@ -7,22 +7,21 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.commands.attended import attended_patches
 from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
-from vilt_fast.commands.loading import check_folder, load, open_picture, prepare, print_json
+from vilt_fast.commands.loading import as_dicts, check_out, open_and_load, prepare, print_json, print_ranked
 from vilt_fast.commands.train import print_scores
 from vilt_fast.engine.results import answer_chances, make_answer
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """Answer the questions about the bundled pictures and write the picture of it; or measure the model."""
+    """Answer the questions about the bundled images and draw the board of answers; or measure the model."""
     from vilt_fast import demo as bundled
 
-    check_folder(arguments.out)
+    check_out(arguments.out)
     model, processor = bundled.load()
     if arguments.evaluate:
         print_scores(model, processor, arguments.evaluate, progress=True)
@@ -40,7 +39,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def ask(arguments: argparse.Namespace) -> None:
-    """Answer one question about one picture, or many."""
+    """Answer one question about one image, or many."""
     if arguments.folder is not None or arguments.questions is not None:
         ask_many(arguments)
         return
@@ -48,16 +47,14 @@ def ask(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is None:
             raise ValueError(f"{name.upper()}: got none, wanted one (or --images and --questions)")
     if arguments.out:
-        check_folder(arguments.out)
-    picture = open_picture(arguments.image)
-    model, processor = load(arguments)
+        check_out(arguments.out)
+    (picture,), model, processor = open_and_load(arguments, arguments.image)
     one = answer(model, processor, picture, arguments.question, top=arguments.top, explain=bool(arguments.out))
     if arguments.out:
         name = arguments.model or "the model that ships with the package"
         write_atomically(arguments.out, draw_board([one], "vilt_fast ask", name))
     if arguments.json:
-        answers = [{"answer": word, "probability": chance} for word, chance in one.answers]
-        print_json(arguments, answers=answers)
+        print_json(arguments, answers=as_dicts(one.answers, "answer"))
     else:
         print_answers(one)
 
@@ -67,23 +64,22 @@ def answer(model: Any, processor: Any, picture: Image.Image, question: str, *, t
     """The `top` most probable answers, each with its own probability: a question may have several right answers.
 
     Args:
-        model: a ViltForQuestionAnswering. picture: RGB. explain: also say which patches the answer was drawn from.
+        model: a ViltForQuestionAnswering. picture: RGB. explain: also return how much each patch was attended to.
     """
     inputs = prepare(processor, model, [picture], question)
     output = model(**inputs, output_attentions=explain)
     chances, labels = answer_chances(output.logits, top)
     answers = make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top
-    return Answered(picture, question, answers, _attention(model, inputs, output) if explain else None)
-
-
-def _attention(model: Any, inputs: dict[str, Tensor], output: Any) -> Any:
+    if not explain:
+        return Answered(picture, question, answers, None)
     patch, (height, width) = model.config.patch_shape[0], inputs["pixel_values"].shape[-2:]
-    return attended_patches(output.attentions, inputs["input_ids"].shape[1], (height // patch, width // patch))
+    grid = height // patch, width // patch
+    attention = attended_patches(output.attentions, inputs["input_ids"].shape[1], grid)
+    return Answered(picture, question, answers, attention)
 
 
 def print_answers(one: Answered) -> None:
     """The question, and its answers with their probabilities."""
     print(one.question)
-    for word, chance in one.answers:
-        print(f"  {chance:6.1%}  {word}")
+    print_ranked(one.answers)
     print()

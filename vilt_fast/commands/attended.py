@@ -1,4 +1,4 @@
-"""Which patches of the picture the answer was drawn from."""
+"""Which patches of the image the answer was drawn from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def attended_patches(attentions: Sequence[Tensor], num_words: int, grid: tuple[i
     "Quantifying Attention Flow in Transformers", section 3).
 
     Args:
-        attentions: of one pair alone, one (1, heads, S, S) a layer; S = words, the picture's CLS, patches.
-        num_words: words in front.
+        attentions: of one pair alone, one (1, heads, S, S) per layer; S = words, the image's CLS, patches.
+        num_words: tokens of the text, which come first.
         grid: (height, width) in patches, all of them in the batch.
 
     Returns:
-        (height, width) float array; what is missing from a sum of 1 went to words and CLS.
+        (height, width) float array; what it lacks to a sum of 1 went to words and CLS.
 
     Raises:
         ValueError: S is not num_words + 1 + height * width.
@@ -32,7 +32,7 @@ def attended_patches(attentions: Sequence[Tensor], num_words: int, grid: tuple[i
         raise ValueError(
             f"attentions: got {length} tokens, wanted {num_words} words, a CLS and {height} x {width} patches"
         )
-    # Row 0 of the product of all layers, from the last to the first: a vector times one matrix a layer.
+    # Row 0 of the product of all layers, from the last to the first: a vector times one matrix per layer.
     share = attentions[0].new_zeros(length).double()
     share[0] = 1.0
     for layer in reversed(attentions):

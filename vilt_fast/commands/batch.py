@@ -1,7 +1,7 @@
 """`vilt-fast ask` on a folder or a JSON-lines file.
 
-The output has one line a pair, in the order of the input. It is also the record of what is done: a line is written and
-flushed as soon as the pair and all before it are answered, so a run that was killed goes on where it stopped.
+The output has one line per pair, in the order of the input. It is also the record of progress: a line is written and
+flushed as soon as its pair and all before it are answered, so that a run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from typing import Any, BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
-from vilt_fast.commands.loading import load
+from vilt_fast.commands.loading import check_out, load
 from vilt_fast.engine.results import Answer
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _FIRST = b'{"image":'  # how every line of the output starts
-_SYNC_S = 2.0  # what the operating system's crash, not ours, may cost at most
+_SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may cost
 
 
 @dataclass(frozen=True)
 class Entry:
     """One pair of the input."""
 
-    asked: dict[str, Any]  # image, question and, where there is one, id: as the output repeats them
+    asked: dict[str, Any]  # image, question and the id, if any: repeated in the output
     path: Path = Path()
-    error: str | None = None  # why there is no pair
+    error: str | None = None  # why the pair cannot be asked
 
 
 def ask_many(arguments: argparse.Namespace) -> None:
-    """Answer every question of the input and write the answers, after those that an earlier run has written."""
+    """Answer every question of the input; the answers are appended to those of an earlier run."""
     from vilt_fast.engine import Engine
 
     _check(arguments)
@@ -69,10 +69,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
     if arguments.out is None:
         raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
-    if Path(arguments.out).is_dir():
-        raise IsADirectoryError(f"--out: {arguments.out!r} is a directory, wanted the name of a file")
-    if not Path(arguments.out).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out: the directory of {arguments.out!r} does not exist")
+    check_out(arguments.out, "a file")
     if arguments.folder is not None and not Path(arguments.folder).is_dir():
         raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
 
@@ -81,7 +78,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
-    """All pairs, read as they are needed, and how many there are."""
+    """All pairs, read lazily, and their number."""
     source = Path(arguments.questions)
     if source.suffix in _JSON_LINES:
         if not source.is_file():
@@ -95,25 +92,24 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
     if _is_file(source):
         questions = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not questions:
-            raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one a line")
+            raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one per line")
     folder = Path(arguments.folder)
     suffixes = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not paths:
         raise ValueError(f"--images: no picture in {arguments.folder!r}, nor in the folders in it")
-    return _from_folder(folder, paths, questions), len(paths) * len(questions)
+    entries = (
+        Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
+        for path, question in itertools.product(paths, questions)
+    )
+    return entries, len(paths) * len(questions)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # a question that is too long for a file's name
+    except OSError:  # a question that is too long for a file name
         return False
-
-
-def _from_folder(folder: Path, paths: list[Path], questions: list[str]) -> Iterator[Entry]:
-    for path, question in itertools.product(paths, questions):
-        yield Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
 
 
 def _from_json_lines(source: Path, folder: Path) -> Iterator[Entry]:
@@ -141,20 +137,20 @@ def _parse(line: bytes, folder: Path, where: str) -> Entry:
 
 
 def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
-    """How many pairs an earlier run has answered, which are taken off `entries`, and the bytes of its whole lines.
+    """How many pairs an earlier run has answered (they are skipped in `entries`), and the bytes of its whole lines.
 
     Raises:
-        ValueError: the file is something else, or of another input.
+        ValueError: the file is something else, or the output of another input.
     """
     done = kept_bytes = 0
     if not out.exists():
-        return done, kept_bytes
+        return 0, 0
     with open(out, "rb") as file:
         for line in file:
             if not line.startswith(_FIRST[: len(line)]):
-                raise ValueError(f"--out: {str(out)!r} exists and is no file of answers, wanted another name")
+                raise ValueError(f"--out: {str(out)!r} exists and is not a file of answers, wanted another name")
             if not line.endswith(b"\n"):
-                break  # torn: the run was killed while it wrote
+                break  # incomplete: the run was killed while it wrote
             entry = next(entries, None)
             written = json.loads(line)
             if entry is None or {name: written.get(name) for name in entry.asked} != entry.asked:
@@ -167,7 +163,7 @@ def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
 
 
 def _answer_all(engine: Any, entries: Iterator[Entry]) -> Iterator[dict[str, Any]]:
-    """The lines of all entries in order; those without a pair pass by the engine."""
+    """The lines of all entries in order; entries with an error bypass the engine."""
     waiting: deque[Entry] = deque()
 
     def pairs() -> Iterator[Entry]:
@@ -199,7 +195,7 @@ def _outcome(result: Any) -> dict[str, Any]:
 
 
 def _synced(file: BinaryIO, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Write each line and hand it to the operating system; tell the disk now and then."""
+    """Write each line and flush it to the operating system; sync to the disk every few seconds."""
     last = time.monotonic()
     for line in lines:
         file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""A PNG with pictures, questions, answers, and where the model looked; made with Pillow alone."""
+"""A PNG with images, questions, answers, and where the model looked; drawn with Pillow alone."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 PAPER, CARD, LINE = (244, 245, 247), (255, 255, 255), (222, 225, 230)
 INK, MUTED, BAR, BEST_BAR = (29, 33, 41), (106, 113, 125), (190, 202, 222), (38, 98, 202)
-# Dark to bright, in steps that look even: the anchors of the map from attention to colour.
+# Dark to bright in perceptually even steps: the anchors of the map from attention to colour.
 HEAT = np.array([(13, 8, 50), (84, 15, 109), (158, 40, 100), (221, 81, 58), (251, 147, 27), (252, 240, 130)], float)
 
-MARGIN, GAP, BOX, PANEL = 28, 20, 250, 470  # pixels: around the board, inside a card, a picture's box, the text beside
+# Pixels: around the board, inside a card, an image's box, the text beside it.
+MARGIN, GAP, BOX, PANEL = 28, 20, 250, 470
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A picture, a question about it, the best answers with their probabilities, and the attention on the patches.
+    """An image, a question about it, the best answers with their probabilities, and the attention on the patches.
 
-    attention: (height, width) in patches, any nonnegative scale; None where nobody asked for it.
+    attention: (height, width) in patches, any nonnegative scale; None if it was not asked for.
     """
 
     picture: Image.Image
@@ -52,18 +53,18 @@ def draw_board(answered: list[Answered], title: str, model: str) -> bytes:
 
 
 def overlay(picture: Image.Image, attention: np.ndarray) -> Image.Image:
-    """The picture in grey with the attention on its patches as colour.
+    """The image in grey with the attention on its patches as colour.
 
     Args:
-        picture: RGB, already in the size to show.
-        attention: (height, width); its least value is shown as cold and its largest as hot.
+        picture: RGB, in the size in which it is shown.
+        attention: (height, width); its smallest value is shown as cold and its largest as hot.
     """
     values = attention - attention.min()
     values = (values / max(values.max(), 1e-12)).astype(np.float32)
     smooth = Image.fromarray(values).resize(picture.size, Image.Resampling.BICUBIC)
     heat = np.asarray(smooth).clip(0, 1)[..., None].astype(np.float64)  # (H, W, 1)
     grey = np.asarray(ImageOps.grayscale(picture), np.float64)[..., None]
-    # The colder a place, the more of the picture shows through.
+    # The colder a place, the more of the image shows through.
     opacity = 0.38 + 0.42 * heat
     mixed = (1 - opacity) * grey + opacity * _heat_color(heat[..., 0])
     return Image.fromarray(mixed.round().astype(np.uint8), "RGB")
@@ -132,7 +133,7 @@ def _clip(text: str, size: int, width: int) -> str:
 
 
 def _wrap(text: str, size: int, width: int, most: int) -> list[str]:
-    """`text` in at most `most` lines of `width` pixels; what does not fit is cut off with an ellipsis."""
+    """`text` in at most `most` lines of `width` pixels; the rest is cut off with an ellipsis."""
     font, lines, words = _font(size), [], text.split()
     while words and len(lines) < most - 1:
         count = 1

@@ -1,9 +1,10 @@
-"""The model, the processor and the pictures that a command line names."""
+"""What the commands share: the model, the processor and the images that a command line names, and what is printed."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ DTYPES = {
     **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
     **dict.fromkeys(("float16", "fp16"), torch.float16),
 }
-# The class of the weights names the command that can use them.
+# The command that can use the weights of a class.
 COMMANDS = {
     "ViltForQuestionAnswering": "ask",
     "ViltForMaskedLM": "fill",
@@ -34,7 +35,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     """The model, ready to answer, and its processor, as --model, --processor, --device and --dtype say.
 
     Raises:
-        ValueError: an unknown device or dtype, or weights that are for another command.
+        ValueError: an unknown device or dtype, or weights for another command.
         FileNotFoundError: no such model.
     """
     device, dtype = parse_device(arguments.device), parse_dtype(arguments.dtype)
@@ -45,7 +46,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
         model, processor = demo.load()
         return model.to(device=device, dtype=dtype).eval(), processor
-    # The processor first: it is quick to load, and a mistyped name shows at once.
+    # The processor first: it is quick to load, so that a mistyped name is reported at once.
     name = model_class(arguments.model, arguments.command)
     processor = vilt_fast.ViltProcessor.from_pretrained(arguments.processor or _folder(arguments.model))
     model = getattr(vilt_fast, name).from_pretrained(arguments.model, dtype=dtype, device=device)
@@ -53,25 +54,23 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def model_class(name_or_path: str, command: str) -> str:
-    """Name of the class for these weights, which config.json says; without a word from it, the command's first.
+    """Name of the class for these weights: the one in config.json that fits the command, or its first if none is named.
 
     Raises:
         ValueError: the weights are for another command, or for none.
     """
     fitting = [name for name, its_command in COMMANDS.items() if its_command == command]
     named = _architectures(name_or_path)
-    for name in named:
+    for name in named or fitting:
         if name in fitting:
             return name
-    if not named:
-        return fitting[0]
     usable = next((COMMANDS[name] for name in named if name in COMMANDS), None)
     advice = f"use `vilt-fast {usable}`" if usable else "no command uses it"
     raise ValueError(f"--model {name_or_path}: got {', '.join(named)}, wanted {' or '.join(fitting)}; {advice}")
 
 
 def _architectures(name_or_path: str) -> list[str]:
-    """The "architectures" of config.json; none for an original .ckpt, which has no such file."""
+    """The "architectures" of config.json; empty for an original .ckpt, which has no such file."""
     if Path(name_or_path).suffix == ".ckpt":
         return []
     path = find_file(_folder(name_or_path), "config.json")
@@ -84,54 +83,54 @@ def _architectures(name_or_path: str) -> list[str]:
 
 
 def _folder(name_or_path: str) -> str:
-    """Where the other files are: beside a single file of weights, or in the directory or repository itself."""
+    """Where the other files are: beside a single weights file, or in the directory or repository itself."""
     return str(Path(name_or_path).parent) if Path(name_or_path).is_file() else name_or_path
 
 
 def parse_dtype(name: str) -> torch.dtype:
-    """A floating dtype by its name. ValueError for any other word."""
+    """A floating dtype by its name. ValueError for any other name."""
     if name not in DTYPES:
         raise ValueError(f"--dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
 def parse_device(name: str) -> torch.device:
-    """A device that is there. ValueError for an unknown one, and for one that this machine lacks."""
+    """An available device. ValueError for an unknown one, and for one that this machine lacks."""
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"--device: got {name!r}, wanted cpu, cuda, cuda:N or mps") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device: got {name!r}, wanted cpu, cuda, cuda:N or mps")
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ValueError(f"--device: got {name!r}, but PyTorch {torch.__version__} sees {count} CUDA devices here")
-    elif device.type == "mps":
-        if not torch.backends.mps.is_available():
-            raise ValueError(f"--device: got {name!r}, but PyTorch {torch.__version__} sees no MPS device here")
-    elif device.type != "cpu":
-        raise ValueError(f"--device: got {name!r}, wanted cpu, cuda, cuda:N or mps")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device: got {name!r}, but PyTorch {torch.__version__} sees no MPS device here")
     return device
 
 
-def open_picture(path: str) -> Image.Image:
-    """The picture as RGB; before the weights are read, so that a bad file shows at once.
+def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Image.Image], Any, Any]:
+    """The images as RGB, the model and its processor; the images first, so that a bad file is reported at once.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no picture, or a damaged one.
+        FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    return load_picture(path, name="IMAGE")
+    pictures = [load_picture(path, name="IMAGE") for path in paths]
+    return pictures, *load(arguments)
 
 
-def check_folder(path: str) -> None:
-    """Find out that a picture cannot be written before it is made. OSError says why."""
+def check_out(path: str, wanted: str = "a PNG file") -> None:
+    """Report an --out that cannot be written before the work is done. OSError says why."""
     if Path(path).is_dir():
-        raise IsADirectoryError(f"--out: {path!r} is a directory, wanted the name of a PNG file")
+        raise IsADirectoryError(f"--out: {path!r} is a directory, wanted the name of {wanted}")
     if not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"--out: the directory of {path!r} does not exist")
 
 
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
-    """The model's inputs for pictures and texts, on its device and in its dtype."""
+    """The model's inputs for images and texts, on its device and in its dtype."""
     encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
     like = next(model.parameters())
     return {
@@ -140,8 +139,19 @@ def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | l
     }
 
 
+def print_ranked(ranked: Iterable[tuple[str, float]], score_format: str = "6.1%") -> None:
+    """One line for each text, its score in front."""
+    for text, score in ranked:
+        print(f"  {score:{score_format}}  {text}")
+
+
+def as_dicts(ranked: Iterable[tuple[str, float]], text: str, score: str = "probability") -> list[dict[str, Any]]:
+    """The same for JSON, under these names."""
+    return [{text: one, score: value} for one, value in ranked]
+
+
 def print_json(arguments: argparse.Namespace, **answer: Any) -> None:
-    """Print what was asked and what came out, as one JSON object."""
+    """Print the request and the answer as one JSON object."""
     asked = ("model", "image", "images", "question", "text")
     given = {name: getattr(arguments, name) for name in asked if hasattr(arguments, name)}
     print(json.dumps({**given, **answer}, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`vilt-fast train-demo`, and the table of how often the model is right."""
+"""`vilt-fast train-demo`, and the table of the model's accuracy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vilt_fast.commands.loading import parse_device
 
 
 def train_demo(arguments: argparse.Namespace) -> None:
-    """Train the small model, save it, and print how often it is right on pictures it never saw."""
+    """Train the small model, save it, and print its accuracy on images it never saw."""
     from vilt_fast.demo.train import CHECKPOINT, train
 
     out = Path(arguments.out)
     if (out / CHECKPOINT).exists() and not arguments.resume:
-        raise ValueError(f"--out: {arguments.out} holds a run already, wanted --resume or another directory")
+        raise ValueError(f"--out: {arguments.out} already holds a run, wanted --resume or another directory")
     model, processor = train(
         out,
         steps=arguments.steps,
@@ -33,7 +33,7 @@ def train_demo(arguments: argparse.Namespace) -> None:
 
 
 def print_scores(model: Any, processor: Any, pictures: int, *, progress: bool) -> None:
-    """A table by kind of question, beside always giving the kind's most frequent answer."""
+    """Print accuracy by kind of question, beside that of always giving the kind's most frequent answer."""
     from vilt_fast.demo.evaluate import evaluate
 
     scores = evaluate(model, processor, pictures, progress=progress and sys.stderr.isatty())

@@ -1,11 +1,11 @@
-"""The small model that ships with the package: coloured shapes on textured ground, and questions about them.
+"""The small model that ships with the package: coloured shapes on a textured ground, and questions about them.
 
     >>> from vilt_fast import demo
     >>> model, processor = demo.load()
     >>> picture, question = demo.examples()[0]
 
-`data` makes pictures and questions, `train` trains the model again, `evaluate` measures it; MODEL_CARD.md says how good
-it is and what it cannot do.
+`data` makes images and questions, `train` trains the model again, `evaluate` measures it; MODEL_CARD.md says how
+good it is and what it cannot do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def load() -> tuple[ViltForQuestionAnswering, ViltProcessor]:
 
 
 def examples() -> list[tuple[Image.Image, str]]:
-    """The bundled pictures, each with a question."""
+    """The bundled images, each with a question."""
     pairs = []
     for entry in json.loads((PICTURES / "examples.json").read_text(encoding="utf-8")):
         with Image.open(PICTURES / entry["picture"]) as picture:

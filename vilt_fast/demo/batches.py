@@ -1,4 +1,4 @@
-"""Training pictures, a round at a time: made, resized, tokenised, and cut into batches of equal pictures."""
+"""Training images, a round at a time: made, resized, tokenised, and cut into batches of images of one size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,12 +20,12 @@ from .questions import ANSWERS
 from .scene import COLORS, SHAPES, Scene, Thing
 
 THING_CLASSES = 1 + len(SHAPES) * len(COLORS)  # 0: no thing's middle lies in this patch
-MENTION_CLASSES = 3  # not meant by the question, meant by its first name, by its second
-CHUNK = 100  # pictures a worker makes at a time
+MENTION_CLASSES = 3  # not named by the question, named first, named second
+CHUNK = 100  # images that a worker makes at a time
 
 
 class Batch(NamedTuple):
-    """Questions about pictures of one size."""
+    """Questions about images of one size."""
 
     input_ids: Tensor  # (B, L) int64, 0 is padding
     pixel_values: Tensor  # (B, 3, H, W) float32
@@ -62,23 +63,19 @@ def make_round(
 ) -> list[Group]:
     """Pictures start..stop-1 of the training split with their questions, grouped by size.
 
-    executor: makes the pictures; None makes them here. The result is the same.
+    executor: makes the images; None makes them here. The result is the same.
     """
     make = partial(_make_pictures, processor.image_processor, seed, questions, stop)
-    chunks = (executor.map if executor else map)(make, range(start, stop, CHUNK))
     by_size: dict[tuple[int, ...], list[_Picture]] = defaultdict(list)
-    for chunk in chunks:
-        for picture in chunk:
-            by_size[picture.pixels.shape].append(picture)
+    for picture in chain.from_iterable((executor.map if executor else map)(make, range(start, stop, CHUNK))):
+        by_size[picture.pixels.shape].append(picture)
     return [_group(processor, by_size[size]) for size in sorted(by_size)]
 
 
 def _group(processor: ViltProcessor, pictures: list[_Picture]) -> Group:
-    texts = [question[0] for picture in pictures for question in picture.questions]
-    encoded = iter(processor.tokenizer(texts)["input_ids"])
-    asked = [
-        Asked(i, next(encoded), *question[1:]) for i, picture in enumerate(pictures) for question in picture.questions
-    ]
+    questions = [(i, question) for i, picture in enumerate(pictures) for question in picture.questions]
+    encoded = processor.tokenizer([text for _, (text, *_) in questions])["input_ids"]
+    asked = [Asked(i, ids, *meant) for (i, (_, *meant)), ids in zip(questions, encoded, strict=True)]
     pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
     return Group(pixels, torch.from_numpy(np.stack([picture.things for picture in pictures])), asked)
 
@@ -106,15 +103,15 @@ def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Pi
 
 
 def _cell(scene: Scene, thing: Thing, grid: tuple[int, int]) -> int:
-    """The patch in which the middle of a thing lies."""
+    """The patch that holds the middle of a thing."""
     row, column = int(thing.y / scene.height * grid[0]), int(thing.x / scene.width * grid[1])
     return min(row, grid[0] - 1) * grid[1] + min(column, grid[1] - 1)
 
 
 def batches(groups: list[Group], batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
-    """Every question of a round once, in random order, `batch_size` of equal pictures at a time.
+    """Every question of a round once, in random order, `batch_size` about images of one size at a time.
 
-    skip: leave out so many batches at the start, for resuming.
+    skip: number of batches to leave out at the start, for resuming.
     """
     plan = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""The bundled pictures: chosen for variety from the generator's split of examples, which is never trained on."""
+"""The bundled images: chosen for variety from the generator's split of examples, which is never trained on."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from vilt_fast.checkpoints.files import write_atomically
 
 from .data import Sample, make_sample
 
-# Index of a picture in the split and of one of its six questions: all kinds, sizes and grounds.
+# Index of an image in the split and of one of its six questions: all kinds, sizes and grounds.
 CHOSEN = ((9, 2), (30, 1), (35, 2), (27, 1), (7, 5), (25, 5), (28, 3), (34, 2))
 SHORT_SIDE = 240
 
 
 def make_examples() -> list[tuple[str, Sample, int]]:
-    """(file name, sample, which of its questions is asked) of every bundled picture."""
+    """(file name, sample, which of its questions is asked) of every bundled image."""
     return [
         (f"shapes-{index}.png", make_sample("example", 0, index, questions=6, short_side=SHORT_SIDE), asked)
         for index, asked in CHOSEN
@@ -23,7 +23,7 @@ def make_examples() -> list[tuple[str, Sample, int]]:
 
 
 def write_examples(directory: str | Path) -> None:
-    """Write the pictures and examples.json, which gives each its question and the right answer."""
+    """Write the images and examples.json, which has the question and the right answer for each."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     entries = []

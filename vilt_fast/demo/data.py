@@ -1,18 +1,17 @@
 """Scenes of coloured shapes on textured ground, and questions about them with one right answer.
 
-Everything is a function of (split, seed, index): the same three numbers give the same picture and the same questions on
-every machine. The splits never share a random stream, so nothing that is tested was trained on.
+Everything is a function of (split, seed, index): the same three numbers give the same image and the same questions on
+every machine. The splits never share a random stream, so nothing is tested that was trained on.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
-from .drawing import draw
+from .drawing import render
 from .questions import KINDS, Question, ask
 from .scene import Scene, make_scene
 
@@ -22,7 +21,7 @@ SHORT_SIDES = (96, 150)  # pixels, so that the longer side reaches 225
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture with its scene and its questions."""
+    """An image with its scene and its questions."""
 
     image: Image.Image
     scene: Scene
@@ -30,7 +29,7 @@ class Sample:
 
 
 def stream(split: str, seed: int, index: int) -> np.random.Generator:
-    """The random stream of one picture. Raises ValueError for an unknown split or a negative number."""
+    """The random stream of one image. Raises ValueError for an unknown split or a negative number."""
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, wanted one of {sorted(SPLITS)}")
     if seed < 0 or index < 0:
@@ -38,15 +37,8 @@ def stream(split: str, seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng((SPLITS[split], seed, index))
 
 
-def render(scene: Scene, short_side: int) -> Image.Image:
-    """The scene as an RGB picture whose shorter side has `short_side` pixels."""
-    if short_side < 16:
-        raise ValueError(f"short_side: got {short_side}, wanted at least 16 pixels")
-    return draw(scene, short_side)
-
-
 def make_sample(split: str, seed: int, index: int, *, questions: int = 6, short_side: int | None = None) -> Sample:
-    """Picture `index` of a split with `questions` questions, whose kinds take turns.
+    """Image `index` of a split with `questions` questions, whose kinds take turns.
 
     short_side: pixels of the shorter side; None draws one from SHORT_SIDES.
     """
@@ -65,8 +57,3 @@ def _ask_some_kind(scene: Scene, rng: np.random.Generator, turn: int) -> Questio
         if question is not None:
             return question
     raise AssertionError("a scene with things in it always allows a question on existence")
-
-
-def samples(split: str, seed: int, start: int, stop: int, *, questions: int = 6) -> Iterator[Sample]:
-    """Pictures start..stop-1 of a split."""
-    return (make_sample(split, seed, index, questions=questions) for index in range(start, stop))

@@ -1,6 +1,6 @@
-"""The model's forward pass on a batch whose pictures all have the same size, for training on a CPU.
+"""The model's forward pass on a batch whose images all have the same size, for training on a CPU.
 
-Equal pictures leave nothing to pack but a few padded words, and then batched products over the whole batch are the
+Images of one size leave nothing to pack but a few padded words, and then batched products over the whole batch are the
 fastest form of attention on a CPU. Parameters and results are those of the packed model; tests/demo compares them.
 """
 
@@ -23,10 +23,10 @@ class DenseOutput(NamedTuple):
 
 
 def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_values: Tensor) -> DenseOutput:
-    """Answer a batch of questions about pictures of one size.
+    """Answer a batch of questions about images of one size.
 
     Args:
-        model: its words have one type and its patches are not sampled.
+        model: with one token type for words and without sampling of patches.
         input_ids: (B, L) int64, padded at the right with 0.
         pixel_values: (B, C, H, W) floats, without padding.
     """
@@ -42,7 +42,7 @@ def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_valu
     for layer in layers:
         x = _block(layer, x, bias, model.config.num_attention_heads)
         patches.append(x[:, words + 1 :])
-    x = _block(last, x, bias, model.config.num_attention_heads, rows=1)  # nobody reads the others
+    x = _block(last, x, bias, model.config.num_attention_heads, rows=1)  # no other row is read
     pooled = torch.tanh(vilt.pooler.dense(vilt.layernorm(x[:, 0])))
     return DenseOutput(model.classifier(pooled).float(), patches)
 
@@ -69,7 +69,7 @@ def _embed_image(model: ViltForQuestionAnswering, pixel_values: Tensor) -> Tenso
 
 
 def _block(layer: nn.Module, x: Tensor, bias: Tensor, num_heads: int, rows: int | None = None) -> Tensor:
-    """One block; `rows`: only so many rows at the start are wanted."""
+    """One block; `rows`: how many rows to compute, from the first on."""
     attention, normed = layer.attention.attention, layer.layernorm_before(x)
     query = attention.query(normed[:, :rows]).unflatten(-1, (num_heads, -1)).transpose(1, 2)
     weight = torch.cat([attention.key.weight, attention.value.weight])

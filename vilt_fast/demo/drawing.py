@@ -1,4 +1,4 @@
-"""Draws a scene: antialiased shapes with an outline, a soft light and a soft shadow, on textured ground."""
+"""Draws a scene: antialiased shapes with an outline, soft light and a soft shadow, on a textured ground."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _star() -> np.ndarray:
     return outline
 
 
-# Unit outlines: their farthest point is at distance 1 from the middle. (points, 2)
+# Unit outlines, whose farthest point is at distance 1 from the middle. (points, 2)
 OUTLINES = {
     "circle": _regular(72, 0.0),
     "square": _regular(4, np.pi / 4),
@@ -50,13 +50,15 @@ OUTLINES = {
 
 
 def outline(thing: Thing) -> np.ndarray:
-    """Corners of a thing relative to its middle, in units of the picture's shorter side. (points, 2)"""
+    """Corners of a thing relative to its middle, in units of the image's shorter side. (points, 2)"""
     cos, sin = np.cos(thing.angle), np.sin(thing.angle)
     return OUTLINES[thing.shape] @ np.array([[cos, sin], [-sin, cos]]) * thing.reach
 
 
-def draw(scene: Scene, short_side: int) -> Image.Image:
-    """The scene as an RGB picture, its shorter side `short_side` pixels."""
+def render(scene: Scene, short_side: int) -> Image.Image:
+    """The scene as an RGB image whose shorter side has `short_side` pixels. ValueError if that is below 16."""
+    if short_side < 16:
+        raise ValueError(f"short_side: got {short_side}, wanted at least 16 pixels")
     width, height = round(scene.width * short_side), round(scene.height * short_side)
     rng = np.random.default_rng(scene.texture_seed)
     picture = _ground(scene.ground, rng, width, height, short_side)
@@ -67,7 +69,7 @@ def draw(scene: Scene, short_side: int) -> Image.Image:
 
 
 def _ground(kind: str, rng: np.random.Generator, width: int, height: int, unit: int) -> np.ndarray:
-    """A muted ground of middle brightness, so that every colour stands out. (height, width, 3) float32"""
+    """A muted ground of medium brightness, so that every colour stands out. (height, width, 3) float32"""
     base = rng.uniform(112, 178) + rng.uniform(-16, 16, 3)
     contrast = rng.uniform(8, 20)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / unit
@@ -92,7 +94,7 @@ def _ground(kind: str, rng: np.random.Generator, width: int, height: int, unit: 
 
 
 def _draw_thing(picture: np.ndarray, thing: Thing, color: np.ndarray, unit: int) -> None:
-    """Blends shadow, outline and lit surface of one thing into `picture`, in place."""
+    """Blend shadow, outline and lit surface of one thing into `picture`, in place."""
     corners = outline(thing) * unit
     middle = np.array([thing.x, thing.y]) * unit
     half = int(np.ceil(thing.reach * unit * 1.15)) + 2

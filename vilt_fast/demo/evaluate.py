@@ -1,4 +1,4 @@
-"""How often the demo model is right on fresh pictures, by kind of question, beside the best constant answer."""
+"""Accuracy of the demo model on fresh images, by kind of question, beside that of the best constant answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .questions import KINDS
 
 
 class Score(NamedTuple):
-    """Of one kind of question, or of all."""
+    """The score on one kind of question, or on all."""
 
     questions: int
     accuracy: float
@@ -34,9 +34,9 @@ def evaluate(
     batch_size: int = 32,
     progress: bool = False,
 ) -> dict[str, Score]:
-    """Score by kind, and under "all", on `n` pictures of the test split with `questions` questions each.
+    """Score by kind, and under "all", on `n` images of the test split with `questions` questions each.
 
-    No picture of the test split is ever trained on, whatever the seeds: the splits have separate random streams.
+    No image of the test split is ever trained on, whatever the seeds: the splits have separate random streams.
     Under "all", the majority answers are those of the kinds: a constant answer to each kind of question.
     """
     if n < 1:

@@ -1,4 +1,4 @@
-"""Questions of six kinds about a scene. A question is asked only where its answer is beyond doubt."""
+"""Questions of six kinds about a scene. A question is asked only if its answer is beyond doubt."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ KINDS = ("color", "shape", "count", "position", "existence", "comparison")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 SIDES = ("left", "right", "above", "below")
 ANSWERS = ("yes", "no", *map(str, range(6)), *COLORS, *SHAPES, *CORNERS, "center", *SIDES)
-CLEAR_STEP = 0.16  # two things stand left-right or above-below of each other from this distance, in shorter sides
-CLEAR_RATIO = 1.35  # one thing is bigger than another from this ratio of sizes
+CLEAR_STEP = 0.16  # from this distance on, two things are clearly left and right, or above and below; in shorter sides
+CLEAR_RATIO = 1.35  # from this ratio of sizes on, one thing is clearly bigger
 NOUNS = ("shape", "object", "thing")
+_Asker = Callable[[Scene, np.random.Generator], "Question | None"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question: its kind, its words, its answer, and the things that its words single out.
+    """One question: its kind, its words, its answer, and the things that its words refer to.
 
-    first, second: the things meant by the first and by the second name in the question; either may be empty.
+    first, second: the things that the first and the second name in the question refer to; either may be empty.
     """
 
     kind: str
@@ -34,7 +35,7 @@ class Question:
 
 
 def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
-    """A random question of one kind, or None where the scene allows none. ValueError for an unknown kind."""
+    """A random question of one kind, or None if the scene allows none. ValueError for an unknown kind."""
     if kind not in _ASKERS:
         raise ValueError(f"kind: got {kind!r}, wanted one of {KINDS}")
     asked = _ASKERS[kind](scene, rng)
@@ -54,7 +55,7 @@ def _pick(rng: np.random.Generator, options):
 
 
 def _unique(scene: Scene, *fields: str) -> list[Thing]:
-    """Things that no other thing equals in all the fields."""
+    """Things that differ from every other thing in at least one of the fields."""
     keys = [tuple(getattr(thing, field) for field in fields) for thing in scene.things]
     return [thing for thing, key in zip(scene.things, keys, strict=True) if keys.count(key) == 1]
 
@@ -67,15 +68,31 @@ def _named(scene: Scene, rng: np.random.Generator) -> list[tuple[str, Thing]]:
     ]
 
 
+_COLOR_TEXTS = (
+    "what {w} is the {s}?",
+    "what is the {w} of the {s}?",
+    "which {w} is the {s}?",
+    "what {w} does the {s} have?",
+    "the {s} is what {w}?",
+)
+
+
 def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
     things = _unique(scene, "shape")
     if not things:
         return None
     thing = _pick(rng, things)
     word = "colour" if rng.random() < 0.15 else "color"
-    text = _pick(rng, ("what {w} is the {s}?", "what is the {w} of the {s}?", "which {w} is the {s}?",
-                       "what {w} does the {s} have?", "the {s} is what {w}?"))  # fmt: skip
-    return _asked(text.format(w=word, s=thing.shape), thing.color, [thing])
+    return _asked(_pick(rng, _COLOR_TEXTS).format(w=word, s=thing.shape), thing.color, [thing])
+
+
+_SHAPE_TEXTS = (
+    "what shape is {c}?",
+    "which shape is {c}?",
+    "what is the {c} {n}?",
+    "what shape is the {c} {n}?",
+    "what is the shape of the {c} {n}?",
+)
 
 
 def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -83,38 +100,38 @@ def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not things:
         return None
     thing = _pick(rng, things)
-    text = _pick(rng, ("what shape is {c}?", "which shape is {c}?", "what is the {c} {n}?",
-                       "what shape is the {c} {n}?", "what is the shape of the {c} {n}?"))  # fmt: skip
-    return _asked(text.format(c=thing.color, n=_pick(rng, NOUNS[1:])), thing.shape, [thing])
+    return _asked(_pick(rng, _SHAPE_TEXTS).format(c=thing.color, n=_pick(rng, NOUNS[1:])), thing.shape, [thing])
 
 
-def _descriptions() -> list[tuple[str, Callable[[Thing], bool]]]:
-    """Plural words for a set of things, with the test of membership."""
-    shapes = [(f"{s}s", lambda t, s=s: t.shape == s) for s in SHAPES]
-    colors = [(f"{c} {{n}}s", lambda t, c=c: t.color == c) for c in COLORS]
-    return shapes + colors
-
-
-_DESCRIPTIONS = _descriptions()
+# Plural words for a set of things, with the test of membership.
+_SHAPE_SETS = [(f"{s}s", lambda t, s=s: t.shape == s) for s in SHAPES]
+_COLOR_SETS = [(f"{c} {{n}}s", lambda t, c=c: t.color == c) for c in COLORS]
+_COUNT_TEXTS = (
+    "how many {x} are there?",
+    "how many {x} do you see?",
+    "how many {x} can you see?",
+    "how many {x} are in the picture?",
+    "what is the number of {x}?",
+    "count the {x}.",
+)
 _COUNT_WEIGHTS = np.array([0.6, 0.8, 1.2, 1.5, 1.5, 1.5])
 
 
 def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     by_count: dict[int, list[tuple[str, list[Thing]]]] = {}
-    for words, holds in (*_DESCRIPTIONS, ("{n}s", lambda _: True)):
+    for words, holds in (*_SHAPE_SETS, *_COLOR_SETS, ("{n}s", lambda _: True)):
         counted = [thing for thing in scene.things if holds(thing)]
         by_count.setdefault(len(counted), []).append((words, counted))
     counts = sorted(by_count)
     weights = _COUNT_WEIGHTS[counts]
     count = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
     words, counted = _pick(rng, by_count[count])
-    text = _pick(rng, ("how many {x} are there?", "how many {x} do you see?", "how many {x} can you see?",
-                       "how many {x} are in the picture?", "what is the number of {x}?", "count the {x}."))  # fmt: skip
+    text = _pick(rng, _COUNT_TEXTS)
     return _asked(text.format(x=words.format(n=_pick(rng, NOUNS))), str(count), counted)
 
 
 def _clear_sides(a: Thing, b: Thing) -> list[str]:
-    """Where a stands as seen from b, among SIDES, as far as it is clear."""
+    """Where a stands as seen from b: the SIDES that are beyond doubt."""
     sides = []
     if abs(a.x - b.x) >= CLEAR_STEP:
         sides.append("left" if a.x < b.x else "right")
@@ -132,13 +149,14 @@ _SIDE_WORDS = {
 }
 
 
-def _ask_position(scene: Scene, rng: np.random.Generator) -> Question | None:
-    askers = [_ask_where, _ask_beside, _ask_beside, _ask_which_side]
-    for index in rng.permutation(len(askers)):
-        asked = askers[index](scene, rng)
-        if asked is not None:
-            return asked
-    return None
+def _first_possible(*askers: _Asker) -> _Asker:
+    """An asker that tries these in random order, until the scene allows one."""
+
+    def ask_one(scene: Scene, rng: np.random.Generator) -> Question | None:
+        questions = (askers[index](scene, rng) for index in rng.permutation(len(askers)))
+        return next((question for question in questions if question is not None), None)
+
+    return ask_one
 
 
 def _ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -160,25 +178,28 @@ def _pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[tuple[str, Thin
     return list(itertools.permutations(_named(scene, rng), 2))
 
 
-def _ask_beside(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _pick_clear_pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, Thing, Thing] | None:
+    """Names of two things, where the first clearly stands as seen from the second, and the things."""
     choices = [(a, b, side, s, t) for (a, s), (b, t) in _pairs(scene, rng) for side in _clear_sides(s, t)]
-    if not choices:
+    return _pick(rng, choices) if choices else None
+
+
+def _ask_beside(scene: Scene, rng: np.random.Generator) -> Question | None:
+    if (picked := _pick_clear_pair(scene, rng)) is None:
         return None
-    a, b, side, s, t = _pick(rng, choices)
+    a, b, side, s, t = picked
     answer = _pick(rng, ("yes", "no"))
     asked_side = side if answer == "yes" else _OPPOSITE[side]
     return _asked(f"is {a} {_pick(rng, _SIDE_WORDS[asked_side])} {b}?", answer, [s], [t])
 
 
 def _ask_which_side(scene: Scene, rng: np.random.Generator) -> Question | None:
-    choices = [(a, b, side, s, t) for (a, s), (b, t) in _pairs(scene, rng) for side in _clear_sides(s, t)]
-    if not choices:
+    if (picked := _pick_clear_pair(scene, rng)) is None:
         return None
-    a, b, side, s, t = _pick(rng, choices)
+    a, b, side, s, t = picked
+    text = "is {a} above or below {b}?"
     if side in ("left", "right"):
         text = _pick(rng, ("is {a} left or right of {b}?", "is {a} to the left or to the right of {b}?"))
-    else:
-        text = "is {a} above or below {b}?"
     return _asked(text.format(a=a, b=b), side, [s], [t])
 
 
@@ -205,24 +226,15 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _absent_pairs(shapes: set[str], colors: set[str], both: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Absent (color, shape) pairs; the near misses, whose colour or shape is there, come up more often."""
+    """Absent (color, shape) pairs; near misses, whose colour or shape is there, are listed more often."""
     absent = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in both]
     near = [(c, s) for c, s in absent if c in colors and s in shapes]
     half = [(c, s) for c, s in absent if (c in colors) != (s in shapes)]
     return near * 6 + half * 2 + absent
 
 
-def _ask_comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
-    askers = [_ask_more, _ask_more, _ask_bigger]
-    for index in rng.permutation(len(askers)):
-        asked = askers[index](scene, rng)
-        if asked is not None:
-            return asked
-    return None
-
-
 def _ask_more(scene: Scene, rng: np.random.Generator) -> Question | None:
-    group = _DESCRIPTIONS[: len(SHAPES)] if rng.random() < 0.6 else _DESCRIPTIONS[len(SHAPES) :]
+    group = _SHAPE_SETS if rng.random() < 0.6 else _COLOR_SETS
     counted = [(words, [t for t in scene.things if holds(t)]) for words, holds in group]
     word, sign = _pick(rng, (("more", 1), ("fewer", -1)))
     answer = _pick(rng, ("yes", "no"))
@@ -261,11 +273,11 @@ def _ask_bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
     return _asked(f"is {a} {word} than {b}?", answer, [s], [t])
 
 
-_ASKERS: dict[str, Callable[[Scene, np.random.Generator], Question | None]] = {
+_ASKERS: dict[str, _Asker] = {
     "color": _ask_color,
     "shape": _ask_shape,
     "count": _ask_count,
-    "position": _ask_position,
+    "position": _first_possible(_ask_where, _ask_beside, _ask_beside, _ask_which_side),
     "existence": _ask_existence,
-    "comparison": _ask_comparison,
+    "comparison": _first_possible(_ask_more, _ask_more, _ask_bigger),
 }

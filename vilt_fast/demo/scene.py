@@ -19,7 +19,7 @@ OUTER_RADIUS = {"circle": 1.0, "square": 1.22, "triangle": 1.32, "star": 1.35, "
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """One shape. Lengths are in units of the picture's shorter side; x grows to the right and y downwards."""
+    """One shape. Lengths are in units of the image's shorter side; x grows to the right and y downwards."""
 
     shape: str
     color: str
@@ -36,7 +36,7 @@ class Thing:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows: its extent (shorter side 1), its things, its ground and the seed of its texture."""
+    """What an image shows: its extent (shorter side 1), its things, its ground and the seed of its texture."""
 
     width: float
     height: float
@@ -46,7 +46,7 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A scene of 1 to 5 things that neither touch one another nor the picture's edge."""
+    """A scene of 1 to 5 things that touch neither one another nor the image's edge."""
     wide, high = ASPECTS[rng.integers(len(ASPECTS))]
     width, height = wide / min(wide, high), high / min(wide, high)
     number = int(rng.choice(MOST_THINGS, p=(0.08, 0.17, 0.23, 0.26, 0.26))) + 1
@@ -59,7 +59,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def _repeating(rng: np.random.Generator, names: tuple[str, ...], number: int) -> list[str]:
-    """`number` names; often drawn from one or two only, so that high counts are not rare."""
+    """`number` names; often drawn from only one or two, so that high counts are not rare."""
     few = rng.random() < 0.4
     pool = rng.choice(len(names), size=int(rng.integers(1, 3)) if few else len(names), replace=False)
     return [names[i] for i in rng.choice(pool, size=number)]
@@ -68,7 +68,7 @@ def _repeating(rng: np.random.Generator, names: tuple[str, ...], number: int) ->
 def _place(
     rng: np.random.Generator, shapes: list[str], colors: list[str], width: float, height: float
 ) -> tuple[Thing, ...] | None:
-    """Things put down one after another, or None when one finds no room."""
+    """Things placed one after another, or None if there is no room for one."""
     things: list[Thing] = []
     for shape, color in zip(shapes, colors, strict=True):
         size = float(rng.uniform(SMALLEST, LARGEST[len(shapes)]))

@@ -1,9 +1,9 @@
 """Trains the small model that ships with the package: `vilt-fast train-demo`.
 
-Every round makes fresh pictures and asks several questions about each. The loss is the cross entropy of the answer
-plus the model's own binary cross entropy (so that sigmoid and softmax both give probabilities). Two linear maps on the
-patches' rows, thrown away afterwards, learn from what the generator knows: which thing has its middle in a patch, and
-whether the question means it. They teach the blocks to see and to read before the answers can.
+Every round makes fresh images and asks several questions about each. The loss is the cross entropy of the answer
+plus the model's own binary cross entropy (so that sigmoid and softmax both give probabilities). Two auxiliary
+linear maps on the patches' rows, discarded afterwards, learn from what the generator knows: which thing has its middle
+in a patch, and whether the question means it. They teach the blocks to see and to read before the answers can.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent"
 class Recipe:
     """Everything but the seed that the trained weights depend on.
 
-    things_block, mentions_block: after which block the two helping maps read the patches; never the last one.
-    help_weight: of the helping losses. They are means over some 75 patches, most of them empty; 4 was too little.
-    shards: parts of a batch whose gradients are computed at once, a core each.
-    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32. On a CPU without
-        bfloat16 instructions `train` switches it off: there it is slower.
+    things_block, mentions_block: the block after which each auxiliary map reads the patches; never the last one.
+    help_weight: of the auxiliary losses. They are means over some 75 patches, most of them empty; 4 was too little.
+    shards: parts of a batch whose gradients are computed at once, on one core each.
+    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32. `train` switches it
+        off on a CPU without bfloat16 instructions, where it is slower.
     """
 
     steps: int = 13000
@@ -100,7 +100,7 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
     )
     model = ViltForQuestionAnswering(config)
     embeddings = model.vilt.embeddings
-    # A patch has fewer values than the usual 3072: give its projection unit gain, and tell the positions apart.
+    # A patch has fewer values than the usual 3072: give its projection unit gain, and make positions distinct.
     nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=(3 * recipe.patch_size**2) ** -0.5)
     with torch.no_grad():
         embeddings.position_embeddings[0, 1:] = _waves(config.table_size, recipe.hidden_size)
@@ -109,7 +109,7 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
 
 
 def _waves(table_size: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of row and column: neighbours start out alike. (P * Q, width)"""
+    """Sines and cosines of row and column: neighbours start out similar. (P * Q, width)"""
     wavelengths = torch.logspace(math.log10(3), math.log10(32), width // 4)  # in patches
     rows, columns = torch.meshgrid(*(torch.arange(n) for n in table_size), indexing="ij")
     angles = [2 * math.pi * axis.flatten()[:, None] / wavelengths for axis in (rows, columns)]
@@ -117,7 +117,7 @@ def _waves(table_size: tuple[int, int], width: int) -> Tensor:
 
 
 class _Run:
-    """A training run: what changes from step to step, and how it gets to the disk and back."""
+    """A training run: the state that changes from step to step, saved and restored."""
 
     def __init__(self, recipe: Recipe, seed: int, device: torch.device, threads: Executor) -> None:
         self.recipe, self.seed, self.device, self.threads = recipe, seed, device, threads
@@ -140,7 +140,7 @@ class _Run:
         self.recent: list[dict[str, float]] = []  # the steps since
 
     def learn(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step. Returns the losses and the share of right answers."""
+        """One optimizer step. Returns the losses and the share of correct answers."""
         for group in self.optimizer.param_groups:
             group["lr"] = _learning_rate(self.recipe, self.step + 1)
         size = -(-len(batch.answer) // self.recipe.shards)
@@ -158,7 +158,7 @@ class _Run:
         }
 
     def _gradients(self, shard: Batch) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-        """Of the mean loss over a shard. Shards share nothing that is written, so threads may work on them at once."""
+        """The mean loss's gradients over a shard, and its losses. Writes nothing shared: threads may run it at once."""
         shard = Batch(*(tensor.to(self.device) for tensor in shard))
         with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.bf16 else nullcontext():
             output = dense_forward(self.model, shard.input_ids, shard.pixel_values)
@@ -175,7 +175,7 @@ class _Run:
         return gradients, {**{name: float(value.detach()) for name, value in losses.items()}, "accuracy": accuracy}
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, whole or not at all."""
+        """Write a checkpoint atomically."""
         state = {
             "recipe": dataclasses.asdict(self.recipe),
             "seed": self.seed,
@@ -223,38 +223,33 @@ def train(
 
     Args:
         output_dir: gets the model, the processor, `checkpoint.pt` and `training.json` (seed, recipe, time, losses).
-        steps: of the optimizer; None: as in the recipe.
-        minutes: stop after so many, with a checkpoint; `resume` goes on from there to the same weights.
-        seed: of the weights, the pictures, the questions and their order.
-        resume: continue from `checkpoint.pt` where there is one.
-        progress: show a progress bar.
-        save_every: steps between checkpoints.
-        workers: processes that make pictures; 0: this one.
+        steps: of the optimizer; None for the recipe's.
+        minutes: stop after so many, with a checkpoint; `resume` continues from there to the same weights.
+        seed: of the weights, the images, the questions and their order.
+        resume: continue from `checkpoint.pt` if there is one.
+        workers: processes that make images; 0 for this one.
 
     Raises:
-        ValueError: a number out of range, or a checkpoint from another recipe or seed.
+        ValueError: a number is out of range, or the checkpoint is of another recipe or seed.
         OSError: the directory cannot be written; an older checkpoint stays whole.
     """
     recipe = _checked(recipe or Recipe(), steps, save_every, torch.device(device))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
-    with (
-        ThreadPoolExecutor(recipe.shards) as threads,
-        ProcessPoolExecutor(workers) if workers else nullcontext() as executor,
-        _one_core_a_thread(),
-    ):
+    with _pools(recipe.shards, workers) as (threads, executor):
         run = _Run(recipe, seed, torch.device(device), threads)
         if resume and (output_dir / CHECKPOINT).exists():
             run.restore(output_dir / CHECKPOINT)
-        _go(run, processor, executor, output_dir, minutes, save_every, progress)
+        rounds = _rounds(run, processor, executor)
+        _train(run, rounds, output_dir, minutes=minutes, save_every=save_every, progress=progress)
     run.model.eval().save_pretrained(output_dir)
     processor.save_pretrained(output_dir)
     return run.model, processor
 
 
 def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.device) -> Recipe:
-    """The recipe as it runs here, with the caller's number of steps. ValueError for numbers that mean nothing."""
+    """The recipe as it runs here, with the caller's number of steps. ValueError if a number is out of range."""
     recipe = dataclasses.replace(
         recipe, steps=recipe.steps if steps is None else steps, bf16=recipe.bf16 and _multiplies_bf16(device)
     )
@@ -265,55 +260,58 @@ def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.d
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; a PyTorch that cannot tell counts as no."""
+    """Whether the device has instructions for bfloat16; a PyTorch that cannot say counts as no."""
     if device.type != "cpu":
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return any(value is True for name, value in capabilities.items() if "bf16" in name)
 
 
-def _go(
-    run: _Run, processor: ViltProcessor, executor: Executor | None, output_dir: Path, minutes: float | None,
-    save_every: int, progress: bool,
-) -> None:  # fmt: skip
-    """Steps until the recipe's last or the time is up."""
+def _train(
+    run: _Run, rounds: Iterator[Batch], output_dir: Path, *, minutes: float | None, save_every: int, progress: bool
+) -> None:
+    """Train until the recipe's last step or until the time is up."""
     started, before = time.monotonic(), run.seconds
-    bar = tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training")
-    with bar:
-        while run.step < run.recipe.steps:
-            for batch in _round(run, processor, executor):
-                run.recent.append(run.learn(batch))
-                run.seconds = before + time.monotonic() - started
-                bar.update()
-                if run.step % 50 == 0:
-                    _note(run, bar)
-                late = minutes is not None and run.seconds - before > 60 * minutes
-                if run.step % save_every == 0 or run.step == run.recipe.steps or late:
-                    run.save(output_dir / CHECKPOINT)
-                    _report(run, output_dir / REPORT)
-                if late or run.step == run.recipe.steps:
-                    return
-            run.round, run.batch = run.round + 1, 0
+    is_over = run.step >= run.recipe.steps
+    with tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training") as bar:
+        while not is_over:
+            run.recent.append(run.learn(next(rounds)))
+            run.seconds = before + time.monotonic() - started
+            bar.update()
+            if run.step % 50 == 0:
+                _note(run, bar)
+            is_late = minutes is not None and run.seconds - before > 60 * minutes
+            is_over = is_late or run.step >= run.recipe.steps
+            if is_over or run.step % save_every == 0:
+                run.save(output_dir / CHECKPOINT)
+                _report(run, output_dir / REPORT)
 
 
 @contextmanager
-def _one_core_a_thread() -> Iterator[None]:
-    """Each shard has its own thread: a second level of threads inside every product would only wait for each other."""
+def _pools(shards: int, workers: int) -> Iterator[tuple[Executor, Executor | None]]:
+    """Threads, one core per shard (a second level of threads inside every product would only wait), and processes."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with (
+            ThreadPoolExecutor(shards) as threads,
+            ProcessPoolExecutor(workers) if workers else nullcontext() as executor,
+        ):
+            yield threads, executor
     finally:
         torch.set_num_threads(before)
 
 
-def _round(run: _Run, processor: ViltProcessor, executor: Executor | None) -> Iterator[Batch]:
+def _rounds(run: _Run, processor: ViltProcessor, executor: Executor | None) -> Iterator[Batch]:
+    """Batches from the run's position on, round after round, without end."""
     recipe = run.recipe
-    start = run.round * recipe.pictures_per_round
-    stop = start + recipe.pictures_per_round
-    groups = make_round(processor, run.seed, start, stop, recipe.questions_per_picture, executor)
-    generator = torch.Generator().manual_seed((run.seed << 20) + run.round)
-    return batches(groups, recipe.batch_size, generator, skip=run.batch)
+    while True:
+        start = run.round * recipe.pictures_per_round
+        stop = start + recipe.pictures_per_round
+        groups = make_round(processor, run.seed, start, stop, recipe.questions_per_picture, executor)
+        generator = torch.Generator().manual_seed((run.seed << 20) + run.round)
+        yield from batches(groups, recipe.batch_size, generator, skip=run.batch)
+        run.round, run.batch = run.round + 1, 0
 
 
 def _note(run: _Run, bar: tqdm) -> None:
@@ -338,7 +336,7 @@ def _report(run: _Run, path: Path) -> None:
 
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """Weight decay on matrices alone, as usual."""
+    """Weight decay on matrices only, as usual."""
     matrices = [p for p in parameters if p.ndim > 1]
     vectors = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""The vocabulary of the demo model, in the format of BERT's vocab.txt: small, and whole enough to spell any word."""
+"""The vocabulary of the demo model, in the format of BERT's vocab.txt: small, yet able to spell any word."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import string
 from .scene import COLORS, SHAPES
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Every word that a question uses, beside the names of shapes and colours.
+# Every word that a question uses, besides the names of shapes and colours.
 WORDS = (
     "a above an and any anything are below bigger bottom can center color colour count do does fewer have how in is it "
     "larger left less many more most number object objects of on or part picture right see shape shapes smaller than "

@@ -1,10 +1,11 @@
-"""Many pairs, or a server's: batches filled by tokens, preparation beside compute, CUDA graphs, results in order.
+"""Throughput and serving: batches filled by tokens, preparation beside compute, CUDA graphs, results in order.
 
     >>> from vilt_fast.engine import Engine
     >>> with Engine(model, processor) as engine:
     ...     answers = engine.answer(["a.jpg", "b.jpg"], "how many red circles are there ?")
 
-`pipeline` has the threads and knows nothing of models; `vilt` is what they do for ViLT; `graphs` runs its batches.
+`pipeline` has the threads and knows nothing of models; `vilt` is what they do for ViLT; `vilt_fast.frozen` runs its
+batches.
 """
 
 from vilt_fast.engine.engine import Engine, Stats

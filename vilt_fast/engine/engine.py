@@ -26,7 +26,7 @@ _KINDS = {
     "fill": (ViltForMaskedLM,),
 }
 _MODELS = tuple(model for models in _KINDS.values() for model in models)
-# Tokens of a batch: on a GPU, where throughput stops growing; on a CPU, what its caches hold.
+# Tokens per batch: on a GPU, where throughput stops growing; on a CPU, what its caches hold.
 _MAX_TOKENS = {"cuda": 49_152}
 _MAX_TOKENS_ELSEWHERE = 4096
 
@@ -36,39 +36,38 @@ class Stats:
     """What an engine has done since it was made or warmed up."""
 
     pairs: int  # answered
-    failed: int  # with an error for an answer
+    failed: int  # answered with an error
     batches: int
     tokens: int
     seconds: float  # from the first pair to the last answer
     pairs_per_s: float
     tokens_per_s: float
-    fill: float  # 0..1: tokens of the batches, of what they could have held
+    fill: float  # 0..1: tokens of the batches over what they could have held
     queue_ms: float  # a pair's mean wait from submission to the model
-    stall_s: float  # in which the model waited for a batch
+    stall_s: float  # that the model waited for a batch
 
 
 class Engine:
-    """Answers questions about pictures, many at a time, from lists, iterators or a server's threads.
+    """Answers questions about images, many at a time, from lists, iterators or a server's threads.
 
-    A result does not depend on what else is asked at the same time, bit for bit on the kernels, up to the rounding of
-    sums in another order on the CPU. Pictures are whatever
-    `vilt_fast.processing.pictures` reads (a path, a PIL image, an array); floats in [0, 1] count as 0..255. Pairs on
-    the way that name the same object or the same path share the picture: it is decoded once, and embedded once a batch.
-    A picture must not be changed before the results that depend on it are there.
+    A result does not depend on what else is asked at the same time: bit for bit on the kernels, and up to the order of
+    sums on the CPU. Images are whatever `vilt_fast.processing.pictures` reads (a path, a PIL image, an array); floats
+    in [0, 1] count as 0..255. Pending pairs that name the same object or the same path share the image: it is decoded
+    once, and embedded once per batch. An image must not be modified before the results that depend on it are there.
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
             or ViltForMaskedLM (`fill`).
         processor: a ViltProcessor.
-        max_tokens: of a batch, words and patches; None: 49,152 on a GPU, 4,096 elsewhere.
-        dtype, device: None: the model's. A model that is elsewhere, or in training mode, is copied.
-        cuda_graphs: whether to record CUDA graphs, one a bucket of lengths, when they are first needed or in `warmup`.
-        workers: threads that decode pictures; None: one a core.
+        max_tokens: per batch, words and patches; None for 49,152 on a GPU and 4,096 elsewhere.
+        dtype, device: None for the model's. A model that is elsewhere, or in training mode, is copied.
+        cuda_graphs: whether to record CUDA graphs, one per bucket of lengths, on first use or in `warmup`.
+        workers: threads that decode images; None for one per core.
         max_wait_ms: how long a pair waits for others to share a batch with while the model is idle.
-        top: how many answers `Answer.top` has.
+        top: number of answers in `Answer.top`.
 
     Raises:
-        ValueError: an argument is out of range or of another kind.
+        ValueError: an argument is out of range or of the wrong type.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Engine:
             max_pairs=max_pairs(max_tokens),
             max_wait_ms=max_wait_ms,
             workers=workers,
-            # Enough for the five batches that can be under way at ViLT's usual 211 tokens a pair, and for decoding.
+            # Enough for the five batches that can be in flight at ViLT's usual 211 tokens per pair, and for decoding.
             max_pending=max(64, max_tokens // 32),
         )
 
@@ -116,27 +115,27 @@ class Engine:
     # --- many pairs -----------------------------------------------------------------------------------------------
 
     def answer(self, images: Any, questions: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
-        """Answer questions about pictures, each question about the picture in its place.
+        """Answer questions about images, each question about the image in its place.
 
         Args:
-            images: a list of pictures, an iterator of them (without end, if need be), or one picture for all questions.
-            questions: a list of texts, an iterator of them, or one text for all pictures.
-            on_error: what a pair that cannot be answered gives: "raise": its error, with the pair's number; "return":
-                the error in place of the result. Other pairs are unharmed.
+            images: a list of images, an iterator of them (endless, if need be), or one image for all questions.
+            questions: a list of texts, an iterator of them, or one text for all images.
+            on_error: what a pair that cannot be answered yields: "raise": its error, with the pair's number; "return":
+                the error in place of the result. Other pairs are unaffected.
             progress: whether to draw a progress bar; None: for a long list on a terminal.
 
         Returns:
-            `Answer`s in order: a list; a generator where an argument is an iterator, which reads ahead by a bounded
-            number of pairs, in a thread; or one alone where both arguments are single.
+            `Answer`s in order: a list; a generator if an argument is an iterator, which a thread reads ahead by a
+            bounded number of pairs; or a single one if both arguments are single.
 
         Raises:
-            ValueError: the model is for something else, or images and questions differ in number.
+            ValueError: the model is for another task, or images and questions differ in number.
             RuntimeError: the engine is closed.
         """
         return self._many("answer", images, questions, on_error, progress)
 
     def score(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
-        """How well each text fits its picture, floats: the ranking head's logit, or the matching head's probability.
+        """How well each text fits its image, as floats: the ranking head's logit, or the matching head's probability.
 
         Arguments and order are those of `answer`.
         """
@@ -150,7 +149,7 @@ class Engine:
         return self._many("fill", images, texts, on_error, progress)
 
     def logits(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
-        """What the model's head gives for each pair: float32 tensors (labels,), or (words, vocabulary) for `fill`'s.
+        """The logits of the model's head for each pair: float32 (labels,), or (words, vocabulary) for `fill`'s models.
 
         Arguments and order are those of `answer`.
         """
@@ -159,16 +158,17 @@ class Engine:
     # --- one pair -------------------------------------------------------------------------------------------------
 
     def submit(self, image: Any, question: str, *, kind: str | None = None) -> Future:
-        """Send one pair in, from any thread; the future gives what `answer` (or the model's own method) gives.
+        """Enqueue one pair, from any thread; the future gives what `answer` (or the model's own method) gives.
 
-        A future can be cancelled until its batch is formed. Waits while too many pairs are under way. Callbacks of
+        A future can be cancelled until its batch is formed. Blocks while too many pairs are pending. Callbacks of
         futures run in the engine's threads: they should be quick.
 
         Args:
-            kind: "answer", "score", "fill" or "logits"; None: what the model is for.
+            kind: "answer", "score", "fill" or "logits"; None for the model's own.
 
         Raises:
-            ValueError: the question is no text, or the model is for another kind. RuntimeError: the engine is closed.
+            ValueError: the question is not a text, or the model is of another kind.
+            RuntimeError: the engine is closed.
         """
         if kind is None:
             kind = next(name for name, models in _KINDS.items() if isinstance(self.model, models))
@@ -180,13 +180,13 @@ class Engine:
     # --- the engine itself ----------------------------------------------------------------------------------------
 
     def warmup(self) -> None:
-        """Run the model once and record all CUDA graphs, so that no later pair waits for that; set `stats` to zero."""
+        """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
         self._pipeline.call(self._stages.record_all)
         self.submit(self._stages.blank, "", kind="logits").result()
         self._pipeline.counts = Counts()
 
     def stats(self) -> Stats:
-        """Counts and speeds so far."""
+        """Counts and rates so far."""
         counts = self._pipeline.counts
         seconds = 0.0 if counts.first is None or counts.last is None else counts.last - counts.first
         return Stats(
@@ -204,15 +204,15 @@ class Engine:
 
     @property
     def max_tokens(self) -> int:
-        """Of a batch; smaller than it was asked for once memory has run out."""
+        """Per batch; less than was asked for once memory has run out."""
         return self._pipeline.max_tokens
 
     def close(self, finish: bool = True) -> None:
-        """Take no more pairs, and end the threads.
+        """Accept no more pairs, and end the threads.
 
         Args:
-            finish: True: answer all that are under way. False: only those whose batch is formed; the futures of the
-                others get a RuntimeError. The end of a `with` block finishes, unless an error ends it.
+            finish: True: answer all pending pairs. False: only those whose batch is formed; the futures of the others
+                get a RuntimeError. The end of a `with` block finishes, unless it is left by an error.
         """
         self._pipeline.close(finish)
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-_BAR_FROM = 100  # results from which a progress bar is worth its line
+_BAR_FROM = 100  # results; a shorter list gets no progress bar unless asked for
 _KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryError, MemoryError)
 _MISSING = object()
 
@@ -26,15 +26,15 @@ class Pairs(NamedTuple):
     """What a caller gave."""
 
     pairs: Iterable[tuple[Any, Any]]
-    length: int | None  # None: nobody knows
-    is_single: bool  # one picture and one text
+    length: int | None  # None if unknown
+    is_single: bool  # one image and one text
 
 
 def pair_up(images: Any, texts: Any) -> Pairs:
-    """Each picture with its text; a single one goes with all of the other side.
+    """Each image with its text; a single one goes with all of the other side.
 
     Raises:
-        ValueError: lists of different lengths, or no picture at all; while iterating, one side ends before the other.
+        ValueError: lists of different lengths, or neither one nor many; on iteration, one side ends before the other.
     """
     one_image, one_text = _is_picture(images), isinstance(texts, str)
     if one_image and one_text:
@@ -58,7 +58,7 @@ def in_order(
     """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
 
     Args:
-        submit: sends one pair in; a ValueError is the pair's own.
+        submit: enqueues one pair; a ValueError is the pair's own.
         on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
     """
     futures: queue.Queue[Future | BaseException | None] = queue.Queue(ahead)
@@ -78,19 +78,15 @@ def in_order(
             yield future.result() if error is None else error
     finally:
         is_over.set()
-        while not futures.empty():  # the thread may be waiting for room; it puts one more, and sees that it is over
+        while not futures.empty():  # the thread may be waiting for room: it puts one more, then sees that it is over
             _cancel(futures.get())
 
 
 def with_bar(results: Iterator[Any], length: int | None, progress: bool | None) -> Iterator[Any]:
-    """The same results, and a progress bar where it is wanted; None: for a long list on a terminal."""
+    """The same results, with a progress bar if wanted; None: for a long list on a terminal."""
     if progress is None:
         progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()
-    return _drawn(results, length) if progress else results
-
-
-def _drawn(results: Iterator[Any], length: int | None) -> Iterator[Any]:
-    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1) as bar:
+    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1, disable=not progress) as bar:
         for result in results:
             bar.update()
             yield result
@@ -120,7 +116,7 @@ def _cancel(future: Any) -> None:
 
 
 def _numbered(error: BaseException, number: int) -> BaseException:
-    """The error of a kind that callers expect, with the number of the pair it belongs to."""
+    """An error of a type that callers expect, with the number of its pair."""
     kind = next((kind for kind in _KINDS_OF_ERROR if isinstance(error, kind)), RuntimeError)
     return kind(f"item {number}: {error}")
 

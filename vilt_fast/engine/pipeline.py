@@ -1,14 +1,16 @@
-"""From single pairs to batches and back: threads, queues and nothing about models.
+"""From single pairs to batches and back: threads and queues, nothing about models.
 
-    submit -> load      threads of a pool, once a picture
+    submit -> load      a thread pool, once per image
            -> form      one thread: counts tokens, fills batches
            -> prepare   two threads: a batch's inputs, while the batch before it is computed
            -> launch    one thread: the model
-           -> finish    one thread: waits for the numbers, makes results, answers the futures
+           -> finish    one thread: waits for the numbers, makes results
+           -> settle    answers the futures, in the thread that has the outcome
 
-Every arrow is bounded: `submit` waits while `max_pending` pairs have no answer, `form` while two batches wait for the
-model, `launch` while two batches wait to be finished. What a batch costs is counted in tokens. A batch closes when the
-next pair does not fit, or when its first pair has waited `max_wait_ms` and the model could take it.
+Every arrow is the method of that name, and every arrow is bounded: `submit` waits while `max_pending` pairs have no
+answer, `form` while two batches wait for the model, `launch` while two batches wait to be finished. The cost of a batch
+is counted in tokens. A batch closes when it is full, when the next pair does not fit, or when its first pair has waited
+`max_wait_ms` (or the pipeline is closing) and the model could take it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +51,12 @@ class Pipeline:
     """The threads. They start with the first pair.
 
     Args:
-        stages: what is done.
-        max_tokens: of a batch; a pair that is longer goes alone. Halved whenever memory runs out.
-        max_pairs: of a batch.
-        max_wait_ms: how long the first pair of a batch waits for others, where the model is free.
-        workers: threads that load pictures; None: one a core.
-        max_pending: pairs without an answer, above which `submit` waits.
+        stages: what each arrow does.
+        max_tokens: per batch; a longer pair gets a batch of its own. Reduced whenever memory runs out.
+        max_pairs: per batch.
+        max_wait_ms: how long the first pair of a batch waits for others while the model is free.
+        workers: threads that load images; None for one per core.
+        max_pending: unanswered pairs at which `submit` blocks.
     """
 
     def __init__(
@@ -69,14 +72,14 @@ class Pipeline:
         self.stages, self.max_tokens, self.max_pairs, self.max_pending = stages, max_tokens, max_pairs, max_pending
         self.max_wait_s = max_wait_ms / 1000
         self.counts = Counts()
-        # One lock for all shared state below; whoever changes it wakes all who wait.
+        # One lock for all shared state below; every change wakes all waiting threads.
         self._changed = threading.Condition()
         self._pictures: dict[Hashable, Picture] = {}
         self._pending: set[Item] = set()
         self._ready: deque[Item] = deque()
-        self._settling = 0  # threads that are answering pairs
+        self._settling = 0  # threads inside `_settle`
         self._slots = _WAITING_BATCHES
-        self._closing: str | None = None  # why nothing more is accepted
+        self._closing: str | None = None  # why no more pairs are accepted
         self._is_aborted = self._is_stopped = self._is_broken = False
         self._threads: list[threading.Thread] = []
         self._loaders = ThreadPoolExecutor(workers or os.cpu_count() or 1, "vilt-load")
@@ -84,24 +87,23 @@ class Pipeline:
         self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.Queue[tuple[list[Item], Any] | None] = queue.Queue(_WAITING_BATCHES)
 
-    # --- outside --------------------------------------------------------------------------------------------------
+    # --- the caller's side ----------------------------------------------------------------------------------------
 
     def submit(self, kind: str, source: Any, text: str) -> Future:
-        """Send a pair in; thread-safe. Waits while `max_pending` pairs are on their way.
+        """Enqueue a pair; thread-safe. Blocks while `max_pending` pairs are pending.
 
-        Pairs whose `source` is the same object or the same path share the picture while any of them is on its way.
+        Pending pairs whose `source` is the same object or the same path share one loaded image.
 
         Raises:
             RuntimeError: after `close`.
         """
         key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
         with self._changed:
-            if threading.current_thread() not in self._threads:  # a callback would wait for itself
+            if threading.current_thread() not in self._threads:  # a callback must not wait for its own thread
                 self._changed.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
             self._start()
-            picture = self._pictures.get(key)
-            if is_new := picture is None:
-                picture = self._pictures[key] = Picture(key, source)
+            is_new = key not in self._pictures
+            picture = self._pictures.setdefault(key, Picture(key, source))
             picture.users += 1
             item = Item(kind, text, picture, Future(), time.perf_counter())
             self.counts.first = self.counts.first or item.submitted
@@ -111,14 +113,12 @@ class Pipeline:
                 self._changed.notify_all()
             else:
                 picture.waiting.append(item)
-        if is_new and self.stages.is_loaded(source):
+        if is_new:
             self._load(picture)
-        elif is_new:
-            self._in_pool(picture)
         return item.future
 
     def call(self, function: Callable[[], Any]) -> Any:
-        """Run `function` in the thread that launches, between two batches, and return what it returns."""
+        """Run `function` in the launching thread, between two batches, and return its result."""
         future: Future = Future()
 
         def run() -> None:
@@ -133,7 +133,7 @@ class Pipeline:
         return future.result()
 
     def close(self, finish: bool = True) -> None:
-        """Accept nothing more; finish what is on its way, or fail what the model has not begun with a RuntimeError."""
+        """Accept no more pairs. Answer the pending ones, or fail those not yet in a batch with a RuntimeError."""
         if threading.current_thread() in self._threads:
             raise RuntimeError("close() was called in a future's callback, where it would wait for itself")
         with self._changed:
@@ -142,7 +142,7 @@ class Pipeline:
             fresh = [] if finish else [item for item in self._pending if not item.is_taken]
             dropped = [item for item in fresh if self._take(item)]
             self._forget(dropped)
-        self._settle(dropped, [_aborted() for _ in dropped])
+        self._settle([(item, _aborted()) for item in dropped])
         with self._changed:
             self._changed.wait_for(lambda: not self._pending and not self._settling)
             self._is_stopped = True
@@ -152,19 +152,19 @@ class Pipeline:
         self._loaders.shutdown(cancel_futures=True)
         self._preparers.shutdown()
 
-    # --- shared state, under the lock -----------------------------------------------------------------------------
+    # --- shared state: these three are called under the lock ------------------------------------------------------
 
     def _start(self) -> None:
         if self._closing:
             raise RuntimeError(f"{self._closing}: it takes no more pairs")
-        if not self._threads:
-            for loop in (self._form, self._launch, self._finish):
-                name = f"vilt{loop.__name__.replace('_', '-')}"
-                self._threads.append(threading.Thread(target=self._guarded, args=(loop,), name=name, daemon=True))
-                self._threads[-1].start()
+        if self._threads:
+            return
+        for arrow, loop in (("form", self._form_loop), ("launch", self._launch_loop), ("finish", self._finish_loop)):
+            self._threads.append(threading.Thread(target=self._guard, args=(loop,), name=f"vilt-{arrow}", daemon=True))
+            self._threads[-1].start()
 
     def _take(self, item: Item) -> bool:
-        """Whether this pair is still to be answered; from here on its future cannot be cancelled."""
+        """Whether this pair still needs an answer; if so, its future can no longer be cancelled."""
         if item not in self._pending:
             return False
         if not item.is_taken and not item.future.set_running_or_notify_cancel():
@@ -174,7 +174,7 @@ class Pipeline:
         return True
 
     def _forget(self, items: Iterable[Item]) -> None:
-        """These pairs are on their way no more, and the last one to look at a picture takes it along."""
+        """These pairs are no longer pending; an image is released with the last pair that uses it."""
         for item in items:
             if item not in self._pending:
                 continue
@@ -184,16 +184,20 @@ class Pipeline:
                 del self._pictures[item.picture.key]
         self._changed.notify_all()
 
-    # --- threads --------------------------------------------------------------------------------------------------
+    # --- load -----------------------------------------------------------------------------------------------------
 
-    def _in_pool(self, picture: Picture) -> None:
+    def _load(self, picture: Picture) -> None:
+        """Load an image: here if that is instant, else in the pool."""
+        if self.stages.is_loaded(picture.source):
+            self._load_here(picture)
+            return
         try:
-            self._loaders.submit(self._load, picture)
-        except RuntimeError as error:  # closed, or the interpreter is ending
+            self._loaders.submit(self._load_here, picture)
+        except RuntimeError as error:  # closed, or the interpreter is shutting down
             picture.error = error
             self._loaded(picture)
 
-    def _load(self, picture: Picture) -> None:
+    def _load_here(self, picture: Picture) -> None:
         try:
             picture.value = self.stages.load(picture.source)
         except Exception as error:
@@ -206,22 +210,29 @@ class Pipeline:
             picture.waiting = None
             self._changed.notify_all()
 
-    def _form(self) -> None:
+    # --- form -----------------------------------------------------------------------------------------------------
+
+    def _form_loop(self) -> None:
         batch = _Batch()
-        while (arrived := self._arrivals(batch)) is not None:
-            for item in self._measured(arrived):
-                if batch.items and not self._fits(batch, item):
-                    self._emit(batch)
-                    batch = _Batch()
-                batch.append(item)
-            if batch.items and (self._is_full(batch) or self._is_due(batch)):
-                self._emit(batch)
-                batch = _Batch()
-            arrived = item = None  # or the last pictures would live until the next ones come
+        while (arrived := self._wait_for_pairs(batch)) is not None:
+            batch = self._form(batch, self._measure(arrived))
+            arrived = None  # or the last images would stay alive until the next pairs arrive
         self._batches.put(None)
 
-    def _arrivals(self, batch: _Batch) -> list[Item] | None:
-        """Pairs with a picture; none where `batch` has to go as it is; None at the end."""
+    def _form(self, batch: _Batch, items: list[Item]) -> _Batch:
+        """Fill `batch` and pass it on when it closes; the batch that is still open is returned."""
+        for item in items:
+            if batch.items and not self._fits(batch, item):
+                self._prepare(batch)
+                batch = _Batch()
+            batch.append(item)
+        if not self._is_full(batch) and not self._is_due(batch):
+            return batch
+        self._prepare(batch)
+        return _Batch()
+
+    def _wait_for_pairs(self, batch: _Batch) -> list[Item] | None:
+        """Pairs whose image is loaded; an empty list if `batch` is due; None at the end."""
         with self._changed:
             while not self._ready:
                 wait_s = None
@@ -236,19 +247,19 @@ class Pipeline:
             self._ready.clear()
             return arrived
 
-    def _measured(self, items: list[Item]) -> list[Item]:
-        """The pairs with their `tokens`; those that cannot be answered are settled."""
-        fresh = [item for item in items if item.picture.error is None]
-        try:
-            self.stages.measure(fresh)
-        except Exception as error:
-            for item in fresh:
-                item.error = error
+    def _measure(self, items: list[Item]) -> list[Item]:
+        """The pairs with their `tokens` set; those that cannot be answered are settled."""
         for item in items:
-            item.error = item.error or item.picture.error
+            item.error = item.picture.error
+        loaded = [item for item in items if item.error is None]
+        try:
+            self.stages.measure(loaded)
+        except Exception as error:
+            for item in loaded:
+                item.error = error
         with self._changed:
             bad = [item for item in items if item.error is not None and self._take(item)]
-        self._settle(bad, [item.error for item in bad])
+        self._settle([(item, item.error) for item in bad])
         return [item for item in items if item.error is None]
 
     def _fits(self, batch: _Batch, item: Item) -> bool:
@@ -259,11 +270,14 @@ class Pipeline:
         return batch.tokens >= self.max_tokens or len(batch.items) >= self.max_pairs
 
     def _is_due(self, batch: _Batch) -> bool:
-        """Whether a batch goes though it is not full: it has waited enough, and the model could take it."""
+        """Whether a batch closes before it is full: it has waited long enough, and the model could take it."""
         waited = time.perf_counter() - batch.since
         return bool(batch.items and self._slots) and (waited >= self.max_wait_s or self._closing is not None)
 
-    def _emit(self, batch: _Batch) -> None:
+    # --- prepare and launch ---------------------------------------------------------------------------------------
+
+    def _prepare(self, batch: _Batch) -> None:
+        """Pass a closed batch on: its inputs are made in the pool, and the launching thread waits for them."""
         with self._changed:
             self._changed.wait_for(lambda: self._slots)
             batch.items = [item for item in batch.items if self._take(item)]
@@ -273,7 +287,7 @@ class Pipeline:
         batch.prepared = self._preparers.submit(self.stages.prepare, batch.items)
         self._batches.put(batch)
 
-    def _launch(self) -> None:
+    def _launch_loop(self) -> None:
         while True:
             start = time.perf_counter()
             batch = self._batches.get()
@@ -284,22 +298,22 @@ class Pipeline:
                 continue
             batch.prepared.exception()  # waits for it
             self.counts.stall_s += time.perf_counter() - start
-            self._run(batch.items, batch.prepared)
+            self._launch(batch.items, batch.prepared)
             batch = None
             with self._changed:
                 self._slots += 1
                 self._changed.notify_all()
         self._launched.put(None)
 
-    def _run(self, items: list[Item], prepared: Future | None = None) -> None:
-        """Launch a batch. Where that fails, its halves, down to the pair that is to blame."""
+    def _launch(self, items: list[Item], prepared: Future | None = None) -> None:
+        """Launch a batch; if that fails, its halves, down to the pair that is to blame."""
         try:
             inputs = self.stages.prepare(items) if prepared is None else prepared.result()
             start = time.perf_counter()
             launched = self.stages.launch(inputs)
         except Exception as error:
             inputs = None
-            self._run_halves(items, error)
+            self._launch_halves(items, error)
             return
         tokens = sum(item.tokens for item in items)
         self.counts.batches += 1
@@ -309,59 +323,63 @@ class Pipeline:
         self.counts.queue_s += sum(start - item.submitted for item in items)
         self._launched.put((items, launched))
 
-    def _run_halves(self, items: list[Item], error: BaseException) -> None:
+    def _launch_halves(self, items: list[Item], error: BaseException) -> None:
         error.with_traceback(None)  # it would keep the tensors of the failed batch alive
         if is_out_of_memory(error):
             self.max_tokens = max(1, min(self.max_tokens, sum(item.tokens for item in items)) // 2)
             LOG.warning("out of memory with %d pairs: batches of %d tokens from here on", len(items), self.max_tokens)
             self.stages.recover()
         if len(items) == 1:
-            self._settle(items, [error])
+            self._settle([(items[0], error)])
             return
         middle = len(items) // 2
-        self._run(items[:middle])
-        self._run(items[middle:])
+        self._launch(items[:middle])
+        self._launch(items[middle:])
 
-    def _finish(self) -> None:
+    # --- finish and settle ----------------------------------------------------------------------------------------
+
+    def _finish_loop(self) -> None:
         while (entry := self._launched.get()) is not None:
-            items, launched = entry
-            try:
-                outcomes = self.stages.finish(items, launched)
-            except Exception as error:
-                outcomes = [error] * len(items)
-            again = [item for item, outcome in zip(items, outcomes, strict=True) if outcome is AGAIN]
-            with self._changed:
-                is_aborted = self._is_aborted
-                self._ready.extend([] if is_aborted else again)
-                self._changed.notify_all()
-            outcomes = [_aborted() if outcome is AGAIN and is_aborted else outcome for outcome in outcomes]
-            done = [index for index, outcome in enumerate(outcomes) if outcome is not AGAIN]
-            self._settle([items[index] for index in done], [outcomes[index] for index in done])
-            entry = items = launched = None  # or they would live until the next batch comes
+            self._finish(*entry)
+            entry = None  # or its tensors would stay alive until the next batch
 
-    def _settle(self, items: Sequence[Item], outcomes: Sequence[Any]) -> None:
-        """Answer taken pairs. Callbacks of their futures run here."""
-        if not items:
+    def _finish(self, items: list[Item], launched: Any) -> None:
+        try:
+            outcomes = self.stages.finish(items, launched)
+        except Exception as error:
+            outcomes = [error] * len(items)
+        results = list(zip(items, outcomes, strict=True))
+        with self._changed:
+            if self._is_aborted:
+                results = [(item, _aborted() if outcome is AGAIN else outcome) for item, outcome in results]
+            self._ready.extend(item for item, outcome in results if outcome is AGAIN)
+            self._changed.notify_all()
+        self._settle([(item, outcome) for item, outcome in results if outcome is not AGAIN])
+
+    def _settle(self, results: Sequence[tuple[Item, Any]]) -> None:
+        """Answer taken pairs with a result or an exception each. Callbacks of their futures run here."""
+        if not results:
             return
         with self._changed:
-            # Before the answers: who sends the same path again once he has one wants the file to be read again.
-            self._forget(items)
+            # Before the answers: a path that is submitted again after its answer has to be read again.
+            self._forget(item for item, _ in results)
             self._settling += 1
-        for item, outcome in zip(items, outcomes, strict=True):
+        failed = 0
+        for item, outcome in results:
             if isinstance(outcome, BaseException):
                 item.future.set_exception(outcome)
+                failed += 1
             else:
                 item.future.set_result(outcome)
-        failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
         with self._changed:
             self._settling -= 1
             self.counts.failed += failed
-            self.counts.pairs += len(items) - failed
+            self.counts.pairs += len(results) - failed
             self.counts.last = time.perf_counter()
             self._changed.notify_all()
 
-    def _guarded(self, loop: Callable[[], None]) -> None:
-        """A thread that dies of a bug of ours must not leave anyone waiting."""
+    def _guard(self, loop: Callable[[], None]) -> None:
+        """Run a thread's loop; if it dies of a bug of ours, nobody is left waiting."""
         try:
             loop()
         except BaseException as error:
@@ -372,10 +390,8 @@ class Pipeline:
                 self._slots = len(lost) + 1
                 self._changed.notify_all()
             for item in lost:
-                try:
+                with suppress(InvalidStateError):  # cancelled, or answered at this moment
                     item.future.set_exception(RuntimeError(f"the engine broke: {error!r}"))
-                except InvalidStateError:  # cancelled, or answered in this moment
-                    pass
             raise
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 class Answer:
     """The most probable answer to a question, its probability, and the runners-up.
 
-    Each answer has a probability of its own, they do not sum to 1: a question may have several right answers.
+    Each answer has its own probability; they do not sum to 1, since a question may have several right answers.
     """
 
     answer: str
@@ -30,9 +30,8 @@ class Filled:
 
 
 def answer_chances(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """(B, answers) logits to the `top` largest probabilities (B, top), float32, and the answers they belong to."""
-    chances, labels = logits.float().sigmoid().topk(min(top, logits.shape[1]))
-    return chances, labels
+    """(B, answers) logits -> the `top` largest probabilities (B, top), float32, and their labels."""
+    return logits.float().sigmoid().topk(min(top, logits.shape[1]))
 
 
 def make_answer(labels: Mapping[int, str], chances: list[float], chosen: list[int]) -> Answer:
@@ -42,7 +41,7 @@ def make_answer(labels: Mapping[int, str], chances: list[float], chosen: list[in
 
 
 def match_scores(logits: Tensor) -> Tensor:
-    """How well text and picture match, (B,) float32.
+    """How well text and image match, (B,) float32.
 
     (B, 1) of the ranking head: the logit. (B, 2) of the matching head: the probability of class 1, "they match".
     """
@@ -51,13 +50,12 @@ def match_scores(logits: Tensor) -> Tensor:
 
 
 def word_chances(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(..., vocabulary) logits to the largest probability of each place, float32, and the word it belongs to."""
-    chances, words = logits.float().softmax(-1).max(-1)
-    return chances, words
+    """(..., vocabulary) logits -> the largest probability at each place, float32, and its word."""
+    return logits.float().softmax(-1).max(-1)
 
 
 def fill_surest(ids: Tensor, open_places: Tensor, chances: Tensor, words: Tensor) -> tuple[int, float]:
-    """Fill the open place whose word is the surest, and close it; return the word and its probability.
+    """Fill the open place with the most probable word, and close it; return the word and its probability.
 
     Args:
         ids: (L,) and open_places: (L,) bool, with at least one True; both are changed in place.
@@ -70,10 +68,10 @@ def fill_surest(ids: Tensor, open_places: Tensor, chances: Tensor, words: Tensor
 
 
 def fill_masks(model: Any, inputs: dict[str, Tensor], mask_token_id: int) -> list[tuple[int, float]]:
-    """Replace every mask token of inputs["input_ids"] (1, L), in place, the surest first.
+    """Replace every mask token of inputs["input_ids"] (1, L) in place, the most probable first.
 
-    Each step runs the model again, so that a filled word helps with the rest. The procedure is that of the example in
-    Hugging Face's documentation of ViltForMaskedLM.
+    Each step runs the model again, so that a filled word informs the rest: the procedure of the example in Hugging
+    Face's documentation of ViltForMaskedLM.
 
     Returns:
         (token id, probability) of each filled word, in the order of filling.

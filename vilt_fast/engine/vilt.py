@@ -1,4 +1,4 @@
-"""The stages of the pipeline for ViLT: pictures and words in, results out."""
+"""The stages of the pipeline for ViLT: images and texts in, results out."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vilt_fast.processing.sizes import resize_size, target_size
 
 
 class Loaded(NamedTuple):
-    """A picture in memory."""
+    """An image in memory."""
 
     pixels: np.ndarray  # (H, W, 3) uint8
-    tokens: int  # patches that the model reads
+    tokens: int  # patches the model reads
 
 
 @dataclass
 class _Words:
-    """The text of a pair, and how far its masks are filled."""
+    """The text of a pair, and its masks filled so far."""
 
     ids: Tensor  # (L,) int64
     open_places: Tensor | None = None  # (L,) bool
@@ -36,21 +36,21 @@ class _Words:
 
 
 class Prepared(NamedTuple):
-    """A batch's inputs: pictures on the device; the rest of the plan still on the host, padded if there is a bucket."""
+    """A batch's inputs: images on the device; the rest of the plan still on the host, padded if there is a bucket."""
 
     kind: str
     pairs: int
     plan: Plan
     bucket: Bucket | None
     offsets: Tensor | None
-    copied: Any  # CUDA event: the pictures are on the device
+    copied: Any  # CUDA event: the images are on the device; None without CUDA
 
 
 class Launched(NamedTuple):
-    """Numbers on their way to the host."""
+    """Outputs in flight to the host."""
 
     outputs: tuple[Tensor, ...]
-    done: Any  # CUDA event, or None: they are there
+    done: Any  # CUDA event, or None if they have arrived
     prepared: Prepared  # keeps the inputs alive until then
 
 
@@ -59,8 +59,7 @@ class ViltStages:
 
     Args:
         model: in evaluation mode, on its device. processor: a ViltProcessor.
-        max_tokens: of a batch. top: answers to report.
-        cuda_graphs: whether to record graphs, where there is a GPU.
+        max_tokens: per batch. top: answers to report. cuda_graphs: whether to record graphs on a GPU.
     """
 
     def __init__(self, model: Any, processor: Any, *, max_tokens: int, top: int, cuda_graphs: bool) -> None:
@@ -68,7 +67,7 @@ class ViltStages:
         self.config, self.device = model.config, model.device
         self.patch = self.config.patch_shape[0]
         self.blank = np.zeros((2 * self.patch, 2 * self.patch, 3), np.uint8)
-        # Whatever the processor cannot do with packed pictures shows now, and not with the first batch.
+        # Settings that packed images do not support are reported now, not with the first batch.
         self._like = self._pack([self.blank], None, self.device)
         is_cuda = self.device.type == "cuda"
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
@@ -76,22 +75,22 @@ class ViltStages:
         self.bucketed: Bucketed | None = None
         if is_cuda and cuda_graphs and model.reads_first_row and processor.image_processor.do_resize:
             self.use_buckets(max_tokens, is_recording=True)
-        if is_cuda:  # the weights may still be on their way
+        if is_cuda:  # the weights may still be in flight
             torch.cuda.synchronize(self.device)
 
     def use_buckets(self, max_tokens: int, *, is_recording: bool) -> None:
-        """Run batches in the shape of buckets from here on."""
+        """Run batches in the shape of buckets from now on."""
         limits = largest(self.config, self.processor.image_processor, max_tokens)
         self.bucketed = Bucketed(self.model, limits, self._like, is_recording=is_recording)
 
     # --- stages ---------------------------------------------------------------------------------------------------
 
     def is_loaded(self, source: Any) -> bool:
-        """Whether a picture is an array of bytes already."""
+        """Whether an image is already an array of bytes."""
         return isinstance(source, np.ndarray | Tensor) and str(source.dtype).endswith("uint8")
 
     def load(self, source: Any) -> Loaded:
-        """Decode a picture and find out its size."""
+        """Decode an image and compute how many patches it will have."""
         settings = self.processor.image_processor
         decoded = decode(source, name="image", floats="bytes" if settings.do_rescale else "refuse")
         size = target_size("image", *decoded.size, settings) if settings.do_resize else decoded.size
@@ -119,7 +118,7 @@ class ViltStages:
                     item.error = ValueError(f"text: got no masked word, wanted at least one [MASK]: {item.text!r}")
 
     def prepare(self, items: Sequence[Item]) -> Prepared:
-        """Copy and resize the pictures, each once, and plan the batch; on a GPU beside the batch that is computed."""
+        """Copy and resize each image once, and plan the batch; on a GPU, while the batch before it is computed."""
         numbers: dict[int, int] = {}
         picture = [numbers.setdefault(id(item.picture), len(numbers)) for item in items]
         pictures = {id(item.picture): item.picture.value.pixels for item in items}
@@ -139,7 +138,7 @@ class ViltStages:
 
     @torch.inference_mode()
     def launch(self, prepared: Prepared) -> Launched:
-        """Start the model and the copies of its numbers to the host."""
+        """Start the model and the copies of its outputs to the host."""
         with self._stream(self._computing):
             if prepared.copied is not None:
                 self._computing.wait_event(prepared.copied)
@@ -153,14 +152,14 @@ class ViltStages:
         return Launched(outputs, done, prepared)
 
     def finish(self, items: Sequence[Item], launched: Launched) -> list[Any]:
-        """Wait for the numbers and read them."""
+        """Wait for the outputs and read them."""
         if launched.done is not None:
             launched.done.synchronize()
         kind, outputs = items[0].kind, launched.outputs
         if kind == "score":
             return outputs[0].tolist()
         if kind == "logits":
-            # A copy each: one row that is kept must not keep its whole batch.
+            # A copy each: a row that is kept must not keep its whole batch alive.
             is_text = outputs[0].ndim == 3
             return [
                 row[: len(item.state.ids)].clone() if is_text else row.clone()
@@ -172,14 +171,14 @@ class ViltStages:
         return [make_answer(self.config.id2label, chances, labels) for chances, labels in rows]
 
     def recover(self) -> None:
-        """Give unused memory back."""
+        """Return unused memory to the device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     # --- parts ----------------------------------------------------------------------------------------------------
 
     def record_all(self) -> None:
-        """Record the graph of every bucket; in the thread that launches."""
+        """Record the graph of every bucket; call it in the launching thread."""
         if self.bucketed is not None and self.bucketed.is_recording:
             with torch.inference_mode(), self._stream(self._computing):
                 for tokens in self.bucketed.sizes:
@@ -195,7 +194,7 @@ class ViltStages:
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
     def _reduce(self, kind: str, logits: Tensor) -> tuple[Tensor, ...]:
-        """What the host needs of the logits."""
+        """What the host needs from the logits."""
         if kind == "answer":
             return answer_chances(logits, self.top)
         if kind == "fill":
@@ -212,18 +211,18 @@ class ViltStages:
 
 
 def largest(config: Any, image_processor: Any, max_tokens: int) -> Limits:
-    """The largest pair there can be, by the settings of model and processor."""
+    """The largest possible pair under the settings of model and processor."""
     edge, divisor = image_processor.size["shortest_edge"], image_processor.size_divisor
     patch = config.patch_shape[0]
     long, short = resize_size(10**6, 1, edge, divisor)[0] // patch, resize_size(edge, edge, edge, divisor)[0] // patch
     limit = config.max_image_length
     patches = min(long * short, limit) if limit >= 0 else long * short
-    return Limits(max(max_tokens, config.max_position_embeddings + 1 + patches), config.max_position_embeddings,
-                  (long, long), patches)  # fmt: skip
+    words = config.max_position_embeddings
+    return Limits(max(max_tokens, words + 1 + patches), words, grid_size=(long, long), patches=patches)
 
 
 def own_model(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
-    """The model itself where it is as wanted and in evaluation mode, else a copy that is: the caller's stays."""
+    """The model itself if it is as wanted and in evaluation mode, else a copy that is; the caller's stays unchanged."""
     wanted_dtype = model.dtype if dtype is None else dtype
     wanted_device = torch.empty(0, device=model.device if device is None else device).device
     if (model.dtype, model.device, model.training) == (wanted_dtype, wanted_device, False):
