@@ -6,6 +6,21 @@ from types import ModuleType
 import pytest
 import torch
 
+CLASSES = (
+    "ViltModel",
+    "ViltForMaskedLM",
+    "ViltForQuestionAnswering",
+    "ViltForImagesAndTextClassification",
+    "ViltForImageAndTextRetrieval",
+    "ViltForTokenClassification",
+)
+
+
+@pytest.fixture(params=CLASSES)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each of transformers' six classes; a test that asks for it runs once for each."""
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:

@@ -11,16 +11,6 @@ from torch import Tensor
 
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the oracle of these tests")
 
-CLASSES = (
-    "ViltModel",
-    "ViltForMaskedLM",
-    "ViltForQuestionAnswering",
-    "ViltForImagesAndTextClassification",
-    "ViltForImageAndTextRetrieval",
-    "ViltForTokenClassification",
-)
-NUM_CONFIGS = 24
-
 # ViltConfig's documentation lists "selu", yet neither 4.37 nor 5.17 of transformers knows it.
 transformers.activations.ACT2FN.setdefault("selu", torch.nn.SELU)
 
@@ -181,22 +171,61 @@ def run(model: Any, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> 
     return output, picks.masks, real
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference over the largest magnitude of `theirs`."""
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    assert ours.dtype == theirs.dtype, (ours.dtype, theirs.dtype)
-    scale = theirs.abs().max().item() if theirs.numel() else 0.0
-    return (ours - theirs).abs().max().item() / max(scale, 1e-30) if theirs.numel() else 0.0
+def relative(got: Tensor, wanted: Tensor, name: str = "tensor") -> float:
+    """Largest difference over the largest magnitude of `wanted`; shapes and dtypes must be the same."""
+    assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+    assert got.dtype == wanted.dtype, f"{name}: got {got.dtype}, wanted {wanted.dtype}"
+    if not wanted.numel():
+        return 0.0
+    return (got - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-30)
 
 
-def assert_rows(ours: Tensor, theirs: Tensor, real: Tensor, tolerance: float) -> None:
-    """(B, S, ...) outputs agree on real rows, and ours is exactly zero on the others."""
-    assert relative(ours[real], theirs[real]) <= tolerance
-    assert ours[~real].eq(0).all()
+def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """The largest difference is at most `tolerance` times the largest magnitude of `wanted`."""
+    share = relative(got, wanted, name)
+    assert share <= tolerance, f"{name}: off by {share:.3g} of the largest magnitude, {tolerance:g} allowed; " + worst(
+        got, wanted
+    )
 
 
-def assert_attentions(ours: Tensor, theirs: Tensor, real: Tensor, tolerance: float) -> None:
-    """(B, heads, S, S) probabilities agree for real queries, and ours is exactly zero for the others and their keys."""
-    assert relative(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]) <= tolerance
-    assert ours.transpose(1, 2)[~real].eq(0).all()
-    assert ours.permute(0, 3, 1, 2)[~real].eq(0).all()
+def check_equal(name: str, got: Tensor, wanted: Tensor) -> None:
+    """The same shape, and bit for bit the same values."""
+    assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+    assert torch.equal(got, wanted), f"{name}: {int((got != wanted).sum())} of {got.numel()} values differ; " + worst(
+        got, wanted
+    )
+
+
+def worst(got: Tensor, wanted: Tensor) -> str:
+    """Where the largest difference is and which values stand there."""
+    got, wanted = got.detach().double(), wanted.detach().double()
+    place = torch.unravel_index((got - wanted).abs().argmax(), got.shape)
+    index = ", ".join(str(int(i)) for i in place)
+    return f"worst at [{index}]: got {got[place].item():.9g}, wanted {wanted[place].item():.9g}"
+
+
+def check_zero(name: str, got: Tensor) -> None:
+    """Every value is exactly zero."""
+    assert got.eq(0).all(), f"{name}: {int(got.ne(0).sum())} of {got.numel()} values are not zero"
+
+
+def check_rows(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
+    """(B, S, ...) outputs agree on the rows of `real` (B, S), and `got` is exactly zero on the others."""
+    check_close(f"{name}, real rows", got[real], wanted[real], tolerance)
+    check_zero(f"{name}, padded rows", got[~real])
+
+
+def check_attentions(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
+    """(B, heads, S, S) probabilities agree for real queries; `got` is exactly zero for padded queries and keys."""
+    by_query = got.transpose(1, 2)
+    check_close(f"{name}, real queries", by_query[real], wanted.transpose(1, 2)[real], tolerance)
+    check_zero(f"{name}, padded queries", by_query[~real])
+    check_zero(f"{name}, padded keys", got.permute(0, 3, 1, 2)[~real])
+
+
+def check_layers(name: str, got: Any, wanted: Any, real: Tensor, tolerance: float) -> None:
+    """The tuple `name` ("hidden_states" or "attentions") of a model, layer by layer."""
+    check = check_attentions if name.endswith("attentions") else check_rows
+    assert len(got) == len(wanted), f"{name}: got {len(got)} layers, wanted {len(wanted)}"
+    for layer, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        check(f"{name}[{layer}]", ours, theirs, real, tolerance)
