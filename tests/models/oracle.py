@@ -1,4 +1,4 @@
-"""Random ViLTs of transformers with no parameter at its initial value, ragged batches, and how to compare outputs."""
+"""Random ViLTs of transformers with no parameter at its initial value, ragged batches, and checks that name tensors."""
 
 import random
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def config_kwargs(index: int) -> dict[str, Any]:
 
 
 def build(name: str, kwargs: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """transformers' model `name`, every parameter random so that a term that is missing shows."""
+    """transformers' model `name`, every parameter random so that a missing term shows."""
     model = getattr(transformers, name)(transformers.ViltConfig(**kwargs))
     return randomise(model, seed).to(dtype).eval()
 
@@ -64,9 +64,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def batch(config: Any, seed: int = 0, size: int = 3, *, num_images: int | None = None) -> dict[str, Tensor]:
-    """Ragged words and pictures, padded with values that must not be read.
+    """Ragged words and images, padded with values that must not be read.
 
-    Pictures are whole patches; for every fourth seed any number of pixels, where the nearest pixel of a patch decides.
+    Images are whole patches; for every fourth seed any number of pixels, where the nearest pixel of a patch decides.
     With `num_images` pixel_values are (B, n, C, H, W) and pixel_mask (B, n, H, W).
     """
     generator = torch.Generator().manual_seed(7000 + seed)
@@ -144,7 +144,7 @@ def raster_order(seed: int = 0) -> Iterator[None]:
 
 
 class Picks:
-    """Records which patches transformers' model embeds: `masks` (B, GH, GW) bool and `rows` (B, 1 + N), one a pass."""
+    """Records which patches transformers embeds: `masks` (B, GH, GW) bool and `rows` (B, 1 + N), one per pass."""
 
     def __init__(self, model: Any) -> None:
         self.masks: list[Tensor] = []
@@ -163,7 +163,7 @@ class Picks:
 
 
 def run(model: Any, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
-    """transformers' output, and for each picture the patch_mask it chose and the mask (B, S) of its real rows."""
+    """transformers' output, and for each image the patch_mask it chose and the mask (B, S) of its real rows."""
     picks = Picks(model)
     with raster_order(seed):
         output = model(**inputs, **kwargs)

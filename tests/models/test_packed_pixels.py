@@ -316,21 +316,31 @@ def refused(call: Callable[[], Any], *parts: str) -> None:
         assert re.search(part, str(caught.value)), str(caught.value)
 
 
-def test_inputs_that_do_not_go_together() -> None:
-    tested, text = model("ViltForQuestionAnswering"), words(3)
-    mask = torch.ones(3, 32, 32)
-    refused(lambda: tested(**text, pixel_values=pictures(3), pixel_mask=mask), "pixel_mask")
-    refused(lambda: tested(**text, pixel_values=pictures(2)), "pixel_values", "3, got 2", "picture")
-    refused(lambda: tested(**text, pixel_values=pictures(3, picture=[0, 1])), "3, got 2")
-    odd = PackedPixels(torch.zeros(9 * 8 * 3, dtype=torch.uint8), [(9, 8)], picture=[0, 0, 0])
-    refused(lambda: tested(**text, pixel_values=odd), "picture 0 is 9 x 8", "multiples of the patch, 8")
-    refused(lambda: tested(**text, pixel_values=pictures(3).to("meta")), "meta", "cpu")
-    refused(lambda: tested(**text, pixel_values=pictures(3), patch_mask=torch.ones(3, 9, 9)), "patch_mask")
-    refused(lambda: tested(**text, pixel_values=pictures(3), image_embeds=torch.ones(3, 2, 24)), "both")
+ODD = PackedPixels(torch.zeros(9 * 8 * 3, dtype=torch.uint8), [(9, 8)], picture=[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (dict(pixel_values=pictures(3), pixel_mask=torch.ones(3, 32, 32)), ("pixel_mask",)),
+        (dict(pixel_values=pictures(2)), ("pixel_values", "3, got 2", "picture")),
+        (dict(pixel_values=pictures(3, picture=[0, 1])), ("3, got 2",)),
+        (dict(pixel_values=ODD), ("picture 0 is 9 x 8", "multiples of the patch, 8")),
+        (dict(pixel_values=pictures(3).to("meta")), ("meta", "cpu")),
+        (dict(pixel_values=pictures(3), patch_mask=torch.ones(3, 9, 9)), ("patch_mask",)),
+        (dict(pixel_values=pictures(3), image_embeds=torch.ones(3, 2, 24)), ("both",)),
+    ],
+    ids=["pixel_mask", "few", "few by picture", "odd size", "device", "patch_mask", "image_embeds"],
+)
+def test_inputs_that_contradict_each_other(arguments: dict[str, Any], parts: tuple[str, ...]) -> None:
+    refused(lambda: model("ViltForQuestionAnswering")(**words(3), **arguments), *parts)
+
+
+def test_images_that_do_not_fit_the_model() -> None:
     grey = model("ViltModel", num_channels=1)
-    refused(lambda: grey(**text, pixel_values=pictures(3)), "3 channels, the model 1")
+    refused(lambda: grey(**words(3), pixel_values=pictures(3)), "3 channels, the model 1")
     several = model("ViltForImagesAndTextClassification")
-    refused(lambda: several(**text, pixel_values=pictures(3)), "num_images = 2", "6, got 3")
+    refused(lambda: several(**words(3), pixel_values=pictures(3)), "num_images = 2", "6, got 3")
 
 
 BYTES = torch.zeros(8 * 8 * 3, dtype=torch.uint8)

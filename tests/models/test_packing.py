@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from vilt_fast import ops
-from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering, ViltModel
 from vilt_fast.packing import Layout
 from vilt_fast.reference import vilt as paper
@@ -18,28 +17,11 @@ SAME_ROWS = {torch.float32: 1e-6, torch.float64: 1e-13}
 # fp64 against the padded reference: another formula with eps = 1e-16.
 REFERENCE = 1e-10
 
-CONFIG = dict(
-    vocab_size=31,
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=60,
-    max_position_embeddings=24,
-    image_size=32,
-    patch_size=8,
-    layer_norm_eps=1e-12,
-)
-
 
 @pytest.fixture(scope="module")
-def model():
+def model(small_config):
     torch.manual_seed(3)
-    return ViltModel(ViltConfig(**CONFIG)).eval()
-
-
-@pytest.fixture(scope="module")
-def model64(oracle):
-    return oracle.randomise(ViltModel(ViltConfig(**CONFIG)), seed=3).double().eval()
+    return ViltModel(small_config()).eval()
 
 
 def pad(inputs, words, height, width):
@@ -121,9 +103,9 @@ def paper_shape(inputs):
     return inputs["input_ids"].shape[1], 1 + height // 8 * (width // 8)
 
 
-def test_a_head_that_reads_one_row_per_pair_costs_less_in_the_last_block(oracle, monkeypatch):
+def test_a_head_that_reads_one_row_per_pair_costs_less_in_the_last_block(oracle, small_config, monkeypatch):
     """Up to the last attention every real token; after it nothing reads more than one row per pair."""
-    model = oracle.randomise(ViltForQuestionAnswering(ViltConfig(**CONFIG))).eval()
+    model = oracle.randomise(ViltForQuestionAnswering(small_config())).eval()
     inputs = oracle.batch(model.config, seed=1, size=4)
     tokens = count_tokens(inputs)
     rows = record_rows(monkeypatch)
@@ -259,9 +241,9 @@ def test_any_masks_and_sizes_against_the_padded_reference(oracle, model64, case)
 @pytest.mark.parametrize(
     "image_size, patch_size", [((24, 40), 8), ((40, 16), 8), (8, 8), (20, 4), (32, (8, 8))], ids=str
 )
-def test_any_position_table(oracle, image_size, patch_size, size):
+def test_any_position_table(oracle, small_config, image_size, patch_size, size):
     """Tables that are not square, of one entry, or larger than the image."""
-    config = ViltConfig(**{**CONFIG, "image_size": image_size, "patch_size": patch_size})
+    config = small_config(image_size=image_size, patch_size=patch_size)
     model = oracle.randomise(ViltModel(config), seed=5).double().eval()
     pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])).double()
     inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": pixels}

@@ -3,24 +3,13 @@
 import pytest
 import torch
 
-from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForImagesAndTextClassification, ViltModel
 from vilt_fast.packing import Layout
 
 # Same terms, other matrix shapes: the library may sum in another order. fp64, a few layers deep.
 SAME_ROWS = 1e-13
 
-CONFIG = dict(
-    vocab_size=31,
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=60,
-    max_position_embeddings=24,
-    image_size=32,
-    patch_size=8,
-)
-SAMPLED = dict(CONFIG, max_image_length=5)
+LIMIT = 5  # patches per image that the sampling models keep
 
 
 def picks(size=1, grid=(3, 4), *, count, seed=0, image_index=None, patch_mask=None, pixel_mask=None):
@@ -97,13 +86,9 @@ def test_small_images_are_not_sampled_and_dropped_patches_never_come_back():
 
 
 @pytest.fixture(scope="module")
-def model(oracle):
-    return oracle.randomise(ViltModel(ViltConfig(**CONFIG)), seed=3).double().eval()
-
-
-@pytest.fixture(scope="module")
-def sampling(oracle):
-    return oracle.randomise(ViltModel(ViltConfig(**SAMPLED)), seed=3).double().eval()
+def sampling(oracle, small_config):
+    """model64 with a limit."""
+    return oracle.randomise(ViltModel(small_config(max_image_length=LIMIT)), seed=3).double().eval()
 
 
 def pictures(size, seed=0):
@@ -112,13 +97,13 @@ def pictures(size, seed=0):
     return {"input_ids": torch.tensor([[1, 2, 3]]).repeat(size, 1), "pixel_values": pixels}
 
 
-def test_a_sampled_pair_equals_the_same_patches_by_mask(oracle, model, sampling):
+def test_a_sampled_pair_equals_the_same_patches_by_mask(oracle, model64, sampling):
     """max_image_length is nothing but a patch_mask drawn from the seed."""
     inputs = pictures(3)
     mask = picks(3, (4, 3), count=5, seed=21)
     with torch.no_grad():
         sampled = sampling(**inputs, seed=21).last_hidden_state
-        masked = model(**inputs, patch_mask=mask).last_hidden_state
+        masked = model64(**inputs, patch_mask=mask).last_hidden_state
         oracle.check_equal("last_hidden_state, sampled and masked", sampled, masked)
         both = sampling(**inputs, seed=99, patch_mask=mask).last_hidden_state
         oracle.check_equal("last_hidden_state, both at once", both, masked)
@@ -146,8 +131,8 @@ def test_a_sampled_image_is_the_same_in_any_batch(oracle, sampling):
     assert oracle.relative(by_place, batched) > 0.01, "image_index changes nothing"
 
 
-def test_without_a_seed_evaluation_repeats_and_training_draws(oracle):
-    model = oracle.randomise(ViltModel(ViltConfig(**SAMPLED)), seed=3).eval()
+def test_without_a_seed_evaluation_repeats_and_training_draws(oracle, small_config):
+    model = oracle.randomise(ViltModel(small_config(max_image_length=LIMIT)), seed=3).eval()
     inputs = pictures(3)
     state = torch.get_rng_state()
     with torch.no_grad():
@@ -164,8 +149,8 @@ def test_without_a_seed_evaluation_repeats_and_training_draws(oracle):
         oracle.check_equal("training, seed 0", model(**inputs, seed=0).last_hidden_state, first)
 
 
-def test_several_images_per_text_are_sampled_independently(oracle):
-    config = ViltConfig(**dict(SAMPLED, num_images=2, modality_type_vocab_size=3))
+def test_several_images_per_text_are_sampled_independently(oracle, small_config):
+    config = small_config(max_image_length=LIMIT, num_images=2, modality_type_vocab_size=3)
     model = oracle.randomise(ViltForImagesAndTextClassification(config), seed=3).double().eval()
     inputs = pictures(4)
     inputs = {"input_ids": inputs["input_ids"][:2], "pixel_values": inputs["pixel_values"].view(2, 2, 3, 32, 24)}

@@ -48,7 +48,7 @@ def same_state(ours, theirs):
     assert a.keys() == b.keys()
     for name, value in a.items():
         assert value.dtype == b[name].dtype, f"{name}: {value.dtype}, {b[name].dtype}"
-        assert torch.equal(value, b[name]), f"{name}: {int((value != b[name]).sum())} of {value.numel()} values differ"
+        assert torch.equal(value, b[name]), f"{name}: the values differ"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
