@@ -171,6 +171,13 @@ def run(model: Any, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> 
     return output, picks.masks, real
 
 
+def run_ours(name: str, model: Any, inputs: dict[str, Tensor], masks: list[Tensor], **kwargs: Any) -> Any:
+    """Ours with the patches that transformers picked, one mask for each pass it made."""
+    several = name == "ViltForImagesAndTextClassification"
+    patch_mask = torch.stack(masks, dim=1) if several else masks[0]
+    return model(**inputs, patch_mask=patch_mask, **kwargs)
+
+
 def relative(got: Tensor, wanted: Tensor, name: str = "tensor") -> float:
     """Largest difference over the largest magnitude of `wanted`; shapes and dtypes must be the same."""
     assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
@@ -180,26 +187,27 @@ def relative(got: Tensor, wanted: Tensor, name: str = "tensor") -> float:
     return (got - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-30)
 
 
-def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
-    """The largest difference is at most `tolerance` times the largest magnitude of `wanted`."""
-    share = relative(got, wanted, name)
-    assert share <= tolerance, f"{name}: off by {share:.3g} of the largest magnitude, {tolerance:g} allowed; " + worst(
-        got, wanted
-    )
+def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float, rows: Tensor | None = None) -> None:
+    """The largest difference is at most `tolerance` times the largest magnitude of `wanted`, in `rows` (B, S)."""
+    share = relative(got, wanted, name) if rows is None else relative(got[rows], wanted[rows], name)
+    told = f"{name}: off by {share:.3g} of the largest magnitude, {tolerance:g} allowed"
+    assert share <= tolerance, f"{told}; {worst(got, wanted, rows)}"
 
 
 def check_equal(name: str, got: Tensor, wanted: Tensor) -> None:
     """The same shape, and bit for bit the same values."""
     assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
-    assert torch.equal(got, wanted), f"{name}: {int((got != wanted).sum())} of {got.numel()} values differ; " + worst(
-        got, wanted
-    )
+    differ = int((got != wanted).sum())
+    assert torch.equal(got, wanted), f"{name}: {differ} of {got.numel()} values differ; {worst(got, wanted)}"
 
 
-def worst(got: Tensor, wanted: Tensor) -> str:
-    """Where the largest difference is and which values stand there."""
+def worst(got: Tensor, wanted: Tensor, rows: Tensor | None = None) -> str:
+    """Where the largest difference is, among `rows` (B, S) or all, and which values stand there."""
     got, wanted = got.detach().double(), wanted.detach().double()
-    place = torch.unravel_index((got - wanted).abs().argmax(), got.shape)
+    difference = (got - wanted).abs()
+    if rows is not None:
+        difference[~rows] = 0
+    place = torch.unravel_index(difference.argmax(), got.shape)
     index = ", ".join(str(int(i)) for i in place)
     return f"worst at [{index}]: got {got[place].item():.9g}, wanted {wanted[place].item():.9g}"
 
@@ -211,14 +219,14 @@ def check_zero(name: str, got: Tensor) -> None:
 
 def check_rows(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
     """(B, S, ...) outputs agree on the rows of `real` (B, S), and `got` is exactly zero on the others."""
-    check_close(f"{name}, real rows", got[real], wanted[real], tolerance)
+    check_close(f"{name}, real rows", got, wanted, tolerance, real)
     check_zero(f"{name}, padded rows", got[~real])
 
 
 def check_attentions(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
     """(B, heads, S, S) probabilities agree for real queries; `got` is exactly zero for padded queries and keys."""
     by_query = got.transpose(1, 2)
-    check_close(f"{name}, real queries", by_query[real], wanted.transpose(1, 2)[real], tolerance)
+    check_close(f"{name}, real queries", by_query, wanted.transpose(1, 2), tolerance, real)
     check_zero(f"{name}, padded queries", by_query[~real])
     check_zero(f"{name}, padded keys", got.permute(0, 3, 1, 2)[~real])
 
@@ -229,3 +237,29 @@ def check_layers(name: str, got: Any, wanted: Any, real: Tensor, tolerance: floa
     assert len(got) == len(wanted), f"{name}: got {len(got)} layers, wanted {len(wanted)}"
     for layer, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
         check(f"{name}[{layer}]", ours, theirs, real, tolerance)
+
+
+def check_field(
+    field: str, got: Any, expected: Any, inputs: dict[str, Tensor], real: list[Tensor], tolerance: float
+) -> None:
+    """One field of both outputs; rows of words only, words and patches, or all values, by the field and its shape."""
+    ours, theirs = got[field], expected[field]
+    if field in ("hidden_states", "attentions"):
+        a, b = (ours, theirs) if isinstance(theirs, list) else ([ours], [theirs])
+        assert len(a) == len(b) == len(real), f"{field}: {len(a)}, {len(b)} and {len(real)} passes"
+        for image, (our_layers, their_layers) in enumerate(zip(a, b, strict=True)):
+            check_layers(f"image {image}: {field}", our_layers, their_layers, real[image], tolerance)
+    elif field == "last_hidden_state":
+        check_rows(field, ours, theirs, real[0], tolerance)
+    elif field == "logits" and theirs.dim() == 3:
+        words = inputs["attention_mask"] != 0
+        check_close("logits of real words", ours, theirs, tolerance, words)
+    else:
+        check_close(field, ours, theirs, tolerance)
+
+
+def check_outputs(got: Any, expected: Any, inputs: dict[str, Tensor], real: list[Tensor], tolerance: float) -> None:
+    """Every field of both outputs."""
+    assert list(got.keys()) == list(expected.keys())
+    for field in expected.keys():
+        check_field(field, got, expected, inputs, real, tolerance)

@@ -43,37 +43,6 @@ def load_ours(name, theirs, directory, **kwargs):
     return getattr(packed, name).from_pretrained(directory, **kwargs).eval()
 
 
-def run_ours(name, model, inputs, masks, **kwargs):
-    """Ours with the patches that transformers picked, one mask for each pass it made."""
-    several = name == "ViltForImagesAndTextClassification"
-    patch_mask = torch.stack(masks, dim=1) if several else masks[0]
-    return model(**inputs, patch_mask=patch_mask, **kwargs)
-
-
-def check_field(oracle, field, got, expected, inputs, real, tolerance):
-    """One field of both outputs; rows of words only, words and patches, or all values, by the field and its shape."""
-    ours, theirs = got[field], expected[field]
-    if field in STATES:
-        a, b = (ours, theirs) if isinstance(theirs, list) else ([ours], [theirs])
-        assert len(a) == len(b) == len(real), f"{field}: {len(a)}, {len(b)} and {len(real)} passes"
-        for image, (our_layers, their_layers) in enumerate(zip(a, b, strict=True)):
-            oracle.check_layers(f"image {image}: {field}", our_layers, their_layers, real[image], tolerance)
-    elif field == "last_hidden_state":
-        oracle.check_rows(field, ours, theirs, real[0], tolerance)
-    elif field == "logits" and theirs.dim() == 3:
-        words = inputs["attention_mask"] != 0
-        oracle.check_close("logits of real words", ours[words], theirs[words], tolerance)
-    else:
-        oracle.check_close(field, ours, theirs, tolerance)
-
-
-def check_outputs(oracle, got, expected, inputs, real, tolerance):
-    """Every field of both outputs."""
-    assert list(got.keys()) == list(expected.keys())
-    for field in expected.keys():
-        check_field(oracle, field, got, expected, inputs, real, tolerance)
-
-
 def objective(output, inputs, real):
     """A scalar in which every real value of the output has a weight of its own."""
     words = inputs["attention_mask"] != 0
@@ -120,10 +89,10 @@ def comparison(oracle: ModuleType, name: str, dtype: torch.dtype, index: int) ->
     inputs = oracle.to_double(inputs) if dtype == torch.float64 else inputs
     asked = {"output_hidden_states": True, "output_attentions": True}
     full_expected, masks, real = oracle.run(theirs, inputs, seed=index, **asked)
-    full = run_ours(name, ours, inputs, masks, **asked)
+    full = oracle.run_ours(name, ours, inputs, masks, **asked)
     got, expected, brief = full, full_expected, None
     if dtype == torch.float64:  # without states the last block of most heads runs on one row per pair
-        got = run_ours(name, ours, inputs, masks)
+        got = oracle.run_ours(name, ours, inputs, masks)
         expected = type(expected)(**{k: v for k, v in expected.items() if k in got})
         brief = got, expected
     objective(expected, inputs, real).backward()
@@ -149,11 +118,11 @@ def test_every_class(oracle, index, name, dtype, field):
         check_gradients(run.our_gradients, run.their_gradients, dtype)
         return
     assert list(run.got.keys()) == list(run.expected.keys()) == list(FIELDS[name])
-    check_field(oracle, field, run.got, run.expected, run.inputs, run.real, OUTPUT[dtype])
+    oracle.check_field(field, run.got, run.expected, run.inputs, run.real, OUTPUT[dtype])
     if run.brief is not None and field not in STATES:
         got, expected = run.brief
         assert list(got.keys()) == list(expected.keys()) == [f for f in FIELDS[name] if f not in STATES]
-        check_field(oracle, field, got, expected, run.inputs, run.real, OUTPUT[dtype])
+        oracle.check_field(field, got, expected, run.inputs, run.real, OUTPUT[dtype])
 
 
 def check_gradients(got, wanted, dtype):
@@ -247,7 +216,7 @@ def test_left_out_masks_and_types(oracle, tmp_path, missing):
     with torch.no_grad():
         expected, _, real = oracle.run(theirs, full)
         got = ours(**inputs)
-    check_field(oracle, "last_hidden_state", got, expected, full, real, OUTPUT[torch.float32])
+    oracle.check_field("last_hidden_state", got, expected, full, real, OUTPUT[torch.float32])
 
 
 def test_words_with_holes_in_their_mask(oracle, tmp_path):
@@ -259,8 +228,8 @@ def test_words_with_holes_in_their_mask(oracle, tmp_path):
     inputs["attention_mask"] = mask.index_fill(1, torch.tensor([0]), True).long()
     with torch.no_grad():
         expected, masks, real = oracle.run(theirs, inputs, output_attentions=True)
-        got = run_ours("ViltModel", ours, inputs, masks, output_attentions=True)
-    check_outputs(oracle, got, expected, inputs, real, OUTPUT[torch.float32])
+        got = oracle.run_ours("ViltModel", ours, inputs, masks, output_attentions=True)
+    oracle.check_outputs(got, expected, inputs, real, OUTPUT[torch.float32])
 
 
 def embeds(oracle, config, size, seed=0, several=None):
@@ -295,7 +264,7 @@ def test_embeddings_given(oracle, tmp_path):
         gradients.append((out, words.grad, image.grad))
     (expected, *their_grads), (got, *our_grads) = gradients
     for field in ("last_hidden_state", "pooler_output"):
-        check_field(oracle, field, got, expected, given, [real], OUTPUT[torch.float64])
+        oracle.check_field(field, got, expected, given, [real], OUTPUT[torch.float64])
     for what, x, y in zip(("inputs_embeds", "image_embeds"), our_grads, their_grads, strict=True):
         oracle.check_close(f"gradient of {what}", x, y, GRADIENT[torch.float64])
 
@@ -404,7 +373,7 @@ def test_gradient_of_pixels(oracle, tmp_path):
     inputs = oracle.to_double(oracle.batch(theirs.config, seed=3))
     pixels = [inputs["pixel_values"].clone().requires_grad_() for _ in range(2)]
     expected, masks, real = oracle.run(theirs, {**inputs, "pixel_values": pixels[0]})
-    got = run_ours("ViltModel", ours, {**inputs, "pixel_values": pixels[1]}, masks)
+    got = oracle.run_ours("ViltModel", ours, {**inputs, "pixel_values": pixels[1]}, masks)
     objective(expected, inputs, real).backward()
     objective(got, inputs, real).backward()
     oracle.check_close("gradient of pixel_values", pixels[1].grad, pixels[0].grad, GRADIENT[torch.float64])
@@ -455,4 +424,4 @@ def test_full_size_on_photographs(oracle, tmp_path):
         expected, masks, real = oracle.run(theirs, inputs, output_hidden_states=True)
         got = ours(**inputs, output_hidden_states=True)
     assert masks[0].sum((1, 2)).tolist() == [12 * 18] * 2
-    check_outputs(oracle, got, expected, inputs, real, OUTPUT[torch.float32])
+    oracle.check_outputs(got, expected, inputs, real, OUTPUT[torch.float32])
