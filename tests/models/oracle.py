@@ -1,4 +1,4 @@
-"""Random ViLTs of transformers with no parameter at its initial value, ragged batches, and how to compare outputs."""
+"""Random ViLTs of transformers with no parameter at its initial value, ragged batches, and checks that name tensors."""
 
 import random
 from collections.abc import Iterator
@@ -10,16 +10,6 @@ import torch
 from torch import Tensor
 
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the oracle of these tests")
-
-CLASSES = (
-    "ViltModel",
-    "ViltForMaskedLM",
-    "ViltForQuestionAnswering",
-    "ViltForImagesAndTextClassification",
-    "ViltForImageAndTextRetrieval",
-    "ViltForTokenClassification",
-)
-NUM_CONFIGS = 24
 
 # ViltConfig's documentation lists "selu", yet neither 4.37 nor 5.17 of transformers knows it.
 transformers.activations.ACT2FN.setdefault("selu", torch.nn.SELU)
@@ -53,7 +43,7 @@ def config_kwargs(index: int) -> dict[str, Any]:
 
 
 def build(name: str, kwargs: dict[str, Any], *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
-    """transformers' model `name`, every parameter random so that a term that is missing shows."""
+    """transformers' model `name`, every parameter random so that a missing term shows."""
     model = getattr(transformers, name)(transformers.ViltConfig(**kwargs))
     return randomise(model, seed).to(dtype).eval()
 
@@ -74,9 +64,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def batch(config: Any, seed: int = 0, size: int = 3, *, num_images: int | None = None) -> dict[str, Tensor]:
-    """Ragged words and pictures, padded with values that must not be read.
+    """Ragged words and images, padded with values that must not be read.
 
-    Pictures are whole patches; for every fourth seed any number of pixels, where the nearest pixel of a patch decides.
+    Images are whole patches; for every fourth seed any number of pixels, where the nearest pixel of a patch decides.
     With `num_images` pixel_values are (B, n, C, H, W) and pixel_mask (B, n, H, W).
     """
     generator = torch.Generator().manual_seed(7000 + seed)
@@ -154,7 +144,7 @@ def raster_order(seed: int = 0) -> Iterator[None]:
 
 
 class Picks:
-    """Records which patches transformers' model embeds: `masks` (B, GH, GW) bool and `rows` (B, 1 + N), one a pass."""
+    """Records which patches transformers embeds: `masks` (B, GH, GW) bool and `rows` (B, 1 + N), one per pass."""
 
     def __init__(self, model: Any) -> None:
         self.masks: list[Tensor] = []
@@ -173,7 +163,7 @@ class Picks:
 
 
 def run(model: Any, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> tuple[Any, list[Tensor], list[Tensor]]:
-    """transformers' output, and for each picture the patch_mask it chose and the mask (B, S) of its real rows."""
+    """transformers' output, and for each image the patch_mask it chose and the mask (B, S) of its real rows."""
     picks = Picks(model)
     with raster_order(seed):
         output = model(**inputs, **kwargs)
@@ -181,22 +171,95 @@ def run(model: Any, inputs: dict[str, Tensor], seed: int = 0, **kwargs: Any) -> 
     return output, picks.masks, real
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference over the largest magnitude of `theirs`."""
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    assert ours.dtype == theirs.dtype, (ours.dtype, theirs.dtype)
-    scale = theirs.abs().max().item() if theirs.numel() else 0.0
-    return (ours - theirs).abs().max().item() / max(scale, 1e-30) if theirs.numel() else 0.0
+def run_ours(name: str, model: Any, inputs: dict[str, Tensor], masks: list[Tensor], **kwargs: Any) -> Any:
+    """Ours with the patches that transformers picked, one mask for each pass it made."""
+    several = name == "ViltForImagesAndTextClassification"
+    patch_mask = torch.stack(masks, dim=1) if several else masks[0]
+    return model(**inputs, patch_mask=patch_mask, **kwargs)
 
 
-def assert_rows(ours: Tensor, theirs: Tensor, real: Tensor, tolerance: float) -> None:
-    """(B, S, ...) outputs agree on real rows, and ours is exactly zero on the others."""
-    assert relative(ours[real], theirs[real]) <= tolerance
-    assert ours[~real].eq(0).all()
+def relative(got: Tensor, wanted: Tensor, name: str = "tensor") -> float:
+    """Largest difference over the largest magnitude of `wanted`; shapes and dtypes must be the same."""
+    assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+    assert got.dtype == wanted.dtype, f"{name}: got {got.dtype}, wanted {wanted.dtype}"
+    if not wanted.numel():
+        return 0.0
+    return (got - wanted).abs().max().item() / max(wanted.abs().max().item(), 1e-30)
 
 
-def assert_attentions(ours: Tensor, theirs: Tensor, real: Tensor, tolerance: float) -> None:
-    """(B, heads, S, S) probabilities agree for real queries, and ours is exactly zero for the others and their keys."""
-    assert relative(ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]) <= tolerance
-    assert ours.transpose(1, 2)[~real].eq(0).all()
-    assert ours.permute(0, 3, 1, 2)[~real].eq(0).all()
+def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float, rows: Tensor | None = None) -> None:
+    """The largest difference is at most `tolerance` times the largest magnitude of `wanted`, in `rows` (B, S)."""
+    share = relative(got, wanted, name) if rows is None else relative(got[rows], wanted[rows], name)
+    told = f"{name}: off by {share:.3g} of the largest magnitude, {tolerance:g} allowed"
+    assert share <= tolerance, f"{told}; {worst(got, wanted, rows)}"
+
+
+def check_equal(name: str, got: Tensor, wanted: Tensor) -> None:
+    """The same shape, and bit for bit the same values."""
+    assert got.shape == wanted.shape, f"{name}: got the shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+    differ = int((got != wanted).sum())
+    assert torch.equal(got, wanted), f"{name}: {differ} of {got.numel()} values differ; {worst(got, wanted)}"
+
+
+def worst(got: Tensor, wanted: Tensor, rows: Tensor | None = None) -> str:
+    """Where the largest difference is, among `rows` (B, S) or all, and which values stand there."""
+    got, wanted = got.detach().double(), wanted.detach().double()
+    difference = (got - wanted).abs()
+    if rows is not None:
+        difference[~rows] = 0
+    place = torch.unravel_index(difference.argmax(), got.shape)
+    index = ", ".join(str(int(i)) for i in place)
+    return f"worst at [{index}]: got {got[place].item():.9g}, wanted {wanted[place].item():.9g}"
+
+
+def check_zero(name: str, got: Tensor) -> None:
+    """Every value is exactly zero."""
+    assert got.eq(0).all(), f"{name}: {int(got.ne(0).sum())} of {got.numel()} values are not zero"
+
+
+def check_rows(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
+    """(B, S, ...) outputs agree on the rows of `real` (B, S), and `got` is exactly zero on the others."""
+    check_close(f"{name}, real rows", got, wanted, tolerance, real)
+    check_zero(f"{name}, padded rows", got[~real])
+
+
+def check_attentions(name: str, got: Tensor, wanted: Tensor, real: Tensor, tolerance: float) -> None:
+    """(B, heads, S, S) probabilities agree for real queries; `got` is exactly zero for padded queries and keys."""
+    by_query = got.transpose(1, 2)
+    check_close(f"{name}, real queries", by_query, wanted.transpose(1, 2), tolerance, real)
+    check_zero(f"{name}, padded queries", by_query[~real])
+    check_zero(f"{name}, padded keys", got.permute(0, 3, 1, 2)[~real])
+
+
+def check_layers(name: str, got: Any, wanted: Any, real: Tensor, tolerance: float) -> None:
+    """The tuple `name` ("hidden_states" or "attentions") of a model, layer by layer."""
+    check = check_attentions if name.endswith("attentions") else check_rows
+    assert len(got) == len(wanted), f"{name}: got {len(got)} layers, wanted {len(wanted)}"
+    for layer, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        check(f"{name}[{layer}]", ours, theirs, real, tolerance)
+
+
+def check_field(
+    field: str, got: Any, expected: Any, inputs: dict[str, Tensor], real: list[Tensor], tolerance: float
+) -> None:
+    """One field of both outputs; rows of words only, words and patches, or all values, by the field and its shape."""
+    ours, theirs = got[field], expected[field]
+    if field in ("hidden_states", "attentions"):
+        a, b = (ours, theirs) if isinstance(theirs, list) else ([ours], [theirs])
+        assert len(a) == len(b) == len(real), f"{field}: {len(a)}, {len(b)} and {len(real)} passes"
+        for image, (our_layers, their_layers) in enumerate(zip(a, b, strict=True)):
+            check_layers(f"image {image}: {field}", our_layers, their_layers, real[image], tolerance)
+    elif field == "last_hidden_state":
+        check_rows(field, ours, theirs, real[0], tolerance)
+    elif field == "logits" and theirs.dim() == 3:
+        words = inputs["attention_mask"] != 0
+        check_close("logits of real words", ours, theirs, tolerance, words)
+    else:
+        check_close(field, ours, theirs, tolerance)
+
+
+def check_outputs(got: Any, expected: Any, inputs: dict[str, Tensor], real: list[Tensor], tolerance: float) -> None:
+    """Every field of both outputs."""
+    assert list(got.keys()) == list(expected.keys())
+    for field in expected.keys():
+        check_field(field, got, expected, inputs, real, tolerance)

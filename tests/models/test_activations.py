@@ -16,4 +16,4 @@ def test_every_activation(oracle, name):
     got = got if after is None else after(got)
     expected = oracle.transformers.activations.ACT2FN[name](x)
     # gelu_fast spells sqrt(2 / pi) with ten digits.
-    assert oracle.relative(got, expected) <= 1e-10
+    oracle.check_close(name, got, expected, 1e-10)

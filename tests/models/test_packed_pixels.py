@@ -1,4 +1,4 @@
-"""Packed bytes give what padded floats give: every head, limits, masks, shared pictures, gradients, errors."""
+"""Packed bytes give what padded floats give: every head, limits, masks, shared images, gradients, errors."""
 
 import re
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def model(name: str, dtype: torch.dtype = torch.float64, **changes: Any) -> torc
 
 
 def pictures(count: int, seed: int = 0, *, like: str = "ViLT", picture: Any = None) -> PackedPixels:
-    """Random pictures of one to four patches a side."""
+    """Random images of one to four patches per side."""
     generator = torch.Generator().manual_seed(seed)
     sides = torch.randint(1, 5, (count, 2), generator=generator) * PATCH
     data = torch.randint(0, 256, (int(sides.prod(1).sum()) * 3,), dtype=torch.uint8, generator=generator)
@@ -66,7 +66,7 @@ def pictures(count: int, seed: int = 0, *, like: str = "ViLT", picture: Any = No
 
 
 def padded(packed: PackedPixels, dtype: torch.dtype, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-    """pixel_values and pixel_mask of every pair, as the processor would make them, and noise where none are read."""
+    """pixel_values and pixel_mask of every pair, as the processor would make them, with noise in the padding."""
     sizes = [packed.sizes[index] for index in packed.pair_pictures]
     height, width = size or tuple(np.max(packed.sizes, 0).tolist())
     values = torch.randn(len(sizes), 3, height, width, dtype=dtype)
@@ -89,14 +89,19 @@ def words(count: int, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def assert_close(got: Any, wanted: Any, dtype: torch.dtype) -> None:
-    compared = 0
-    for key in wanted:
-        if isinstance(wanted[key], Tensor):
-            assert wanted[key].numel()
-            torch.testing.assert_close(got[key], wanted[key], **TOLERANCE[dtype])
-            compared += 1
-    assert compared and list(got) == list(wanted)
+def check_close(name: str, got: Any, wanted: Any, **tolerance: float) -> None:
+    """torch.testing.assert_close, which says by how much and where, with the name of what is compared."""
+    torch.testing.assert_close(got, wanted, msg=lambda text: f"{name}: {text}", **tolerance)
+
+
+def check_outputs(got: Any, wanted: Any, dtype: torch.dtype) -> None:
+    """Every field of two outputs that is a tensor."""
+    assert list(got) == list(wanted)
+    tensors = [field for field in wanted if isinstance(wanted[field], Tensor)]
+    assert tensors
+    for field in tensors:
+        assert wanted[field].numel(), field
+        check_close(field, got[field], wanted[field], **TOLERANCE[dtype])
 
 
 @pytest.fixture
@@ -125,7 +130,7 @@ def test_every_head_equals_the_padded_path(name: str, dtype: torch.dtype, like: 
     tested = model(name, dtype)
     with torch.no_grad():
         got, wanted = tested(**text, pixel_values=packed), tested(**text, **reference)
-    assert_close(got, wanted, dtype)
+    check_outputs(got, wanted, dtype)
 
 
 def layout(tested: torch.nn.Module, **inputs: Any) -> Layout:
@@ -133,8 +138,8 @@ def layout(tested: torch.nn.Module, **inputs: Any) -> Layout:
 
 
 @pytest.mark.parametrize("limit", [-1, 1, 5, 100])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("masked", [False, True], ids=["every patch", "patch_mask"])
+@pytest.mark.parametrize("indexed", [False, True], ids=["by place", "image_index"])
 def test_the_same_patches_at_the_same_rows(limit: int, masked: bool, indexed: bool) -> None:
     tested, packed, text = model("ViltModel", max_image_length=limit), pictures(5, seed=limit + 1), words(5)
     options: dict[str, Any] = {"seed": 3}
@@ -146,8 +151,7 @@ def test_the_same_patches_at_the_same_rows(limit: int, masked: bool, indexed: bo
     got = layout(tested, **text, pixel_values=packed, **options)
     wanted = layout(tested, **text, **reference, **options)
     for name in ("cu_seqlens", "text_row", "word_row", "cls_row", "patch_index", "patch_row", "grid", "patch_count"):
-        assert getattr(got, name).dtype == getattr(wanted, name).dtype
-        assert torch.equal(getattr(got, name), getattr(wanted, name)), name
+        check_close(name, getattr(got, name), getattr(wanted, name), rtol=0, atol=0)
     assert (got.grid_size, got.total_tokens, got.max_seqlen) == (
         wanted.grid_size,
         wanted.total_tokens,
@@ -155,20 +159,20 @@ def test_the_same_patches_at_the_same_rows(limit: int, masked: bool, indexed: bo
     )
     with torch.no_grad():
         outputs = [tested(**text, **pixels, **options) for pixels in ({"pixel_values": packed}, reference)]
-    assert_close(*outputs, torch.float64)
+    check_outputs(*outputs, torch.float64)
 
 
 @pytest.mark.parametrize("limit", [-1, 3])
-def test_a_shared_picture_is_projected_once(limit: int, projected: list[int]) -> None:
+def test_a_shared_image_is_projected_once(limit: int, projected: list[int]) -> None:
     seen = [2, 0, 2, 2, 0, 1]
     tested, text = model("ViltModel", max_image_length=limit), words(6)
     shared = pictures(3, picture=seen)
     reference = padded(shared, torch.float64)
     with torch.no_grad():
         got = tested(**text, pixel_values=shared, seed=5)
-        # One picture, one draw: the padded path is told so.
+        # One image, one draw: the padded path is told so.
         wanted = tested(**text, **reference, seed=5, image_index=torch.tensor(seen))
-    assert_close(got, wanted, torch.float64)
+    check_outputs(got, wanted, torch.float64)
     cells = [height * width // PATCH**2 for height, width in shared.sizes]
     kept = [cells[index] if limit < 0 else min(cells[index], limit) for index in range(3)]
     assert projected == [sum(kept), sum(kept[index] for index in seen)]
@@ -196,16 +200,16 @@ def test_shared_rows_are_the_same_bits(projected: list[int]) -> None:
             )
     assert projected[0] < projected[1]
     # The reference multiplies matrices of other heights, where BLAS may add in another order; a kernel does not.
-    torch.testing.assert_close(rows[0], rows[1], rtol=1e-6, atol=1e-6)
+    check_close("embeddings", rows[0], rows[1], rtol=1e-6, atol=1e-6)
 
 
-def test_statements_about_the_same_two_pictures(projected: list[int]) -> None:
-    """NLVR2: a picture is projected once for each place in which it stands, because the places differ in modality."""
+def test_statements_about_the_same_two_images(projected: list[int]) -> None:
+    """NLVR2: an image is projected once for each place it takes in a pair, because the places differ in modality."""
     tested, text = model("ViltForImagesAndTextClassification"), words(3)
     packed = pictures(2, picture=[[0, 1], [0, 1], [1, 0]])
     reference = {key: value.unflatten(0, (3, 2)) for key, value in padded(packed, torch.float64).items()}
     with torch.no_grad():
-        assert_close(tested(**text, pixel_values=packed), tested(**text, **reference), torch.float64)
+        check_outputs(tested(**text, pixel_values=packed), tested(**text, **reference), torch.float64)
     cells = sum(height * width // PATCH**2 for height, width in packed.sizes)
     assert projected == [2 * cells, 3 * cells]
 
@@ -223,18 +227,18 @@ def test_pairs_that_see_different_patches_are_projected_each(option: str, projec
     with torch.no_grad():
         got = tested(**text, pixel_values=packed, seed=1, **options)
         wanted = tested(**text, **padded(packed, torch.float64), seed=1, **index)
-    assert_close(got, wanted, torch.float64)
+    check_outputs(got, wanted, torch.float64)
     assert projected[0] == projected[1]
 
 
-def test_states_and_attentions_come_at_the_same_places() -> None:
+def test_hidden_states_and_attentions_are_at_the_same_places() -> None:
     tested, text, packed = model("ViltForQuestionAnswering"), words(3), pictures(3, seed=2)
     options = dict(output_hidden_states=True, output_attentions=True)
     with torch.no_grad():
         got = tested(**text, pixel_values=packed, **options)
         wanted = tested(**text, **padded(packed, torch.float64), **options)
     for name in ("hidden_states", "attentions"):
-        torch.testing.assert_close(got[name], wanted[name], **TOLERANCE[torch.float64])
+        check_close(name, got[name], wanted[name], **TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("like", ["ViLT", "CLIP"])
@@ -246,7 +250,7 @@ def test_gradients_pass_through_the_folding(like: str) -> None:
         tested(**text, **pixels).logits.square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in tested.named_parameters()})
     assert gradients[0]["vilt.embeddings.patch_embeddings.projection.weight"].abs().max() > 0
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    check_close("gradients", *gradients, rtol=1e-9, atol=1e-9)
 
 
 def test_an_updated_weight_is_used_in_the_next_call() -> None:
@@ -258,10 +262,10 @@ def test_an_updated_weight_is_used_in_the_next_call() -> None:
         after = tested(**text, pixel_values=packed).pooler_output
         assert (after - before).abs().max() > 1e-3
         wanted = tested(**text, **padded(packed, torch.float64)).pooler_output
-    torch.testing.assert_close(after, wanted, **TOLERANCE[torch.float64])
+    check_close("pooler_output", after, wanted, **TOLERANCE[torch.float64])
 
 
-def test_a_held_projection_is_folded_once_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_held_projection_is_folded_once_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
     tested, text, packed = model("ViltModel"), words(2), pictures(2)
     embeddings = tested.embeddings
     with torch.no_grad():
@@ -269,16 +273,18 @@ def test_a_held_projection_is_folded_once_and_let_go(monkeypatch: pytest.MonkeyP
         other = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
         with embeddings.hold_folded(packed):
             embeddings.patch_embeddings.projection.weight.mul_(-1)  # not seen inside, as it says
-            assert torch.equal(tested(**text, pixel_values=packed).pooler_output, wanted)
+            assert torch.equal(tested(**text, pixel_values=packed).pooler_output, wanted), "folded anew"
             embeddings.patch_embeddings.projection.weight.mul_(-1)
-            assert torch.equal(tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output, other)
+            clip = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
+            assert torch.equal(clip, other), "the held fold of another normalisation was used"
         embeddings.patch_embeddings.projection.weight.mul_(-1)
-        assert not torch.allclose(tested(**text, pixel_values=packed).pooler_output, wanted)
+        after = tested(**text, pixel_values=packed).pooler_output
+        assert not torch.allclose(after, wanted), "the held fold is still used"
 
 
 @pytest.mark.parametrize("limit", [-1, 2])
 def test_the_whole_model_on_kernels(limit: int) -> None:
-    """In Triton's interpreter, or on a GPU: layout and rows of shared pictures, then everything after them."""
+    """In Triton's interpreter, or on a GPU: layout and rows of shared images, then everything after them."""
     pytest.importorskip("triton", reason="the kernels need Triton")
     from vilt_fast.kernels import launch
 
@@ -292,15 +298,15 @@ def test_the_whole_model_on_kernels(limit: int) -> None:
     tested, text = tested.to(device), {name: tensor.to(device) for name, tensor in text.items()}
     with torch.no_grad(), ops.backend("kernels"):
         got = tested(**text, pixel_values=packed.to(device), seed=4).logits
-    torch.testing.assert_close(got.cpu(), wanted, rtol=1e-4, atol=1e-4)  # fp32 sums in another order, two layers
+    check_close("logits", got.cpu(), wanted, rtol=1e-4, atol=1e-4)  # fp32 sums in another order, two layers
 
 
-def test_bytes_behind_the_last_picture_are_not_read() -> None:
+def test_bytes_after_the_last_image_are_not_read() -> None:
     tested, text, packed = model("ViltModel"), words(2), pictures(2)
     longer = PackedPixels(torch.cat([packed.data, torch.full((1001,), 77, dtype=torch.uint8)]), packed.sizes)
     with torch.no_grad():
         got, wanted = (tested(**text, pixel_values=pixels).pooler_output for pixels in (longer, packed))
-    assert torch.equal(got, wanted)
+    check_close("pooler_output", got, wanted, rtol=0, atol=0)
 
 
 def refused(call: Callable[[], Any], *parts: str) -> None:
@@ -310,21 +316,31 @@ def refused(call: Callable[[], Any], *parts: str) -> None:
         assert re.search(part, str(caught.value)), str(caught.value)
 
 
-def test_inputs_that_do_not_go_together() -> None:
-    tested, text = model("ViltForQuestionAnswering"), words(3)
-    mask = torch.ones(3, 32, 32)
-    refused(lambda: tested(**text, pixel_values=pictures(3), pixel_mask=mask), "pixel_mask")
-    refused(lambda: tested(**text, pixel_values=pictures(2)), "pixel_values", "3, got 2", "picture")
-    refused(lambda: tested(**text, pixel_values=pictures(3, picture=[0, 1])), "3, got 2")
-    odd = PackedPixels(torch.zeros(9 * 8 * 3, dtype=torch.uint8), [(9, 8)], picture=[0, 0, 0])
-    refused(lambda: tested(**text, pixel_values=odd), "picture 0 is 9 x 8", "multiples of the patch, 8")
-    refused(lambda: tested(**text, pixel_values=pictures(3).to("meta")), "meta", "cpu")
-    refused(lambda: tested(**text, pixel_values=pictures(3), patch_mask=torch.ones(3, 9, 9)), "patch_mask")
-    refused(lambda: tested(**text, pixel_values=pictures(3), image_embeds=torch.ones(3, 2, 24)), "both")
+ODD = PackedPixels(torch.zeros(9 * 8 * 3, dtype=torch.uint8), [(9, 8)], picture=[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (dict(pixel_values=pictures(3), pixel_mask=torch.ones(3, 32, 32)), ("pixel_mask",)),
+        (dict(pixel_values=pictures(2)), ("pixel_values", "3, got 2", "picture")),
+        (dict(pixel_values=pictures(3, picture=[0, 1])), ("3, got 2",)),
+        (dict(pixel_values=ODD), ("picture 0 is 9 x 8", "multiples of the patch, 8")),
+        (dict(pixel_values=pictures(3).to("meta")), ("meta", "cpu")),
+        (dict(pixel_values=pictures(3), patch_mask=torch.ones(3, 9, 9)), ("patch_mask",)),
+        (dict(pixel_values=pictures(3), image_embeds=torch.ones(3, 2, 24)), ("both",)),
+    ],
+    ids=["pixel_mask", "few", "few by picture", "odd size", "device", "patch_mask", "image_embeds"],
+)
+def test_inputs_that_contradict_each_other(arguments: dict[str, Any], parts: tuple[str, ...]) -> None:
+    refused(lambda: model("ViltForQuestionAnswering")(**words(3), **arguments), *parts)
+
+
+def test_images_that_do_not_fit_the_model() -> None:
     grey = model("ViltModel", num_channels=1)
-    refused(lambda: grey(**text, pixel_values=pictures(3)), "3 channels, the model 1")
+    refused(lambda: grey(**words(3), pixel_values=pictures(3)), "3 channels, the model 1")
     several = model("ViltForImagesAndTextClassification")
-    refused(lambda: several(**text, pixel_values=pictures(3)), "num_images = 2", "6, got 3")
+    refused(lambda: several(**words(3), pixel_values=pictures(3)), "num_images = 2", "6, got 3")
 
 
 BYTES = torch.zeros(8 * 8 * 3, dtype=torch.uint8)
@@ -349,11 +365,11 @@ BYTES = torch.zeros(8 * 8 * 3, dtype=torch.uint8)
         (dict(rescale_factor=0.0), "rescale_factor"),
     ],
 )
-def test_a_batch_that_cannot_be(arguments: dict[str, Any], part: str) -> None:
+def test_an_impossible_batch_is_refused(arguments: dict[str, Any], part: str) -> None:
     refused(lambda: PackedPixels(**{"data": BYTES, "sizes": [(8, 8)], **arguments}), part)
 
 
-def test_moving_keeps_everything_but_the_place() -> None:
+def test_moving_changes_only_the_device() -> None:
     packed = pictures(3, like="CLIP", picture=torch.tensor([[0, 2], [1, 1]]))
     assert packed.to("cpu") is packed
     moved = packed.to("meta")

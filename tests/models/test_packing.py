@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from vilt_fast import ops
-from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering, ViltModel
 from vilt_fast.packing import Layout
 from vilt_fast.reference import vilt as paper
@@ -18,32 +17,15 @@ SAME_ROWS = {torch.float32: 1e-6, torch.float64: 1e-13}
 # fp64 against the padded reference: another formula with eps = 1e-16.
 REFERENCE = 1e-10
 
-CONFIG = dict(
-    vocab_size=31,
-    hidden_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=60,
-    max_position_embeddings=24,
-    image_size=32,
-    patch_size=8,
-    layer_norm_eps=1e-12,
-)
-
 
 @pytest.fixture(scope="module")
-def model():
+def model(small_config):
     torch.manual_seed(3)
-    return ViltModel(ViltConfig(**CONFIG)).eval()
-
-
-@pytest.fixture(scope="module")
-def model64(oracle):
-    return oracle.randomise(ViltModel(ViltConfig(**CONFIG)), seed=3).double().eval()
+    return ViltModel(small_config()).eval()
 
 
 def pad(inputs, words, height, width):
-    """The same batch with so many more columns of words and pixels, all masked."""
+    """The same batch with `words`, `height` and `width` more places of padding, all masked."""
     grown = {}
     for name, value in inputs.items():
         fill = 7.0 if name == "pixel_values" else 0
@@ -75,6 +57,12 @@ def rows_of(output, inputs, b):
     return rows[:words], rows[length : length + 1 + patches]
 
 
+def check_pair(oracle, name, got, wanted, tolerance):
+    """Words and patches of one pair are the same; `got` and `wanted` are arguments of rows_of."""
+    for part, x, y in zip(("words", "patches"), rows_of(*got), rows_of(*wanted), strict=True):
+        oracle.check_close(f"{name}: {part}", x, y, tolerance)
+
+
 def count_tokens(inputs):
     mask = inputs["pixel_mask"]
     patches = (mask[:, :, 0].sum(1) // 8) * (mask[:, 0].sum(1) // 8)
@@ -95,7 +83,7 @@ def record_rows(monkeypatch, names=("linear", "layer_norm", "attention")):
     return rows
 
 
-def test_every_operation_of_the_encoder_sees_the_real_tokens_only(oracle, model, monkeypatch):
+def test_every_operation_of_the_encoder_sees_only_real_tokens(oracle, model, monkeypatch):
     inputs = oracle.batch(model.config, seed=1, size=4)
     tokens = count_tokens(inputs)
     assert tokens < 0.8 * inputs["input_ids"].shape[0] * sum(paper_shape(inputs))  # there is padding to skip
@@ -105,7 +93,7 @@ def test_every_operation_of_the_encoder_sees_the_real_tokens_only(oracle, model,
     per_layer = 7  # layer_norm, qkv, attention, output, layer_norm, up, down
     layers = model.config.num_hidden_layers
     assert rows[: per_layer * layers] == [tokens] * (per_layer * layers)
-    # What follows is the final normalisation and the pooler: the tokens once, then one row a pair.
+    # What follows is the final normalisation and the pooler: the tokens once, then one row per pair.
     assert rows[per_layer * layers :] == [tokens, 4]
 
 
@@ -115,9 +103,9 @@ def paper_shape(inputs):
     return inputs["input_ids"].shape[1], 1 + height // 8 * (width // 8)
 
 
-def test_a_head_that_reads_one_row_a_pair_costs_less_in_the_last_block(oracle, monkeypatch):
-    """Up to the last attention every real token; after it nobody reads more than one row a pair."""
-    model = oracle.randomise(ViltForQuestionAnswering(ViltConfig(**CONFIG))).eval()
+def test_a_head_that_reads_one_row_per_pair_costs_less_in_the_last_block(oracle, small_config, monkeypatch):
+    """Up to the last attention every real token; after it nothing reads more than one row per pair."""
+    model = oracle.randomise(ViltForQuestionAnswering(small_config())).eval()
     inputs = oracle.batch(model.config, seed=1, size=4)
     tokens = count_tokens(inputs)
     rows = record_rows(monkeypatch)
@@ -144,7 +132,7 @@ def test_twice_the_padding_costs_no_more(oracle, model, monkeypatch):
         costs[-1] += (torch.cat([part for parts in last for part in parts]),)
     assert costs[0][0] == costs[1][0] and len(costs[0][0]) > 0
     assert costs[0][1] == costs[1][1] > 0
-    assert oracle.relative(costs[1][2], costs[0][2]) <= SAME_ROWS[torch.float32]
+    oracle.check_close("rows with more padding", costs[1][2], costs[0][2], SAME_ROWS[torch.float32])
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
@@ -161,16 +149,20 @@ def test_a_pair_gets_the_same_rows_alone_in_a_batch_and_in_any_order(oracle, eit
     inputs = cast(oracle, oracle.batch(either.config, seed=4 * seed, size=5), either)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     shuffled = {name: value[order] for name, value in inputs.items()}
+    tolerance = SAME_ROWS[either.dtype]
     with torch.no_grad():
-        batches = ((either(**inputs), inputs, range(5)), (either(**shuffled), shuffled, order.argsort().tolist()))
+        batches = {
+            "in its batch": (either(**inputs), inputs, range(5)),
+            "in a shuffled batch": (either(**shuffled), shuffled, order.argsort().tolist()),
+        }
         for b in range(5):
             single = alone(inputs, b)
             expected = either(**single)
-            for output, source, place in batches:
-                rows = zip(rows_of(output, source, place[b]), rows_of(expected, single, 0), strict=True)
-                assert all(oracle.relative(x, y) <= SAME_ROWS[either.dtype] for x, y in rows)
-                pooled = oracle.relative(output.pooler_output[place[b]], expected.pooler_output[0])
-                assert pooled <= SAME_ROWS[either.dtype]
+            for where, (output, source, place) in batches.items():
+                pair = f"pair {b} {where}"
+                check_pair(oracle, pair, (output, source, place[b]), (expected, single, 0), tolerance)
+                pooled = output.pooler_output[place[b]]
+                oracle.check_close(f"{pair}: pooler_output", pooled, expected.pooler_output[0], tolerance)
 
 
 def test_equal_pairs_in_one_batch_are_equal(oracle, either):
@@ -179,7 +171,7 @@ def test_equal_pairs_in_one_batch_are_equal(oracle, either):
     with torch.no_grad():
         expected, got = either(**single).last_hidden_state, either(**repeated).last_hidden_state
     for b in range(6):
-        assert oracle.relative(got[b], expected[0]) <= SAME_ROWS[either.dtype]
+        oracle.check_close(f"last_hidden_state of copy {b}", got[b], expected[0], SAME_ROWS[either.dtype])
 
 
 def test_one_word_one_patch_beside_a_long_pair(oracle, either):
@@ -197,14 +189,13 @@ def test_one_word_one_patch_beside_a_long_pair(oracle, either):
         batched = either(**inputs)
         for b in range(2):
             single = alone(inputs, b)
-            expected = rows_of(either(**single), single, 0)
-            for x, y in zip(rows_of(batched, inputs, b), expected, strict=True):
-                assert oracle.relative(x, y) <= SAME_ROWS[either.dtype]
+            expected = (either(**single), single, 0)
+            check_pair(oracle, f"pair {b}", (batched, inputs, b), expected, SAME_ROWS[either.dtype])
 
 
 @st.composite
 def ragged(draw):
-    """Any word masks, any picture sizes, any patches dropped, any amount of padding."""
+    """Any word masks, any image sizes, any patches dropped, any amount of padding."""
     size = draw(st.integers(1, 4))
     length = draw(st.integers(1, 8))
     words = [draw(st.lists(st.booleans(), min_size=length, max_size=length).filter(any)) for _ in range(size)]
@@ -239,27 +230,27 @@ def test_any_masks_and_sizes_against_the_padded_reference(oracle, model64, case)
     with torch.no_grad():
         got = model64(**inputs, output_hidden_states=True, output_attentions=True)
         expected = paper.encode(model64.state_dict(), model64.config, prefix="", **inputs)
-    assert oracle.relative(got.last_hidden_state, expected.last_hidden_state) <= REFERENCE
-    assert oracle.relative(got.pooler_output, expected.pooler_output) <= REFERENCE
-    for x, y in zip(got.hidden_states, expected.hidden_states, strict=True):
-        oracle.assert_rows(x, y, expected.mask, REFERENCE)
-    for x, y in zip(got.attentions, expected.attentions, strict=True):
-        oracle.assert_attentions(x, y, expected.mask, REFERENCE)
-    assert got.last_hidden_state[~expected.mask].eq(0).all()
+    for field in ("last_hidden_state", "pooler_output"):
+        oracle.check_close(field, getattr(got, field), getattr(expected, field), REFERENCE)
+    for field in ("hidden_states", "attentions"):
+        oracle.check_layers(field, getattr(got, field), getattr(expected, field), expected.mask, REFERENCE)
+    oracle.check_zero("last_hidden_state, padded rows", got.last_hidden_state[~expected.mask])
 
 
-@pytest.mark.parametrize("image_size, patch_size", [((24, 40), 8), ((40, 16), 8), (8, 8), (20, 4), (32, (8, 8))])
-def test_any_position_table(oracle, image_size, patch_size):
-    """Tables that are no square, of one entry, or larger than any picture."""
-    config = ViltConfig(**{**CONFIG, "image_size": image_size, "patch_size": patch_size})
+@pytest.mark.parametrize("size", [(8, 8), (24, 40), (48, 16)], ids=str)
+@pytest.mark.parametrize(
+    "image_size, patch_size", [((24, 40), 8), ((40, 16), 8), (8, 8), (20, 4), (32, (8, 8))], ids=str
+)
+def test_any_position_table(oracle, small_config, image_size, patch_size, size):
+    """Tables that are not square, of one entry, or larger than the image."""
+    config = small_config(image_size=image_size, patch_size=patch_size)
     model = oracle.randomise(ViltModel(config), seed=5).double().eval()
-    for size in ((8, 8), (24, 40), (48, 16)):
-        pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])).double()
-        inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": pixels}
-        with torch.no_grad():
-            got = model(**inputs).last_hidden_state
-            expected = paper.encode(model.state_dict(), config, prefix="", **inputs).last_hidden_state
-        assert oracle.relative(got, expected) <= REFERENCE
+    pixels = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(size[0])).double()
+    inputs = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": pixels}
+    with torch.no_grad():
+        got = model(**inputs).last_hidden_state
+        expected = paper.encode(model.state_dict(), config, prefix="", **inputs).last_hidden_state
+    oracle.check_close("last_hidden_state", got, expected, REFERENCE)
 
 
 def test_the_padding_of_pixels_is_never_read(oracle, model):
@@ -269,7 +260,8 @@ def test_the_padding_of_pixels_is_never_read(oracle, model):
     poisoned["pixel_values"] = inputs["pixel_values"].masked_fill((inputs["pixel_mask"] == 0)[:, None], float("nan"))
     assert poisoned["pixel_values"].isnan().any()
     with torch.no_grad():
-        assert torch.equal(model(**poisoned).last_hidden_state, model(**inputs).last_hidden_state)
+        got, expected = model(**poisoned).last_hidden_state, model(**inputs).last_hidden_state
+    oracle.check_equal("last_hidden_state", got, expected)
 
 
 def test_gradients_of_padding_are_zero_and_of_weights_are_finite(oracle, model):
@@ -278,12 +270,15 @@ def test_gradients_of_padding_are_zero_and_of_weights_are_finite(oracle, model):
     model.zero_grad()
     model(**{**inputs, "pixel_values": pixels}).last_hidden_state.square().sum().backward()
     outside = (inputs["pixel_mask"] == 0)[:, None].expand_as(pixels)
-    assert outside.any() and pixels.grad[outside].eq(0).all() and pixels.grad[~outside].ne(0).any()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert outside.any()
+    oracle.check_zero("gradient of the padding of pixel_values", pixels.grad[outside])
+    assert pixels.grad[~outside].ne(0).any(), "no gradient reaches the pixels"
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), f"gradient of {name}"
     model.zero_grad()
 
 
-def test_patch_mask_keeps_the_positions_of_the_others(model):
+def test_patch_mask_keeps_the_positions_of_the_remaining_patches(model):
     pixels = torch.randn(1, 3, 32, 24, generator=torch.Generator().manual_seed(4))
     text = {"input_ids": torch.tensor([[1, 2, 3]])}
     keep = torch.rand(1, 4, 3, generator=torch.Generator().manual_seed(5)) < 0.5
@@ -291,7 +286,8 @@ def test_patch_mask_keeps_the_positions_of_the_others(model):
         every = model(**text, pixel_values=pixels, output_hidden_states=True).hidden_states[0]
         some = model(**text, pixel_values=pixels, patch_mask=keep, output_hidden_states=True).hidden_states[0]
     chosen = torch.cat([torch.ones(4, dtype=torch.bool), keep.flatten()])
-    torch.testing.assert_close(some[0], every[0, chosen], rtol=1e-6, atol=1e-6)
+    what = "embeddings of the kept patches"
+    torch.testing.assert_close(some[0], every[0, chosen], rtol=1e-6, atol=1e-6, msg=lambda text: f"{what}: {text}")
 
 
 def test_the_layout_names_the_patch_at_each_place():
@@ -306,15 +302,15 @@ def test_the_layout_names_the_patch_at_each_place():
     places = layout.patch_grid()
     expected = [kept[:h, :w].nonzero().tolist() for kept, (h, w) in zip(keep, sides.tolist(), strict=True)]
     assert places.shape == (3, max(map(len, expected)), 2)
-    for got, wanted in zip(places.tolist(), expected, strict=True):
-        assert got == wanted + [[-1, -1]] * (places.shape[1] - len(wanted))
+    for image, (got, wanted) in enumerate(zip(places.tolist(), expected, strict=True)):
+        assert got == wanted + [[-1, -1]] * (places.shape[1] - len(wanted)), f"image {image}"
     # A row number in every column of its own: unpacking puts words and patches where they were planned.
     rows = torch.arange(layout.total_tokens)[:, None] + 1.0
-    assert torch.equal(layout.unpack_text(rows)[..., 0] > 0, words)
+    assert torch.equal(layout.unpack_text(rows)[..., 0] > 0, words), "words were unpacked to other places"
     assert layout.unpack(rows).unique().tolist() == [0, *range(1, layout.total_tokens + 1)]
 
 
-def test_patch_mask_may_drop_every_patch_of_a_picture(oracle, model64):
+def test_patch_mask_may_drop_every_patch_of_an_image(oracle, model64):
     """Its class token stays."""
     inputs = oracle.to_double(oracle.batch(model64.config, seed=8, size=2))
     height, width = inputs["pixel_values"].shape[-2:]
@@ -323,4 +319,4 @@ def test_patch_mask_may_drop_every_patch_of_a_picture(oracle, model64):
     with torch.no_grad():
         got = model64(**inputs)
         expected = paper.encode(model64.state_dict(), model64.config, prefix="", **inputs)
-    oracle.assert_rows(got.last_hidden_state, expected.last_hidden_state, expected.mask, REFERENCE)
+    oracle.check_rows("last_hidden_state", got.last_hidden_state, expected.last_hidden_state, expected.mask, REFERENCE)

@@ -18,20 +18,24 @@ def fresh(oracle, index=2, **changes):
     return model, oracle.inputs_for("ViltForQuestionAnswering", config, seed=8)
 
 
-def test_training_is_random_only_through_dropout(oracle):
+@pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+def test_training_is_random_only_through_dropout(oracle, field):
     model, inputs = fresh(oracle)
+    dropping, _ = fresh(oracle, **{field: 0.5})
     with torch.no_grad():
         expected = model(**inputs).logits
-        assert torch.equal(model.train()(**inputs).logits, expected)
-        for field in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            dropping, _ = fresh(oracle, **{field: 0.5})
-            assert torch.equal(dropping(**inputs).logits, expected)
-            dropping.train()
-            torch.manual_seed(0)
-            first, second = dropping(**inputs).logits, dropping(**inputs).logits
-            assert not torch.equal(first, second)
-            torch.manual_seed(0)
-            assert torch.equal(dropping(**inputs).logits, first)
+        oracle.check_equal("logits in training, no dropout", model.train()(**inputs).logits, expected)
+        oracle.check_equal("logits in evaluation", dropping(**inputs).logits, expected)
+        dropping.train()
+        torch.manual_seed(0)
+        first, second = dropping(**inputs).logits, dropping(**inputs).logits
+        assert not torch.equal(first, second), "nothing is dropped"
+        torch.manual_seed(0)
+        oracle.check_equal("logits in training, same generator state", dropping(**inputs).logits, first)
+
+
+def close(name, got, wanted, **tolerance):
+    torch.testing.assert_close(got, wanted, msg=lambda text: f"{name}: {text}", **tolerance)
 
 
 def embedded(model, inputs, rows, row):
@@ -40,24 +44,25 @@ def embedded(model, inputs, rows, row):
     return out - model.vilt.embeddings.token_type_embeddings.weight[row]
 
 
-def test_dropout_of_embeddings(oracle):
+@pytest.mark.parametrize("modality", [0, 1], ids=["words", "patches"])
+def test_dropout_of_embeddings(oracle, modality):
     """It comes after the words' LayerNorm and the patches' positions, before the modality row: 0 or twice the value."""
     model, inputs = fresh(oracle, num_hidden_layers=0)
     dropping, _ = fresh(oracle, num_hidden_layers=0, hidden_dropout_prob=0.5)
     del inputs["labels"]
     length = inputs["input_ids"].shape[1]
+    rows = (slice(0, length), slice(length, None))[modality]
     with torch.no_grad():
-        for rows, row in ((slice(0, length), 0), (slice(length, None), 1)):
-            before = embedded(model, inputs, rows, row)
-            after = embedded(dropping.train(), inputs, rows, row)
-            real = model.vilt(**inputs).last_hidden_state[:, rows].ne(0).any(-1)
-            before, after = before[real], after[real]
-            zero = after.abs() < 1e-6
-            torch.testing.assert_close(after[~zero], 2 * before[~zero], rtol=1e-4, atol=1e-5)
-            assert 0.4 < zero.double().mean() < 0.6
+        before = embedded(model, inputs, rows, modality)
+        after = embedded(dropping.train(), inputs, rows, modality)
+        real = model.vilt(**inputs).last_hidden_state[:, rows].ne(0).any(-1)
+    before, after = before[real], after[real]
+    zero = after.abs() < 1e-6
+    close("embeddings that are kept", after[~zero], 2 * before[~zero], rtol=1e-4, atol=1e-5)
+    assert 0.4 < zero.double().mean() < 0.6
 
 
-def test_embeddings_of_pictures_that_are_given_are_not_dropped(oracle):
+def test_given_image_embeddings_are_not_dropped(oracle):
     """As in transformers, where the dropout belongs to making them."""
     dropping, inputs = fresh(oracle, num_hidden_layers=0, hidden_dropout_prob=0.5)
     length = inputs["input_ids"].shape[1]
@@ -65,7 +70,7 @@ def test_embeddings_of_pictures_that_are_given_are_not_dropped(oracle):
     given = {"input_ids": inputs["input_ids"], "image_embeds": image}
     with torch.no_grad():
         rows = embedded(dropping.train(), given, slice(length, None), 1)
-    torch.testing.assert_close(rows, image, rtol=1e-5, atol=1e-5)
+    close("image_embeds", rows, image, rtol=1e-5, atol=1e-5)
 
 
 def test_recomputing_activations_changes_nothing(oracle):
@@ -79,8 +84,12 @@ def test_recomputing_activations_changes_nothing(oracle):
         torch.manual_seed(3)
         loss = model(**inputs, seed=1).loss
         loss.backward()
-        results.append((loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)))
-    assert len(results[0]) > 20 and all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        results.append({"loss": loss.detach(), **gradients})
+    kept, recomputed = results
+    assert len(kept) > 20 and kept.keys() == recomputed.keys()
+    for name, value in kept.items():
+        oracle.check_equal(name if name == "loss" else f"gradient of {name}", recomputed[name], value)
 
 
 def test_training_under_autocast(oracle):
@@ -93,20 +102,21 @@ def test_training_under_autocast(oracle):
             loss = model(**inputs).loss
         loss.backward()
         losses.append(loss.item())
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in gradients)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), f"gradient of {name}"
     # Both round to bf16 (eps = 2 ** -8) in other places; the exact loss is the same.
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_a_change_of_weights_is_seen_with_and_without_gradients(oracle):
-    """Query, key and value lie in one block of memory; an update, a copy or an exchange of them must show."""
+    """Query, key and value lie in one block of memory; an update, a copy or a replacement of them must show."""
     model, inputs = fresh(oracle, 4)
 
     def both():
         with torch.no_grad():
             plain = model(**inputs).logits
-        assert oracle.relative(model(**inputs).logits.detach(), plain) <= 1e-6
+        oracle.check_close("logits with gradients", model(**inputs).logits.detach(), plain, 1e-6)
         return plain
 
     before = both()
@@ -114,14 +124,14 @@ def test_a_change_of_weights_is_seen_with_and_without_gradients(oracle):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     model(**inputs).loss.backward()
     optimizer.step()
-    assert oracle.relative(both(), before) > 1e-4
+    assert oracle.relative(both(), before) > 1e-4, "a step of the optimizer changes nothing"
     model.load_state_dict(saved, assign=True)
-    assert oracle.relative(both(), before) <= 1e-6
+    oracle.check_close("logits with the weights restored", both(), before, 1e-6)
     model.vilt.encoder.layer[0].attention.attention.key.weight.data = torch.zeros_like(saved[KEY])
-    assert oracle.relative(both(), before) > 1e-4
+    assert oracle.relative(both(), before) > 1e-4, "a replaced key weight changes nothing"
     twin = copy.deepcopy(model)
     with torch.no_grad():
-        assert torch.equal(twin(**inputs).logits, both())
+        oracle.check_equal("logits of a deep copy", twin(**inputs).logits, both())
 
 
 def test_a_model_learns_its_batch(oracle):

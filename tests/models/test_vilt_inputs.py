@@ -1,6 +1,4 @@
-"""Input that means nothing is refused where it enters, with a ValueError that names the argument."""
-
-import re
+"""Invalid input is refused where it enters, with a ValueError that names the argument."""
 
 import pytest
 import torch
@@ -39,7 +37,7 @@ def models():
 
 
 def inputs(**changes):
-    """A good call of two pairs with `changes`; a change to None takes the argument away."""
+    """A good call of two pairs with `changes`; None removes an argument."""
     good = {
         "input_ids": torch.randint(0, 20, (PAIRS, WORDS)),
         "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
@@ -310,19 +308,22 @@ def test_a_config_of_another_class_is_refused():
         vilt.ViltModel(CONFIG)
 
 
-def test_errors_say_what_came_and_what_is_wanted(models):
-    """One of each kind, in full."""
-    model = models("ViltModel")
-    for changes, told in (
+@pytest.mark.parametrize(
+    "changes, told",
+    [
         (dict(head_mask=torch.ones(4)), ("(3,)", "(2, 3)", "(4,)")),
         (dict(pixel_values=PIXELS[:, :1]), ("3", "1")),
         (dict(attention_mask=torch.ones(PAIRS, 4)), ("(2, 5)", "(2, 4)")),
         (dict(input_ids=with_value(IDS, (1, 2), 20)), ("0..19", "20")),
-    ):
-        with pytest.raises(ValueError) as caught:
-            model(**inputs(**changes))
-        for part in told:
-            assert re.search(re.escape(part), str(caught.value)), (part, str(caught.value))
+    ],
+    ids=["head_mask", "pixel_values", "attention_mask", "input_ids"],
+)
+def test_errors_say_what_came_and_what_is_wanted(models, changes, told):
+    """One of each kind, in full."""
+    with pytest.raises(ValueError) as caught:
+        models("ViltModel")(**inputs(**changes))
+    for part in told:
+        assert part in str(caught.value)
 
 
 def test_a_model_is_whole_after_a_refused_call(models):
@@ -335,5 +336,6 @@ def test_a_model_is_whole_after_a_refused_call(models):
         for changes, _ in list(BAD.values())[:10]:
             with pytest.raises(ValueError):
                 model(**inputs(**changes))
-        assert torch.equal(model(**given).logits, expected)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert torch.equal(model(**given).logits, expected), "logits"
+    for name, value in model.state_dict().items():
+        assert torch.equal(before[name], value), name

@@ -1,5 +1,6 @@
 """The padded ViLT of vilt_fast.reference.vilt: tiny cases worked by hand, then transformers."""
 
+import functools
 import importlib.util
 import math
 import re
@@ -191,52 +192,68 @@ def test_image_text_matching_head_by_hand():
     assert vilt.match(state, torch.tensor([[1.0, -1.0]])).tolist() == [[-1.0, 4.0]]
 
 
+LOGITS = {  # of every class with one image per text, from its weights and the encoder's output
+    "ViltModel": lambda state, config, out, text: None,
+    "ViltForMaskedLM": lambda state, config, out, text: vilt.masked_lm(state, config, text),
+    "ViltForQuestionAnswering": lambda state, config, out, text: vilt.classify(state, out.pooler_output),
+    "ViltForImageAndTextRetrieval": lambda state, config, out, text: vilt.retrieve(state, out.pooler_output),
+    "ViltForTokenClassification": lambda state, config, out, text: vilt.classify_tokens(state, text),
+}
+SEVERAL = "ViltForImagesAndTextClassification"
+STATES = ("mask", "hidden_states", "attentions")
+FIELDS = {
+    "ViltModel": (*STATES, "last_hidden_state", "pooler_output"),
+    **{name: (*STATES, "logits") for name in LOGITS if name != "ViltModel"},
+    SEVERAL: ("logits",),
+}
+
+
 def reference(name, model, inputs, patch_masks):
-    """What transformers' class `name` computes, by the reference."""
+    """What transformers' class `name` computes, by the reference: the encoder's output and the logits."""
     state, config = model.state_dict(), model.config
     body = {key: value for key, value in inputs.items() if key != "labels"}
-    if name == "ViltForImagesAndTextClassification":
-        pictures = {key: body.pop(key) for key in ("pixel_values", "pixel_mask")}
-        pictures["patch_mask"] = torch.stack(patch_masks, 1)
-        return None, vilt.classify_pictures(state, config, pictures, body)
+    if name == SEVERAL:
+        images = {key: body.pop(key) for key in ("pixel_values", "pixel_mask")}
+        images["patch_mask"] = torch.stack(patch_masks, 1)
+        return None, vilt.classify_pictures(state, config, images, body)
     prefix = "" if name == "ViltModel" else "vilt."
     out = vilt.encode(state, config, prefix=prefix, patch_mask=patch_masks[0], **body)
     text = out.last_hidden_state[:, : inputs["input_ids"].shape[1]]
-    logits = {
-        "ViltModel": lambda: None,
-        "ViltForMaskedLM": lambda: vilt.masked_lm(state, config, text),
-        "ViltForQuestionAnswering": lambda: vilt.classify(state, out.pooler_output),
-        "ViltForImageAndTextRetrieval": lambda: vilt.retrieve(state, out.pooler_output),
-        "ViltForTokenClassification": lambda: vilt.classify_tokens(state, text),
-    }[name]()
-    return out, logits
+    return out, LOGITS[name](state, config, out, text)
 
 
-@pytest.mark.parametrize("index", range(12))
-def test_against_transformers(oracle, index):
+@functools.lru_cache(maxsize=1)
+def both(oracle, name, index):
+    """One forward pass of transformers and of the reference, shared by the tests of all fields, which run in a row."""
+    model = oracle.build(name, oracle.config_kwargs(index), dtype=torch.float64, seed=index)
+    inputs = oracle.to_double(oracle.inputs_for(name, model.config, seed=index))
+    with torch.no_grad():
+        theirs, masks, real = oracle.run(model, inputs, output_hidden_states=True, output_attentions=True)
+        out, logits = reference(name, model, inputs, masks)
+    return inputs, theirs, real[0], out, logits
+
+
+@pytest.mark.parametrize(
+    "name, field",
+    [pytest.param(name, field, id=f"{name}-{field}") for name, fields in FIELDS.items() for field in fields],
+)
+@pytest.mark.parametrize("index", range(12), ids=lambda index: f"config{index}")
+def test_against_transformers(oracle, index, name, field):
     """Every class on twelve configurations: logits, every hidden state and attention of real rows."""
-    kwargs = oracle.config_kwargs(index)
-    for name in oracle.CLASSES:
-        model = oracle.build(name, kwargs, dtype=torch.float64, seed=index)
-        inputs = oracle.to_double(oracle.inputs_for(name, model.config, seed=index))
-        with torch.no_grad():
-            theirs, masks, real = oracle.run(model, inputs, output_hidden_states=True, output_attentions=True)
-            out, logits = reference(name, model, inputs, masks)
-        if name in ("ViltForMaskedLM", "ViltForTokenClassification"):
-            words = inputs["attention_mask"] != 0
-            assert oracle.relative(logits[words], theirs.logits[words]) <= TOLERANCE
-        elif logits is not None:
-            assert oracle.relative(logits, theirs.logits) <= TOLERANCE
-        if out is None:
-            continue
-        assert torch.equal(out.mask, real[0])
-        for ours, other in zip(out.hidden_states, theirs.hidden_states, strict=True):
-            oracle.assert_rows(ours, other, real[0], TOLERANCE)
-        for ours, other in zip(out.attentions, theirs.attentions, strict=True):
-            oracle.assert_attentions(ours, other, real[0], TOLERANCE)
-        if name == "ViltModel":
-            oracle.assert_rows(out.last_hidden_state, theirs.last_hidden_state, real[0], TOLERANCE)
-            assert oracle.relative(out.pooler_output, theirs.pooler_output) <= TOLERANCE
+    inputs, theirs, real, out, logits = both(oracle, name, index)
+    if field == "mask":
+        oracle.check_equal(field, out.mask, real)
+    elif field in STATES:
+        oracle.check_layers(field, getattr(out, field), theirs[field], real, TOLERANCE)
+    elif field == "last_hidden_state":
+        oracle.check_rows(field, out.last_hidden_state, theirs.last_hidden_state, real, TOLERANCE)
+    elif field == "pooler_output":
+        oracle.check_close(field, out.pooler_output, theirs.pooler_output, TOLERANCE)
+    elif name in ("ViltForMaskedLM", "ViltForTokenClassification"):
+        words = inputs["attention_mask"] != 0
+        oracle.check_close("logits of real words", logits[words], theirs.logits[words], TOLERANCE)
+    else:
+        oracle.check_close(field, logits, theirs.logits, TOLERANCE)
 
 
 def test_embeddings_given_against_transformers(oracle):
@@ -258,27 +275,28 @@ def test_embeddings_given_against_transformers(oracle):
         theirs = model(**{**given, "inputs_embeds": given["inputs_embeds"].clone()})
         ours = vilt.encode(model.state_dict(), model.config, prefix="", **given)
     real = torch.cat([given["attention_mask"], given["pixel_mask"]], dim=1) != 0
-    oracle.assert_rows(ours.last_hidden_state, theirs.last_hidden_state, real, TOLERANCE)
+    oracle.check_rows("last_hidden_state", ours.last_hidden_state, theirs.last_hidden_state, real, TOLERANCE)
 
 
-def test_head_mask_is_a_scale_on_the_heads_own_columns(oracle):
+@pytest.mark.parametrize("by_layer", [False, True], ids=["heads", "layers x heads"])
+def test_head_mask_is_a_scale_on_the_columns_of_each_head(oracle, by_layer):
     """transformers 5 has no head_mask: scaling a head's probabilities is scaling its columns of the output matrix."""
     model = oracle.build("ViltModel", oracle.config_kwargs(5), dtype=torch.float64)
     config, inputs = model.config, oracle.to_double(oracle.batch(model.config, seed=6))
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(4)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    for scale in (torch.rand(heads, generator=generator), torch.rand(layers, heads, generator=generator)):
-        columns = scale.double().expand(layers, heads).repeat_interleave(config.hidden_size // heads, dim=1)
-        for d in range(layers):
-            name = f"encoder.layer.{d}.attention.output.dense.weight"
-            model.get_parameter(name).data.copy_(state[name] * columns[d])
-        with torch.no_grad():
-            theirs, masks, real = oracle.run(model, inputs, output_attentions=True)
-            ours = vilt.encode(state, config, prefix="", head_mask=scale, patch_mask=masks[0], **inputs)
-        oracle.assert_rows(ours.last_hidden_state, theirs.last_hidden_state, real[0], TOLERANCE)
-        expected = theirs.attentions[-1] * scale.double().expand(layers, heads)[-1][:, None, None]
-        oracle.assert_attentions(ours.attentions[-1], expected, real[0], TOLERANCE)
+    generator = torch.Generator().manual_seed(4)
+    scale = torch.rand((layers, heads) if by_layer else (heads,), generator=generator)
+    columns = scale.double().expand(layers, heads).repeat_interleave(config.hidden_size // heads, dim=1)
+    for d in range(layers):
+        name = f"encoder.layer.{d}.attention.output.dense.weight"
+        model.get_parameter(name).data.copy_(state[name] * columns[d])
+    with torch.no_grad():
+        theirs, masks, real = oracle.run(model, inputs, output_attentions=True)
+        ours = vilt.encode(state, config, prefix="", head_mask=scale, patch_mask=masks[0], **inputs)
+    oracle.check_rows("last_hidden_state", ours.last_hidden_state, theirs.last_hidden_state, real[0], TOLERANCE)
+    expected = theirs.attentions[-1] * scale.double().expand(layers, heads)[-1][:, None, None]
+    oracle.check_attentions("last attentions", ours.attentions[-1], expected, real[0], TOLERANCE)
 
 
 def test_the_blocks_have_an_epsilon_of_their_own():
@@ -303,7 +321,7 @@ def test_masked_lm_head_reads_the_word_table_without_a_decoder_of_its_own(oracle
     bias = state.pop("mlm_score.decoder.bias")
     del state["mlm_score.decoder.weight"]
     state["mlm_score.bias"] = bias  # transformers 4.37's name
-    assert torch.equal(vilt.masked_lm(state, model.config, rows), full)
+    oracle.check_equal("logits", vilt.masked_lm(state, model.config, rows), full)
 
 
 def test_the_packed_model_does_not_use_it():

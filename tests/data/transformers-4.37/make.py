@@ -1,7 +1,7 @@
 """Writes the directories beside this file. Run it with transformers==4.37.2 (numpy<2); the tests only read them.
 
-Each directory is what `save_pretrained` of that version makes of a small random model, and expected.json holds an
-input and what the model answers. Pixels are not stored: value i is sin(0.37 i).
+Each directory is what `save_pretrained` of that version writes for a small random model, and expected.json holds an
+input and the model's outputs. Pixels are not stored: value i is sin(0.37 i).
 """
 
 import json
@@ -37,8 +37,6 @@ VARIANTS = {  # directory: class, fields of the configuration, arguments of save
     "ViltForImageAndTextRetrieval": ("ViltForImageAndTextRetrieval", {}, {}),
     "ViltForTokenClassification": ("ViltForTokenClassification", {"num_labels": 4}, {}),
 }
-
-
 TEXTS = {
     "input_ids": [[2, 7, 11, 29, 5, 3], [2, 19, 8, 3, 0, 0]],
     "attention_mask": [[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]],
@@ -48,7 +46,7 @@ PICTURE_SIZES = [[24, 32], [16, 24]]
 
 
 def pictures(num_images: int) -> dict[str, torch.Tensor]:
-    """pixel_values and pixel_mask: sin(0.37 i) inside each picture, zero in the padding."""
+    """pixel_values and pixel_mask: sin(0.37 i) inside each image, zero in the padding."""
     mask = torch.zeros(len(PICTURE_SIZES), 24, 32, dtype=torch.long)
     for row, (height, width) in zip(mask, PICTURE_SIZES, strict=True):
         row[:height, :width] = 1
@@ -60,7 +58,7 @@ def pictures(num_images: int) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def main(root: Path) -> None:
-    assert transformers.__version__ == "4.37.2", transformers.__version__
+    assert transformers.__version__ == "4.37.2", f"wanted transformers 4.37.2, got {transformers.__version__}"
     for number, (name, (class_name, fields, options)) in enumerate(VARIANTS.items()):
         generator = torch.Generator().manual_seed(number)
         config = transformers.ViltConfig(**SIZES, **fields)
@@ -70,7 +68,7 @@ def main(root: Path) -> None:
         model.save_pretrained(root / name, **options)
         texts = {key: torch.tensor(value) for key, value in TEXTS.items()}
         outputs = model(**texts, **pictures(config.num_images))
-        if class_name == "ViltModel":  # rows of patches come in random order
+        if class_name == "ViltModel":  # the rows of patches come in random order
             answers = {"text_rows": outputs.last_hidden_state[:, :6], "pooler_output": outputs.pooler_output}
         else:
             answers = {"logits": outputs.logits}
