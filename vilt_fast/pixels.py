@@ -90,16 +90,16 @@ class PackedPixels:
         return tuple(accumulate((CHANNELS * height * width for height, width in self.sizes), initial=0))
 
     @cached_property
-    def pair_pictures(self) -> tuple[int, ...]:
-        """The picture of each pair."""
+    def image_of_pair(self) -> tuple[int, ...]:
+        """The image of each pair, on the host: `picture`, also where that is None."""
         return tuple(range(len(self))) if self.picture is None else self.picture
 
     def grids(self, patch: int) -> list[tuple[int, int]]:
-        """Patches (height, width) of each pair's picture."""
-        return [(self.sizes[index][0] // patch, self.sizes[index][1] // patch) for index in self.pair_pictures]
+        """Patches (height, width) of each pair's image, on the host."""
+        return [(self.sizes[index][0] // patch, self.sizes[index][1] // patch) for index in self.image_of_pair]
 
     def grid_size(self, patch: int) -> tuple[int, int]:
-        """(GH, GW): the patches that the pictures would have if they were padded to one size."""
+        """(GH, GW): the patches that the images would have if they were padded to one size."""
         return max(height for height, _ in self.sizes) // patch, max(width for _, width in self.sizes) // patch
 
     def pair_grid(self, patch: int) -> Tensor:
@@ -108,25 +108,25 @@ class PackedPixels:
 
     @property
     def pair_offset(self) -> Tensor:
-        """(B,) int64 on the device: the first byte of each pair's picture."""
+        """(B,) int64 on the device: the first byte of each pair's image."""
         return self._pair_table[0]
 
     @property
-    def pair_picture(self) -> Tensor:
-        """(B,) int64 on the device: `pair_pictures`."""
+    def image_index(self) -> Tensor:
+        """(B,) int64 on the device: `image_of_pair`, which makes pairs with one image draw the same patches."""
         return self._pair_table[3]
 
     @cached_property
     def _pair_table(self) -> Tensor:
-        """(4, B) int64 on the device, copied there once and without waiting: offset, height, width, picture."""
-        rows = [(self.offsets[index], *self.sizes[index], index) for index in self.pair_pictures]
+        """(4, B) int64 on the device, copied there once and without waiting: offset, height, width, image."""
+        rows = [(self.offsets[index], *self.sizes[index], index) for index in self.image_of_pair]
         table = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 4).T.contiguous()
         return (table.pin_memory() if self.data.is_cuda else table).to(self.device, non_blocking=True)
 
     def leaders(self, slots: int = 1) -> list[int]:
         """For each pair the first pair that looks at the same picture in the same slot, where pair b has b % slots."""
         first: dict[tuple[int, int], int] = {}
-        return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.pair_pictures)]
+        return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.image_of_pair)]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedPixels:
         """The same pictures on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""

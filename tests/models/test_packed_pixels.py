@@ -67,12 +67,12 @@ def pictures(count: int, seed: int = 0, *, like: str = "ViLT", picture: Any = No
 
 def padded(packed: PackedPixels, dtype: torch.dtype, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """pixel_values and pixel_mask of every pair, as the processor would make them, and noise where none are read."""
-    sizes = [packed.sizes[index] for index in packed.pair_pictures]
+    sizes = [packed.sizes[index] for index in packed.image_of_pair]
     height, width = size or tuple(np.max(packed.sizes, 0).tolist())
     values = torch.randn(len(sizes), 3, height, width, dtype=dtype)
     mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
     mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (packed.mean, packed.std))
-    for pair, index in enumerate(packed.pair_pictures):
+    for pair, index in enumerate(packed.image_of_pair):
         h, w = packed.sizes[index]
         image = packed.data[packed.offsets[index] : packed.offsets[index + 1]].view(h, w, 3)
         values[pair, :, :h, :w] = ((image.double() * packed.rescale_factor - mean) / std).permute(2, 0, 1).to(dtype)
@@ -365,6 +365,6 @@ def test_moving_keeps_everything_but_the_place() -> None:
         packed.rescale_factor,
     )
     assert len(packed) == 3 and packed.pairs == 4
-    assert packed.pair_picture.tolist() == [0, 2, 1, 1]
+    assert packed.image_index.tolist() == [0, 2, 1, 1]
     assert packed.pair_offset.tolist() == [packed.offsets[i] for i in packed.picture]
     assert packed.pair_grid(PATCH).tolist() == [list(grid) for grid in packed.grids(PATCH)]

@@ -16,21 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vilt_fast.contracts.plan import Plan
 from vilt_fast.models.vilt import Encoded
-from vilt_fast.packing import Copies, Layout
+from vilt_fast.packing import Copies, Layout, top_left_mask
 from vilt_fast.pixels import PackedPixels
 from vilt_fast.reference.patch_sample import patch_sample
 
-# Buckets an octave: a batch that fills no bucket computes at most a fifth too much, a tenth on average.
+# Buckets per octave: a batch that just misses one computes up to a quarter more than it needs to in the next.
 _STEPS = 4
 _SMALLEST = 256  # tokens; one pair at ViLT's own resolution
 _TOKENS_A_PAIR = 64  # pairs shorter than that on average close a batch by their number
-_LAYOUT_LISTS = ("cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row", "grid", "text_count", "patch_count")
+_TENSOR_NAMES = Plan._fields  # of a layout; `word_row` is left out, as nothing in a bucket reads it
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A batch: its layout and words, made on the host and then copied, and its pictures, on the device."""
+class PlannedBatch:
+    """A batch: its layout and words, made on the host and then copied, and its images, on the device."""
 
     layout: Layout
     input_ids: Tensor  # (B, L) int64
@@ -87,9 +88,9 @@ def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int, is_sharing: boo
     return next((Bucket(t, is_sharing) for t in sizes if tokens <= t and pairs <= max_pairs(t)), None)
 
 
-def make_plan(
+def plan_batch(
     ids: Sequence[Sequence[int]], pixels: PackedPixels, config: Any, grid_size: tuple[int, int] | None = None
-) -> Plan:
+) -> PlannedBatch:
     """Plan a batch on the host.
 
     The draw of `max_image_length` patches is the same for all pictures of one size, so that it does not depend on what
@@ -104,40 +105,18 @@ def make_plan(
     attention_mask = columns < lengths[:, None]
     input_ids = torch.zeros(attention_mask.shape, dtype=torch.int64)
     input_ids[attention_mask] = torch.tensor([word for row in ids for word in row])
-    layout = _host_layout(
-        attention_mask, torch.tensor(pixels.grids(patch)), grid_size or pixels.grid_size(patch), config.max_image_length
-    )
+    grid_size = grid_size or pixels.grid_size(patch)
+    cells = top_left_mask(torch.tensor(pixels.grids(patch)), grid_size)
+    image_index = torch.zeros(len(ids), dtype=torch.int64)
+    # The reference, whatever backend was chosen: planning on the host is no choice of where to compute.
+    plan = patch_sample(attention_mask, cells, None, grid_size, config.max_image_length, 0, image_index)
+    layout = Layout.from_plan(plan, grid_size)
     if pixels.picture is not None:
         layout = layout.sharing(pixels.leaders(), layout.patch_count.tolist())
-    return Plan(layout, input_ids, pixels)
+    return PlannedBatch(layout, input_ids, pixels)
 
 
-def _host_layout(attention_mask: Tensor, grid: Tensor, grid_size: tuple[int, int], max_patches: int) -> Layout:
-    """`Layout.build` on the host, whatever backend was chosen: planning there is no choice of where to compute."""
-    y, x = torch.arange(grid_size[0])[:, None], torch.arange(grid_size[1])
-    cells = (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])  # (B, GH, GW)
-    image_index = torch.zeros(len(grid), dtype=torch.int64)
-    plan = patch_sample(attention_mask, cells, None, grid_size, max_patches, 0, image_index)
-    places = int(plan.patch_count.sum())
-    return Layout(
-        cu_seqlens=plan.cu_seqlens,
-        text_row=plan.text_row,
-        word_row=plan.text_row[attention_mask].long(),
-        cls_row=plan.cls_row,
-        patch_index=plan.patch_index[:places],
-        patch_row=plan.patch_row[:places],
-        grid=plan.grid,
-        text_count=plan.text_count,
-        patch_count=plan.patch_count,
-        grid_size=grid_size,
-        has_cls=True,
-        total_tokens=int(plan.cu_seqlens[-1]),
-        max_seqlen=int(plan.cu_seqlens.diff().max()),
-        max_patches=int(plan.patch_count.max()),
-    )
-
-
-def pad_plan(plan: Plan, bucket: Bucket, limits: Limits) -> Plan:
+def pad_batch(plan: PlannedBatch, bucket: Bucket, limits: Limits) -> PlannedBatch:
     """The same batch in the shape of `bucket`; all but the pictures on the host.
 
     There is one more row, and one more place for a patch, than the bucket has tokens. Models that read other rows than
@@ -179,7 +158,7 @@ def _pad_copies(layout: Layout, bucket: Bucket) -> Copies:
     return Copies(*(F.pad(part, (0, last - len(part)), value=last) for part in copies))
 
 
-def compute_logits(model: Any, plan: Plan) -> Tensor:
+def compute_logits(model: Any, plan: PlannedBatch) -> Tensor:
     """The logits of a plan that is on the model's device; nothing is read back to the host on the kernels."""
     layout, zeros = plan.layout, torch.zeros_like(plan.input_ids)
     pair_modality = torch.ones_like(layout.cls_row, dtype=torch.int64)
@@ -189,7 +168,7 @@ def compute_logits(model: Any, plan: Plan) -> Tensor:
     return model.logits(Encoded(layout, tokens, [], []))
 
 
-def to_device(plan: Plan, device: torch.device) -> Plan:
+def to_device(plan: PlannedBatch, device: torch.device) -> PlannedBatch:
     """The plan on `device`; the copies are not waited for."""
     if device.type == "cpu":
         return plan
@@ -199,9 +178,9 @@ def to_device(plan: Plan, device: torch.device) -> Plan:
         return tensor.to(device, non_blocking=True)
 
     layout = plan.layout
-    moved = {name: move(getattr(layout, name)) for name in (*_LAYOUT_LISTS, "word_row")}
+    moved = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
     copies = None if layout.copies is None else Copies(*map(move, layout.copies))
-    return Plan(replace(layout, **moved, copies=copies), move(plan.input_ids), plan.pixels)
+    return PlannedBatch(replace(layout, **moved, copies=copies), move(plan.input_ids), plan.pixels)
 
 
 class _StaticPixels(PackedPixels):
@@ -232,7 +211,7 @@ class Bucketed:
         self._pool: Any = None
         tokens, pairs, device = limits.tokens, limits.pairs, model.device
         lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
-        shapes = {name: (lengths.get(name, pairs),) for name in _LAYOUT_LISTS}
+        shapes = {name: (lengths.get(name, pairs),) for name in _TENSOR_NAMES}
         shapes |= {"text_row": (pairs, limits.words), "grid": (pairs, 2)}
         self._lists = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
         self._copies = Copies(*torch.zeros(3, tokens, dtype=torch.int64, device=device))
@@ -241,7 +220,7 @@ class Bucketed:
         patch_bytes = 3 * model.config.patch_shape[0] ** 2
         self._data = torch.zeros(tokens * patch_bytes, dtype=torch.uint8, device=device)
 
-    def bucket_of(self, plan: Plan) -> Bucket | None:
+    def bucket_of(self, plan: PlannedBatch) -> Bucket | None:
         """The bucket that a plan fits into; None: it is larger than all, or no plan for buckets."""
         layout = plan.layout
         is_small = layout.max_seqlen <= self.limits.max_seqlen and layout.text_length <= self.limits.words
@@ -250,24 +229,24 @@ class Bucketed:
         is_sharing = layout.copies is not None
         return choose_bucket(self.sizes, layout.total_tokens, layout.batch_size, is_sharing)
 
-    def pad(self, plan: Plan, bucket: Bucket) -> tuple[Plan, Tensor]:
+    def pad(self, plan: PlannedBatch, bucket: Bucket) -> tuple[PlannedBatch, Tensor]:
         """A plan in the shape of its bucket and the first byte of each pair's picture, in pinned memory on a GPU."""
-        padded, pixels = pad_plan(plan, bucket, self.limits), plan.pixels
+        padded, pixels = pad_batch(plan, bucket, self.limits), plan.pixels
         offsets = torch.zeros(bucket.pairs, dtype=torch.int64)
-        offsets[: pixels.pairs] = torch.tensor([pixels.offsets[index] for index in pixels.pair_pictures])
+        offsets[: pixels.pairs] = torch.tensor([pixels.offsets[index] for index in pixels.image_of_pair])
         if self.model.device.type != "cuda":
             return padded, offsets
         layout = padded.layout
-        pinned = {name: getattr(layout, name).pin_memory() for name in _LAYOUT_LISTS}
+        pinned = {name: getattr(layout, name).pin_memory() for name in _TENSOR_NAMES}
         copies = None if layout.copies is None else Copies(*(part.pin_memory() for part in layout.copies))
         layout = replace(layout, **pinned, copies=copies)
-        return Plan(layout, padded.input_ids.pin_memory(), pixels), offsets.pin_memory()
+        return PlannedBatch(layout, padded.input_ids.pin_memory(), pixels), offsets.pin_memory()
 
-    def run(self, padded: Plan, offsets: Tensor, bucket: Bucket, pairs: int) -> Tensor:
+    def run(self, padded: PlannedBatch, offsets: Tensor, bucket: Bucket, pairs: int) -> Tensor:
         """(pairs, ...) logits of what `pad` returned; overwritten by the next call."""
         static = self._static(bucket)
         layout, source = static.layout, padded.layout
-        for name in _LAYOUT_LISTS:
+        for name in _TENSOR_NAMES:
             getattr(layout, name).copy_(getattr(source, name), non_blocking=True)
         for target, part in zip(layout.copies or (), source.copies or (), strict=True):
             target.copy_(part, non_blocking=True)
@@ -295,7 +274,7 @@ class Bucketed:
             self._graphs[bucket] = graph, logits
         return self._graphs[bucket]
 
-    def _static(self, bucket: Bucket) -> Plan:
+    def _static(self, bucket: Bucket) -> PlannedBatch:
         """The plan in memory that never moves."""
         limits, tokens, pairs = self.limits, bucket.tokens, bucket.pairs
         lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
@@ -311,4 +290,4 @@ class Bucketed:
             copies=Copies(*(part[:tokens] for part in self._copies)) if bucket.is_sharing else None,
         )
         pixels = _StaticPixels(self._data, self._pair_offset[:pairs], self.like)
-        return Plan(layout, self._input_ids[:pairs], pixels)
+        return PlannedBatch(layout, self._input_ids[:pairs], pixels)

@@ -184,7 +184,7 @@ class Inputs:
 
     def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
         if self.image_index is None:
-            return self.pixel_values.pair_picture if isinstance(self.pixel_values, PackedPixels) else None
+            return self.pixel_values.image_index if isinstance(self.pixel_values, PackedPixels) else None
         index = torch.as_tensor(self.image_index, device=device)
         _shape("image_index", index, (batch,))
         return _integers("image_index", index)
