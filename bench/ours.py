@@ -75,8 +75,8 @@ def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool 
 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
-            x, _, _ = model.vilt.encoder(tokens, layout, None, False, False)
-            return model.logits(Encoded(layout, x[layout.first], [], []))
+            x, _, _ = model.vilt.encoder(tokens, layout)
+            return model.logits(Encoded(layout, x[layout.first]))
 
     return [graphed(call, case.device) if graphs else call]
 

@@ -106,7 +106,7 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     before = ops.patch_embed
 
     def count(*arguments: Any, **options: Any) -> Tensor:
-        counts.append(int((arguments[9] >= 0).sum()))
+        counts.append(int((options["patch_index"] >= 0).sum()))
         return before(*arguments, **options)
 
     monkeypatch.setattr(ops, "patch_embed", count)
@@ -186,12 +186,10 @@ def test_shared_rows_are_the_same_bits(projected: list[int]) -> None:
             rows.append(
                 tested.embeddings(
                     batch.layout(tested.config, False, []),
-                    batch.input_ids,
-                    batch.token_type_ids,
-                    None,
-                    packed,
-                    None,
-                    batch.pair_modality,
+                    input_ids=batch.input_ids,
+                    token_type_ids=batch.token_type_ids,
+                    pixel_values=packed,
+                    pair_modality=batch.pair_modality,
                 )
             )
     assert projected[0] < projected[1]
@@ -259,21 +257,6 @@ def test_an_updated_weight_is_used_in_the_next_call() -> None:
         assert (after - before).abs().max() > 1e-3
         wanted = tested(**text, **padded(packed, torch.float64)).pooler_output
     torch.testing.assert_close(after, wanted, **TOLERANCE[torch.float64])
-
-
-def test_a_held_projection_is_folded_once_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    tested, text, packed = model("ViltModel"), words(2), pictures(2)
-    embeddings = tested.embeddings
-    with torch.no_grad():
-        wanted = tested(**text, pixel_values=packed).pooler_output
-        other = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
-        with embeddings.hold_folded(packed):
-            embeddings.patch_embeddings.projection.weight.mul_(-1)  # not seen inside, as it says
-            assert torch.equal(tested(**text, pixel_values=packed).pooler_output, wanted)
-            embeddings.patch_embeddings.projection.weight.mul_(-1)
-            assert torch.equal(tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output, other)
-        embeddings.patch_embeddings.projection.weight.mul_(-1)
-        assert not torch.allclose(tested(**text, pixel_values=packed).pooler_output, wanted)
 
 
 @pytest.mark.parametrize("limit", [-1, 2])

@@ -74,7 +74,7 @@ class ViltStages:
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None
         self.bucketed: Bucketed | None = None
-        if is_cuda and cuda_graphs and model.reads_first_row and processor.image_processor.do_resize:
+        if is_cuda and cuda_graphs and model.first_rows_only and processor.image_processor.do_resize:
             self.use_buckets(max_tokens, is_recording=True)
         if is_cuda:  # the weights may still be on their way
             torch.cuda.synchronize(self.device)

@@ -160,12 +160,16 @@ def _pad_copies(layout: Layout, bucket: Bucket) -> Copies:
 
 def compute_logits(model: Any, plan: PlannedBatch) -> Tensor:
     """The logits of a plan that is on the model's device; nothing is read back to the host on the kernels."""
-    layout, zeros = plan.layout, torch.zeros_like(plan.input_ids)
-    pair_modality = torch.ones_like(layout.cls_row, dtype=torch.int64)
-    vilt = model.vilt
-    tokens = vilt.embeddings(layout, plan.input_ids, zeros, None, plan.pixels, None, pair_modality)
-    tokens, _, _ = vilt.encoder(tokens, layout, None, False, False, layout.first if model.reads_first_row else None)
-    return model.logits(Encoded(layout, tokens, [], []))
+    layout, vilt = plan.layout, model.vilt
+    tokens = vilt.embeddings(
+        layout,
+        input_ids=plan.input_ids,
+        token_type_ids=torch.zeros_like(plan.input_ids),
+        pixel_values=plan.pixels,
+        pair_modality=torch.ones_like(layout.cls_row, dtype=torch.int64),
+    )
+    tokens, _, _ = vilt.encoder(tokens, layout, first_rows_only=model.first_rows_only)
+    return model.logits(Encoded(layout, tokens))
 
 
 def to_device(plan: PlannedBatch, device: torch.device) -> PlannedBatch:

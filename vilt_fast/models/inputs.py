@@ -13,7 +13,7 @@ from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Inputs:
     """What a caller of `ViltModel.forward` gave; see there for shapes and meaning."""
 
@@ -190,7 +190,7 @@ class Inputs:
         return _integers("image_index", index)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """Inputs after their check: masks are bool, indices int64, nothing optional but what excludes each other."""
 

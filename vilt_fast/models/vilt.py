@@ -10,7 +10,6 @@ All classes share the arguments of `ViltModel.forward`. What differs from transf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -26,6 +25,7 @@ from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.inputs import Inputs, check_labels
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
+    Encoded,
     MaskedLMOutput,
     ModelOutput,
     SequenceClassifierOutput,
@@ -33,24 +33,7 @@ from vilt_fast.models.outputs import (
     ViltForImagesAndTextClassificationOutput,
 )
 from vilt_fast.packing import Check, Layout
-
-
-@dataclass
-class Encoded:
-    """A batch after the encoder, packed."""
-
-    layout: Layout
-    tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
-    states: list[Tensor]  # (total_tokens, d) each
-    attentions: list[Tensor]  # (total_tokens, heads, max_seqlen) each
-
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """(B, places, d) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack, self.states)) if self.states else None
-
-    def padded_attentions(self) -> tuple[Tensor, ...] | None:
-        """(B, heads, places, places) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
+from vilt_fast.pixels import PackedPixels
 
 
 class ViltModel(PreTrainedModel):
@@ -78,7 +61,7 @@ class ViltModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | PackedPixels | None = None,
         pixel_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -117,15 +100,20 @@ class ViltModel(PreTrainedModel):
         if image_token_type_idx is not None and not isinstance(image_token_type_idx, Integral):
             raise ValueError(f"image_token_type_idx must be an integer, got {image_token_type_idx!r}")
         inputs = Inputs(
-            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
-            image_embeds, image_token_type_idx, patch_mask, seed, image_index,
-        )  # fmt: skip
-        config = self.config
-        encoded = self.encode(
-            inputs,
-            want_attentions=_default(output_attentions, config.output_attentions),
-            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            image_embeds=image_embeds,
+            image_token_type_idx=image_token_type_idx,
+            patch_mask=patch_mask,
+            seed=seed,
+            image_index=image_index,
         )
+        encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         tokens = normalise(self.layernorm, encoded.tokens)
         pooled = None if self.pooler is None else self.pooler(tokens[encoded.layout.first])
         output = BaseModelOutputWithPooling(
@@ -134,7 +122,7 @@ class ViltModel(PreTrainedModel):
             hidden_states=encoded.hidden_states(),
             attentions=encoded.padded_attentions(),
         )
-        if _default(return_dict, config.return_dict):
+        if _default(return_dict, self.config.return_dict):
             return output
         return (output.last_hidden_state, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
 
@@ -142,8 +130,8 @@ class ViltModel(PreTrainedModel):
         self,
         inputs: Inputs,
         *,
-        want_attentions: bool = False,
-        want_hidden_states: bool = False,
+        want_attentions: bool | None = None,
+        want_hidden_states: bool | None = None,
         first_rows_only: bool = False,
         checks: list[Check] | None = None,
     ) -> Encoded:
@@ -151,26 +139,30 @@ class ViltModel(PreTrainedModel):
 
         Args:
             inputs: of the forward call.
-            want_attentions, want_hidden_states: what to keep.
+            want_attentions, want_hidden_states: what to keep; None: as in the configuration.
             first_rows_only: whether the caller reads the first word's row of each pair alone.
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
-        batch = inputs.check(self.config, self.device)
-        layout = batch.layout(self.config, self.training, checks or [])
+        config = self.config
+        batch = inputs.check(config, self.device)
+        layout = batch.layout(config, self.training, checks or [])
         tokens = self.embeddings(
             layout,
-            batch.input_ids,
-            batch.token_type_ids,
-            batch.inputs_embeds,
-            batch.pixel_values,
-            batch.image_embeds,
-            batch.pair_modality,
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            inputs_embeds=batch.inputs_embeds,
+            pixel_values=batch.pixel_values,
+            image_embeds=batch.image_embeds,
+            pair_modality=batch.pair_modality,
         )
-        head_mask = None if batch.head_mask is None else batch.head_mask.to(tokens.dtype)
-        rows = layout.first if first_rows_only and not want_hidden_states else None
-        tokens, states, attentions = self.encoder(tokens, layout, head_mask, want_attentions, want_hidden_states, rows)
-        if first_rows_only and rows is None:
-            tokens = tokens[layout.first]
+        tokens, states, attentions = self.encoder(
+            tokens,
+            layout,
+            head_mask=None if batch.head_mask is None else batch.head_mask.to(tokens.dtype),
+            want_attentions=_default(want_attentions, config.output_attentions),
+            want_hidden_states=_default(want_hidden_states, config.output_hidden_states),
+            first_rows_only=first_rows_only,
+        )
         return Encoded(layout, tokens, states, attentions)
 
     def pooled(self, encoded: Encoded) -> Tensor:
@@ -182,14 +174,18 @@ class ViltWithHead(PreTrainedModel):
     """Base of the heads: one forward for all; a head says how logits and loss are made."""
 
     output_class: type[ModelOutput] = SequenceClassifierOutput
-    reads_first_row = True  # or the rows of all words
+    first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
+
+    def __init__(self, config: ViltConfig, *, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.vilt = ViltModel(config, add_pooling_layer)
 
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | PackedPixels | None = None,
         pixel_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -208,21 +204,29 @@ class ViltWithHead(PreTrainedModel):
         All other arguments are those of `ViltModel.forward`.
         """
         inputs = Inputs(
-            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
-            image_embeds, None, patch_mask, seed, image_index,
-        )  # fmt: skip
-        config = self.config
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            image_embeds=image_embeds,
+            patch_mask=patch_mask,
+            seed=seed,
+            image_index=image_index,
+        )
         encoded = self.vilt.encode(
             self._prepare(inputs),
-            want_attentions=_default(output_attentions, config.output_attentions),
-            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
-            first_rows_only=self.reads_first_row,
+            want_attentions=output_attentions,
+            want_hidden_states=output_hidden_states,
+            first_rows_only=self.first_rows_only,
             checks=[] if labels is None else self._check_labels(labels, inputs),
         )
         logits = self.logits(encoded)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
         output = self._output(encoded, loss, logits)
-        return output if _default(return_dict, config.return_dict) else self._as_tuple(output)
+        return output if _default(return_dict, self.config.return_dict) else self._as_tuple(output)
 
     def _prepare(self, inputs: Inputs) -> Inputs:
         return inputs
@@ -249,15 +253,38 @@ class ViltWithHead(PreTrainedModel):
         return output.to_tuple()
 
 
-class ViltForMaskedLM(ViltWithHead):
+class _WordHead(ViltWithHead):
+    """Base of the heads that read every word. labels (B, L) integers, -100 where there is nothing to learn."""
+
+    first_rows_only = False
+
+    @property
+    def _classes(self) -> int:
+        raise NotImplementedError
+
+    def _score(self, words: Tensor) -> Tensor:
+        """(words, d) to (words, classes)."""
+        raise NotImplementedError
+
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape(), classes=self._classes, ignore=True)
+
+    def logits(self, encoded: Encoded) -> Tensor:
+        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
+        return encoded.layout.unpack_words(self._score(words))
+
+    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+        labels = labels.masked_fill(layout.text_row < 0, -100)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class ViltForMaskedLM(_WordHead):
     """Masked words. labels (B, L) integers: the word's id, -100 where there is nothing to learn."""
 
     output_class = MaskedLMOutput
-    reads_first_row = False
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
-        self.vilt = ViltModel(config)
         self.mlm_score = MaskedLMHead(config)
         self._init_weights()
         if config.tie_word_embeddings:
@@ -276,15 +303,12 @@ class ViltForMaskedLM(ViltWithHead):
         if self.mlm_score.decoder.weight is self.vilt.get_input_embeddings().weight:
             self.mlm_score.decoder.weight = nn.Parameter(self.mlm_score.decoder.weight.detach().clone())
 
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
+    @property
+    def _classes(self) -> int:
+        return self.config.vocab_size
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(self.mlm_score(words))
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return _word_loss(logits, labels, layout)
+    def _score(self, words: Tensor) -> Tensor:
+        return self.mlm_score(words)
 
 
 class ViltForQuestionAnswering(ViltWithHead):
@@ -293,7 +317,6 @@ class ViltForQuestionAnswering(ViltWithHead):
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.vilt = ViltModel(config)
         self.classifier = Classifier(config.hidden_size, config.hidden_size * 2, config.num_labels)
         self._init_weights()
 
@@ -321,7 +344,6 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
-        self.vilt = ViltModel(config)
         self.rank_output = nn.Linear(config.hidden_size, 1)
         self._init_weights()
 
@@ -345,7 +367,6 @@ class ViltForImageTextMatching(ViltWithHead):
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
-        self.vilt = ViltModel(config)
         self.itm_score = MatchingHead(config)
         self._init_weights()
 
@@ -380,7 +401,6 @@ class ViltForImagesAndTextClassification(ViltWithHead):
                 f"for the text and one a picture; got {config.modality_type_vocab_size}"
             )
         self.num_labels = config.num_labels
-        self.vilt = ViltModel(config)
         width = config.hidden_size * config.num_images
         self.classifier = Classifier(width, width, config.num_labels)
         self._init_weights()
@@ -419,35 +439,24 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         return (*head, output.logits, output.hidden_states, output.attentions)
 
 
-class ViltForTokenClassification(ViltWithHead):
+class ViltForTokenClassification(_WordHead):
     """A label a word. labels (B, L) integers, -100 where there is nothing to learn."""
 
     output_class = TokenClassifierOutput
-    reads_first_row = False
 
     def __init__(self, config: ViltConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, add_pooling_layer=False)
         self.num_labels = config.num_labels
-        self.vilt = ViltModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._init_weights()
 
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
+    @property
+    def _classes(self) -> int:
+        return self.num_labels
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(project(self.classifier, self.dropout(words)))
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return _word_loss(logits, labels, layout)
-
-
-def _word_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Mean cross-entropy over the words that are neither masked nor labelled -100."""
-    labels = labels.masked_fill(layout.text_row < 0, -100)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    def _score(self, words: Tensor) -> Tensor:
+        return project(self.classifier, self.dropout(words))
 
 
 def _default(value: bool | None, otherwise: bool) -> bool:
