@@ -22,13 +22,13 @@ from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
 from vilt_fast.layers.projection import normalise, project
 from vilt_fast.models.base import PreTrainedModel
+from vilt_fast.models.heads import ViltWithHead, ViltWithWordHead, either
 from vilt_fast.models.inputs import Inputs, check_labels
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
     MaskedLMOutput,
     ModelOutput,
-    SequenceClassifierOutput,
     TokenClassifierOutput,
     ViltForImagesAndTextClassificationOutput,
 )
@@ -37,7 +37,7 @@ from vilt_fast.pixels import PackedPixels
 
 
 class ViltModel(PreTrainedModel):
-    """Text and picture in, one contextual row a token and one a pair out.
+    """Text and image in, one contextual row per token and one per pair out.
 
     Args:
         config: of the model.
@@ -75,7 +75,7 @@ class ViltModel(PreTrainedModel):
         seed: int | None = None,
         image_index: Tensor | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Encode pairs of a text and a picture.
+        """Encode pairs of a text and an image.
 
         Args:
             input_ids: (B, L) integers; or `inputs_embeds`: (B, L, d).
@@ -83,16 +83,16 @@ class ViltModel(PreTrainedModel):
             token_type_ids: (B, L) integers; None: zeros.
             pixel_values: (B, C, H, W) floats, or PackedPixels, which know their sizes (no `pixel_mask`);
                 or `image_embeds`: (B, places, d), which already hold CLS and positions.
-            pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each picture; None: all.
-                With `image_embeds`: (B, ...) with `places` entries a picture.
+            pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each image; None: all.
+                With `image_embeds`: (B, ...) with `places` entries per image.
             head_mask: (heads,) or (layers, heads), multiplies the attention probabilities of each head.
-            image_token_type_idx: row of the modality table for pictures; None: 1.
+            image_token_type_idx: row of the modality table for images; None: 1.
             output_attentions, output_hidden_states, return_dict: None: as in the configuration.
             patch_mask: (B, H // patch, W // patch) bool, False drops a patch; the others keep their positions.
             seed: of the patch sample, where `config.max_image_length` limits patches; None: 0 in evaluation, drawn
                 from PyTorch's CPU generator in training.
-            image_index: (B,) integers, which draw of the seed each picture gets; None: its place in the batch, in
-                PackedPixels that of the picture.
+            image_index: (B,) integers, which draw of the seed each image gets; None: its place in the batch, in
+                PackedPixels that of the image.
 
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
@@ -122,7 +122,7 @@ class ViltModel(PreTrainedModel):
             hidden_states=encoded.hidden_states(),
             attentions=encoded.padded_attentions(),
         )
-        if _default(return_dict, self.config.return_dict):
+        if either(return_dict, self.config.return_dict):
             return output
         return (output.last_hidden_state, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
 
@@ -159,8 +159,8 @@ class ViltModel(PreTrainedModel):
             tokens,
             layout,
             head_mask=None if batch.head_mask is None else batch.head_mask.to(tokens.dtype),
-            want_attentions=_default(want_attentions, config.output_attentions),
-            want_hidden_states=_default(want_hidden_states, config.output_hidden_states),
+            want_attentions=either(want_attentions, config.output_attentions),
+            want_hidden_states=either(want_hidden_states, config.output_hidden_states),
             first_rows_only=first_rows_only,
         )
         return Encoded(layout, tokens, states, attentions)
@@ -170,121 +170,14 @@ class ViltModel(PreTrainedModel):
         return self.pooler(normalise(self.layernorm, encoded.tokens))
 
 
-class ViltWithHead(PreTrainedModel):
-    """Base of the heads: one forward for all; a head says how logits and loss are made."""
-
-    output_class: type[ModelOutput] = SequenceClassifierOutput
-    first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
-
-    def __init__(self, config: ViltConfig, *, add_pooling_layer: bool = True) -> None:
-        super().__init__(config)
-        self.vilt = ViltModel(config, add_pooling_layer)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | PackedPixels | None = None,
-        pixel_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        patch_mask: Tensor | None = None,
-        seed: int | None = None,
-        image_index: Tensor | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
-
-        All other arguments are those of `ViltModel.forward`.
-        """
-        inputs = Inputs(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            pixel_values=pixel_values,
-            pixel_mask=pixel_mask,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            image_embeds=image_embeds,
-            patch_mask=patch_mask,
-            seed=seed,
-            image_index=image_index,
-        )
-        encoded = self.vilt.encode(
-            self._prepare(inputs),
-            want_attentions=output_attentions,
-            want_hidden_states=output_hidden_states,
-            first_rows_only=self.first_rows_only,
-            checks=[] if labels is None else self._check_labels(labels, inputs),
-        )
-        logits = self.logits(encoded)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
-        output = self._output(encoded, loss, logits)
-        return output if _default(return_dict, self.config.return_dict) else self._as_tuple(output)
-
-    def _prepare(self, inputs: Inputs) -> Inputs:
-        return inputs
-
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        raise NotImplementedError
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        """The head on an encoded batch: (B, labels), or (B, L, classes) for heads that read every word."""
-        raise NotImplementedError
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        raise NotImplementedError
-
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states(),
-            attentions=encoded.padded_attentions(),
-        )
-
-    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
-        return output.to_tuple()
-
-
-class _WordHead(ViltWithHead):
-    """Base of the heads that read every word. labels (B, L) integers, -100 where there is nothing to learn."""
-
-    first_rows_only = False
-
-    @property
-    def _classes(self) -> int:
-        raise NotImplementedError
-
-    def _score(self, words: Tensor) -> Tensor:
-        """(words, d) to (words, classes)."""
-        raise NotImplementedError
-
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        return check_labels(labels, inputs.text_shape(), classes=self._classes, ignore=True)
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(self._score(words))
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        labels = labels.masked_fill(layout.text_row < 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-class ViltForMaskedLM(_WordHead):
+class ViltForMaskedLM(ViltWithWordHead):
     """Masked words. labels (B, L) integers: the word's id, -100 where there is nothing to learn."""
 
     output_class = MaskedLMOutput
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
+        self.vilt = ViltModel(config)
         self.mlm_score = MaskedLMHead(config)
         self._init_weights()
         if config.tie_word_embeddings:
@@ -303,20 +196,20 @@ class ViltForMaskedLM(_WordHead):
         if self.mlm_score.decoder.weight is self.vilt.get_input_embeddings().weight:
             self.mlm_score.decoder.weight = nn.Parameter(self.mlm_score.decoder.weight.detach().clone())
 
-    @property
-    def _classes(self) -> int:
-        return self.config.vocab_size
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
 
     def _score(self, words: Tensor) -> Tensor:
         return self.mlm_score(words)
 
 
 class ViltForQuestionAnswering(ViltWithHead):
-    """Answers to questions about a picture. labels (B, num_labels) floats: the score of every answer in 0..1."""
+    """Answers to questions about an image. labels (B, num_labels) floats: the score of every answer in 0..1."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
+        self.vilt = ViltModel(config)
         self.classifier = Classifier(config.hidden_size, config.hidden_size * 2, config.num_labels)
         self._init_weights()
 
@@ -332,7 +225,7 @@ class ViltForQuestionAnswering(ViltWithHead):
 
 
 class ViltForImageAndTextRetrieval(ViltWithHead):
-    """One score a pair: how well text and picture match. labels (B,) integers: 1 for a match, 0 for none.
+    """One score per pair: how well text and image match. labels (B,) integers: 1 for a match, 0 for none.
 
     The loss is the margin ranking loss with the original repository's margin of 0.2: the mean over every pair of a
     match and a non-match in the batch of max(0, margin - score(match) + score(non-match)). (That repository sets the
@@ -344,6 +237,7 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
+        self.vilt = ViltModel(config)
         self.rank_output = nn.Linear(config.hidden_size, 1)
         self._init_weights()
 
@@ -367,6 +261,7 @@ class ViltForImageTextMatching(ViltWithHead):
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
+        self.vilt = ViltModel(config)
         self.itm_score = MatchingHead(config)
         self._init_weights()
 
@@ -376,16 +271,13 @@ class ViltForImageTextMatching(ViltWithHead):
     def logits(self, encoded: Encoded) -> Tensor:
         return self.itm_score(self.vilt.pooled(encoded))
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return F.cross_entropy(logits, labels)
-
 
 class ViltForImagesAndTextClassification(ViltWithHead):
-    """One text about several pictures (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
+    """One text about several images (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
 
-    Or pixel_values as PackedPixels with B * num_images pairs: the pictures of the first text, then those of the second.
+    Or pixel_values as PackedPixels with B * num_images pairs: the images of the first text, then those of the second.
 
-    labels (B,) integers. Every picture is one pair with the text, picture i with modality row i + 1; all pairs run in
+    labels (B,) integers. Every image is one pair with the text, image i with modality row i + 1; all pairs run in
     one packed batch, and the classifier reads their pooled rows side by side.
     """
 
@@ -398,9 +290,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         if config.modality_type_vocab_size <= config.num_images:
             raise ValueError(
                 f"config.modality_type_vocab_size must be at least num_images + 1 = {config.num_images + 1}: one row "
-                f"for the text and one a picture; got {config.modality_type_vocab_size}"
+                f"for the text and one per image; got {config.modality_type_vocab_size}"
             )
         self.num_labels = config.num_labels
+        self.vilt = ViltModel(config)
         width = config.hidden_size * config.num_images
         self.classifier = Classifier(width, width, config.num_labels)
         self._init_weights()
@@ -417,13 +310,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
         return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return F.cross_entropy(logits, labels.flatten())
-
     def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
         states, attentions = encoded.hidden_states(), encoded.padded_attentions()
         step, layout = self.config.num_images, encoded.layout
-        # Hugging Face runs picture by picture: the i-th pictures are padded to the longest among them alone.
+        # Hugging Face runs image by image: the i-th images are padded to the longest among them alone.
         longest = 1 + layout.patch_count.view(-1, step).amax(0)  # with its CLS
         longest = longest if layout.has_cls else longest.new_full((step,), layout.grid_size[1])
         cuts = list(enumerate((layout.text_length + longest).tolist())) if states or attentions else []
@@ -439,25 +329,21 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         return (*head, output.logits, output.hidden_states, output.attentions)
 
 
-class ViltForTokenClassification(_WordHead):
-    """A label a word. labels (B, L) integers, -100 where there is nothing to learn."""
+class ViltForTokenClassification(ViltWithWordHead):
+    """One label per word. labels (B, L) integers, -100 where there is nothing to learn."""
 
     output_class = TokenClassifierOutput
 
     def __init__(self, config: ViltConfig) -> None:
-        super().__init__(config, add_pooling_layer=False)
+        super().__init__(config)
         self.num_labels = config.num_labels
+        self.vilt = ViltModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._init_weights()
 
-    @property
-    def _classes(self) -> int:
-        return self.num_labels
+    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
+        return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
 
     def _score(self, words: Tensor) -> Tensor:
         return project(self.classifier, self.dropout(words))
-
-
-def _default(value: bool | None, otherwise: bool) -> bool:
-    return otherwise if value is None else value
