@@ -8,7 +8,7 @@ to one row behind the last one, which nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -37,14 +37,21 @@ class PlannedBatch:
     input_ids: Tensor  # (B, L) int64
     pixels: PackedPixels
 
+    def map(self, move: Callable[[Tensor], Tensor]) -> PlannedBatch:
+        """The batch with every tensor moved that the host made."""
+        layout = self.layout
+        moved = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
+        copies = None if layout.copies is None else Copies(*map(move, layout.copies))
+        return PlannedBatch(replace(layout, **moved, copies=copies), move(self.input_ids), self.pixels)
+
 
 class Limits(NamedTuple):
     """What no batch exceeds."""
 
     tokens: int
     words: int  # of a pair
-    grid_size: tuple[int, int]  # of a picture
-    patches: int  # of a picture
+    grid_size: tuple[int, int]  # of an image
+    patches: int  # of an image
 
     @property
     def pairs(self) -> int:
@@ -61,7 +68,7 @@ class Bucket(NamedTuple):
     """The shape of a batch."""
 
     tokens: int
-    is_sharing: bool  # whether pairs share pictures
+    is_sharing: bool  # whether pairs share images
 
     @property
     def pairs(self) -> int:
@@ -84,7 +91,7 @@ def bucket_sizes(max_tokens: int) -> list[int]:
 
 
 def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int, is_sharing: bool) -> Bucket | None:
-    """The smallest bucket that holds such a batch; None: no one does."""
+    """The smallest bucket that holds such a batch; None if none does."""
     return next((Bucket(t, is_sharing) for t in sizes if tokens <= t and pairs <= max_pairs(t)), None)
 
 
@@ -93,12 +100,12 @@ def plan_batch(
 ) -> PlannedBatch:
     """Plan a batch on the host.
 
-    The draw of `max_image_length` patches is the same for all pictures of one size, so that it does not depend on what
+    The draw of `max_image_length` patches is the same for all images of one size, so that it does not depend on what
     else is in the batch.
 
     Args:
         ids: of the words of each pair. pixels: of the pairs. config: of the model.
-        grid_size: that patches are counted in; None: the largest picture's.
+        grid_size: that patches are counted in; None: the largest image's.
     """
     lengths, patch = torch.tensor([len(row) for row in ids]), config.patch_shape[0]
     columns = torch.arange(int(lengths.max()))
@@ -117,7 +124,7 @@ def plan_batch(
 
 
 def pad_batch(plan: PlannedBatch, bucket: Bucket, limits: Limits) -> PlannedBatch:
-    """The same batch in the shape of `bucket`; all but the pictures on the host.
+    """The same batch in the shape of `bucket`; all but the images on the host.
 
     There is one more row, and one more place for a patch, than the bucket has tokens. Models that read other rows than
     each pair's first one have no use for such a plan: it does not say where the words are.
@@ -181,14 +188,11 @@ def to_device(plan: PlannedBatch, device: torch.device) -> PlannedBatch:
         tensor = tensor.pin_memory() if device.type == "cuda" else tensor
         return tensor.to(device, non_blocking=True)
 
-    layout = plan.layout
-    moved = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
-    copies = None if layout.copies is None else Copies(*map(move, layout.copies))
-    return PlannedBatch(replace(layout, **moved, copies=copies), move(plan.input_ids), plan.pixels)
+    return plan.map(move)
 
 
 class _StaticPixels(PackedPixels):
-    """Pictures whose number and sizes only the device knows."""
+    """Images whose number and sizes only the device knows."""
 
     def __init__(self, data: Tensor, pair_offset: Tensor, like: PackedPixels) -> None:
         super().__init__(data, ((1, 1),), like.mean, like.std, like.rescale_factor)
@@ -197,6 +201,12 @@ class _StaticPixels(PackedPixels):
     @property
     def pair_offset(self) -> Tensor:
         return self._pair_offset
+
+
+def _lengths(tokens: int, pairs: int) -> dict[str, int]:
+    """The first dimension of each tensor of a layout in a bucket's shape."""
+    odd = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
+    return dict.fromkeys(_TENSOR_NAMES, pairs) | odd
 
 
 class Bucketed:
@@ -214,10 +224,9 @@ class Bucketed:
         self._graphs: dict[Bucket, tuple[Any, Tensor]] = {}
         self._pool: Any = None
         tokens, pairs, device = limits.tokens, limits.pairs, model.device
-        lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
-        shapes = {name: (lengths.get(name, pairs),) for name in _TENSOR_NAMES}
+        shapes = {name: (length,) for name, length in _lengths(tokens, pairs).items()}
         shapes |= {"text_row": (pairs, limits.words), "grid": (pairs, 2)}
-        self._lists = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
+        self._tensors = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
         self._copies = Copies(*torch.zeros(3, tokens, dtype=torch.int64, device=device))
         self._input_ids = torch.zeros(pairs, limits.words, dtype=torch.int64, device=device)
         self._pair_offset = torch.zeros(pairs, dtype=torch.int64, device=device)
@@ -225,7 +234,7 @@ class Bucketed:
         self._data = torch.zeros(tokens * patch_bytes, dtype=torch.uint8, device=device)
 
     def bucket_of(self, plan: PlannedBatch) -> Bucket | None:
-        """The bucket that a plan fits into; None: it is larger than all, or no plan for buckets."""
+        """The bucket that a plan fits into; None if it is larger than all, or was not planned for buckets."""
         layout = plan.layout
         is_small = layout.max_seqlen <= self.limits.max_seqlen and layout.text_length <= self.limits.words
         if not is_small or layout.grid_size != self.limits.grid_size or plan.pixels.offsets[-1] > len(self._data):
@@ -234,17 +243,13 @@ class Bucketed:
         return choose_bucket(self.sizes, layout.total_tokens, layout.batch_size, is_sharing)
 
     def pad(self, plan: PlannedBatch, bucket: Bucket) -> tuple[PlannedBatch, Tensor]:
-        """A plan in the shape of its bucket and the first byte of each pair's picture, in pinned memory on a GPU."""
+        """A plan in the shape of its bucket and the first byte of each pair's image, in pinned memory on a GPU."""
         padded, pixels = pad_batch(plan, bucket, self.limits), plan.pixels
         offsets = torch.zeros(bucket.pairs, dtype=torch.int64)
         offsets[: pixels.pairs] = torch.tensor([pixels.offsets[index] for index in pixels.image_of_pair])
         if self.model.device.type != "cuda":
             return padded, offsets
-        layout = padded.layout
-        pinned = {name: getattr(layout, name).pin_memory() for name in _TENSOR_NAMES}
-        copies = None if layout.copies is None else Copies(*(part.pin_memory() for part in layout.copies))
-        layout = replace(layout, **pinned, copies=copies)
-        return PlannedBatch(layout, padded.input_ids.pin_memory(), pixels), offsets.pin_memory()
+        return padded.map(Tensor.pin_memory), offsets.pin_memory()
 
     def run(self, padded: PlannedBatch, offsets: Tensor, bucket: Bucket, pairs: int) -> Tensor:
         """(pairs, ...) logits of what `pad` returned; overwritten by the next call."""
@@ -271,7 +276,7 @@ class Bucketed:
             for _ in range(2):  # compile and load what is launched for the first time
                 compute_logits(self.model, static)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads go on copying pictures.
+            # thread_local: other threads go on copying images.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = compute_logits(self.model, static)
             self._pool = graph.pool()
@@ -281,10 +286,8 @@ class Bucketed:
     def _static(self, bucket: Bucket) -> PlannedBatch:
         """The plan in memory that never moves."""
         limits, tokens, pairs = self.limits, bucket.tokens, bucket.pairs
-        lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
-        lists = {name: buffer[: lengths.get(name, pairs)] for name, buffer in self._lists.items()}
         layout = Layout(
-            **lists,
+            **{name: self._tensors[name][:length] for name, length in _lengths(tokens, pairs).items()},
             word_row=self._pair_offset[:0],
             grid_size=limits.grid_size,
             has_cls=True,
