@@ -1,7 +1,7 @@
 """The layout of a packed batch: which token stands at which row, made once and handed down.
 
 A batch of B pairs becomes one flat (total_tokens, d) tensor. Pair b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1:
-its words, the CLS of its picture, its patches in raster order. Nothing else computes a length, a mask or a row.
+its words, the CLS of its image, its patches in raster order. Nothing else computes a length, a mask or a row.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class Layout:
         cu_seqlens: (B + 1,) int32, first row of each pair.
         text_row: (B, L) int32, row of each word, -1 where it is masked.
         word_row: (words,) int64, the rows of the words that are not masked, in the order of `text_row`.
-        cls_row: (B,) int32, row of each picture's CLS, -1 where there is none (`image_embeds`).
+        cls_row: (B,) int32, row of each image's CLS, -1 where there is none (`image_embeds`).
         patch_index: (patches,) int32, b * GH * GW + y * GW + x of each patch that is a token.
         patch_row: (patches,) int32, its row.
-        grid: (B, 2) int32, valid patches (height, width) of each picture.
+        grid: (B, 2) int32, valid patches (height, width) of each image.
         text_count, patch_count: (B,) int32.
         grid_size: (GH, GW), the patches of the padded batch.
-        has_cls: whether pictures have a CLS row.
+        has_cls: whether images have a CLS row.
         total_tokens: rows of the flat tensor.
         max_seqlen: length of the longest pair.
-        max_patches: patches of the picture with most of them.
+        max_patches: patches of the image with the most.
         copies: patches that need no projection of their own; None: every patch has its own.
     """
 
@@ -86,7 +86,7 @@ class Layout:
         Args:
             attention_mask: (B, L) bool. pixel_mask: (B, H, W) or None. patch_mask: (B, GH, GW) bool or None.
             grid_size, max_patches, seed, image_index, has_cls: as in `vilt_fast.reference.patch_sample`.
-            grid: (B, 2) integers, the valid patches of each picture where they are known, in place of `pixel_mask`.
+            grid: (B, 2) integers, the valid patches of each image where they are known, in place of `pixel_mask`.
             checks: conditions on values that ride on the same read.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Pictures between the processor and the model: resized, 8-bit, one behind the other, neither padded nor normalised."""
+"""Images between the processor and the model: resized, 8-bit, one behind the other, neither padded nor normalised."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 CHANNELS = 3
-# What a byte is measured from: the bytes of a picture become small numbers of both signs, exact in every float dtype.
+# What a byte is measured from: the bytes of an image become small numbers of both signs, exact in every float dtype.
 MIDDLE = 128
 
 
 @dataclass(frozen=True, eq=False)
 class PackedPixels:
-    """A batch of pictures for the model, in place of `pixel_values` and `pixel_mask`.
+    """A batch of images for the model, in place of `pixel_values` and `pixel_mask`.
 
     Args:
-        data: (bytes,) uint8, pictures (height, width, 3) in row-major order one behind the other; more may follow.
-        sizes: (height, width) in pixels of each picture.
-        mean, std: one number, or one a channel; a byte u stands for (u * rescale_factor - mean) / std.
-        rescale_factor: 1/255 for pictures in [0, 1].
-        picture: which picture each pair looks at, (B,) or nested (batch, num_images); None: pair b at picture b.
+        data: (bytes,) uint8, images (height, width, 3) in row-major order one behind the other; more may follow.
+        sizes: (height, width) in pixels of each image.
+        mean, std: one number, or one per channel; a byte u stands for (u * rescale_factor - mean) / std.
+        rescale_factor: 1/255 for images in [0, 1].
+        picture: the image that each pair looks at, (B,) or nested (batch, num_images); None: pair b at image b.
 
     Raises:
         ValueError: sizes and data do not go together, or a number is out of range.
@@ -71,12 +71,12 @@ class PackedPixels:
                 raise ValueError(f"picture[{pair}]: got {index}, wanted 0..{len(self) - 1}, one of the pictures")
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """The number of images."""
         return len(self.sizes)
 
     @property
     def pairs(self) -> int:
-        """How many pairs look at them."""
+        """The number of pairs, B."""
         return len(self) if self.picture is None else len(self.picture)
 
     @property
@@ -124,17 +124,17 @@ class PackedPixels:
         return (table.pin_memory() if self.data.is_cuda else table).to(self.device, non_blocking=True)
 
     def leaders(self, slots: int = 1) -> list[int]:
-        """For each pair the first pair that looks at the same picture in the same slot, where pair b has b % slots."""
+        """For each pair the first pair that looks at the same image in the same slot, where pair b has b % slots."""
         first: dict[tuple[int, int], int] = {}
         return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.image_of_pair)]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedPixels:
-        """The same pictures on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
+        """The same images on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
         data = self.data.to(device, non_blocking=non_blocking)
         return self if data is self.data else replace(self, data=data)
 
     def pin_memory(self) -> PackedPixels:
-        """The same pictures in page-locked memory, from where copies to a GPU need not be waited for."""
+        """The same images in page-locked memory, from where copies to a GPU need not be waited for."""
         return replace(self, data=self.data.pin_memory())
 
 
@@ -153,7 +153,7 @@ def fold_normalisation(
         mean, std: C numbers each. rescale_factor: other than 0.
 
     Returns:
-        weight' in the dtype of `weight`, in channels-last memory as the pictures are; bias' (d,) in fp32, or fp64 for
+        weight' in the dtype of `weight`, in channels-last memory as the images are; bias' (d,) in fp32, or fp64 for
         an fp64 weight; scale. Both tensors are differentiable.
     """
     scale = rescale_factor / std[0]

@@ -96,9 +96,7 @@ class ViltEmbeddings(nn.Module):
         if dropping:
             tokens = F.dropout(tokens, self.dropout_p)
         if image_embeds is not None:  # not dropped, as in Hugging Face: whoever made them has done that
-            source = layout.patch_index.long()
-            rows = image_embeds.flatten(0, 1)[source] + table[pair_modality[source // image_embeds.shape[1]]]
-            tokens = tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
+            tokens = _place_image_embeds(tokens, layout, image_embeds, table, pair_modality)
         if dropping:
             tokens = tokens + modality[_modality_of_rows(layout, pair_modality)]
         return tokens
@@ -138,8 +136,16 @@ class ViltEmbeddings(nn.Module):
         return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
 
 
+def _place_image_embeds(
+    tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor, pair_modality: Tensor
+) -> Tensor:
+    source = layout.patch_index.long()
+    rows = image_embeds.flatten(0, 1)[source] + modality[pair_modality[source // image_embeds.shape[1]]]
+    return tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
+
+
 def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:
-    """(total_tokens,) int64: 0 for words, the picture's modality for everything else."""
+    """(total_tokens,) int64: 0 for words, the image's modality for everything else."""
     lengths = layout.cu_seqlens.diff().long()
     rows = pair_modality.repeat_interleave(lengths, output_size=layout.total_tokens)
     return rows.index_fill(0, layout.word_row, 0)

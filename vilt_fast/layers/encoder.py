@@ -204,7 +204,7 @@ class Encoder(nn.Module):
         for i, layer in enumerate(self.layer):
             if want_hidden_states:
                 states.append(x)
-            options = {
+            options: dict[str, Any] = {
                 "head_scale": None if head_mask is None else head_mask[i],
                 "want_attention": want_attentions,
                 "first_rows_only": last_narrows and i + 1 == len(self.layer),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +14,6 @@ from vilt_fast.models.outputs import Encoded, ModelOutput, SequenceClassifierOut
 from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
-if TYPE_CHECKING:
-    from vilt_fast.models.vilt import ViltModel
-
 
 class ViltWithHead(PreTrainedModel):
     """Base of the heads: one forward for all; a head says how logits are made and what its labels are."""
@@ -24,7 +21,7 @@ class ViltWithHead(PreTrainedModel):
     output_class: type[ModelOutput] = SequenceClassifierOutput
     first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
 
-    vilt: ViltModel
+    vilt: Any  # the ViltModel, whose file imports this one
 
     def forward(
         self,
