@@ -175,7 +175,11 @@ class Case:
             batch = inputs.check(self.config, self.device)
             layout = batch.layout(self.config, False, [])
             tokens = model.vilt.embeddings(
-                layout, batch.input_ids, batch.token_type_ids, None, batch.pixel_values, None, batch.pair_modality
+                layout,
+                input_ids=batch.input_ids,
+                token_type_ids=batch.token_type_ids,
+                pixel_values=batch.pixel_values,
+                pair_modality=batch.pair_modality,
             )
         return tokens, layout
 

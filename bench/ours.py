@@ -42,7 +42,7 @@ def bucketed_calls(
         raise Unavailable("needs a GPU: CUDA graphs")
     if case.workload.pictures > 1:
         raise Unavailable("the engine takes one picture a text")
-    from vilt_fast.frozen.graphs import Bucketed, Limits, make_plan
+    from vilt_fast.frozen.graphs import Bucketed, Limits, plan_batch
 
     model = case.model(dtype) if model is None else model
     config, patch = model.config, case.config.patch_shape[0]
@@ -55,7 +55,7 @@ def bucketed_calls(
 
     def call(ids: list[list[int]], pixels: PackedPixels) -> Tensor:
         with vilt_fast.backend(side):
-            plan = make_plan(ids, pixels, config, limits.grid_size)
+            plan = plan_batch(ids, pixels, config, limits.grid_size)
             bucket = runner.bucket_of(plan)
             return runner.run(*runner.pad(plan, bucket), bucket, len(ids))
 
@@ -75,8 +75,8 @@ def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool 
 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
-            x, _, _ = model.vilt.encoder(tokens, layout, None, False, False)
-            return model.logits(Encoded(layout, x[layout.first], [], []))
+            x, _, _ = model.vilt.encoder(tokens, layout)
+            return model.logits(Encoded(layout, x[layout.first]))
 
     return [graphed(call, case.device) if graphs else call]
 

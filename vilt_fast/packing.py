@@ -1,7 +1,7 @@
 """The layout of a packed batch: which token stands at which row, made once and handed down.
 
 A batch of B pairs becomes one flat (total_tokens, d) tensor. Pair b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1:
-its words, the CLS of its picture, its patches in raster order. Nothing else computes a length, a mask or a row.
+its words, the CLS of its image, its patches in raster order. Nothing else computes a length, a mask or a row.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast import ops
+from vilt_fast.contracts.plan import Plan
 
 # A condition on values that live on the device, a bool scalar that is True where something is wrong, and what to say.
 Check: TypeAlias = tuple[Tensor, Callable[[], str]]
@@ -36,16 +37,16 @@ class Layout:
         cu_seqlens: (B + 1,) int32, first row of each pair.
         text_row: (B, L) int32, row of each word, -1 where it is masked.
         word_row: (words,) int64, the rows of the words that are not masked, in the order of `text_row`.
-        cls_row: (B,) int32, row of each picture's CLS, -1 where there is none (`image_embeds`).
+        cls_row: (B,) int32, row of each image's CLS, -1 where there is none (`image_embeds`).
         patch_index: (patches,) int32, b * GH * GW + y * GW + x of each patch that is a token.
         patch_row: (patches,) int32, its row.
-        grid: (B, 2) int32, valid patches (height, width) of each picture.
+        grid: (B, 2) int32, valid patches (height, width) of each image.
         text_count, patch_count: (B,) int32.
         grid_size: (GH, GW), the patches of the padded batch.
-        has_cls: whether pictures have a CLS row.
+        has_cls: whether images have a CLS row.
         total_tokens: rows of the flat tensor.
         max_seqlen: length of the longest pair.
-        max_patches: patches of the picture with most of them.
+        max_patches: patches of the image with the most.
         copies: patches that need no projection of their own; None: every patch has its own.
     """
 
@@ -80,12 +81,12 @@ class Layout:
         grid: Tensor | None = None,
         checks: list[Check] | None = None,
     ) -> Layout:
-        """Plan a batch, and read back to the host, once, its sizes and the outcome of all checks.
+        """Plan a batch where its masks are, and read back to the host once: see `from_plan`.
 
         Args:
             attention_mask: (B, L) bool. pixel_mask: (B, H, W) or None. patch_mask: (B, GH, GW) bool or None.
             grid_size, max_patches, seed, image_index, has_cls: as in `vilt_fast.reference.patch_sample`.
-            grid: (B, 2) integers, the valid patches of each picture where they are known, in place of `pixel_mask`.
+            grid: (B, 2) integers, the valid patches of each image where they are known, in place of `pixel_mask`.
             checks: conditions on values that ride on the same read.
 
         Raises:
@@ -93,39 +94,44 @@ class Layout:
         """
         if image_index is None:
             image_index = torch.arange(len(attention_mask), device=attention_mask.device)
-        mask = pixel_mask if grid is None else _cell_mask(grid, grid_size)
+        # `patch_sample` reads a known grid from a mask with one pixel per patch.
+        mask = pixel_mask if grid is None else top_left_mask(grid, grid_size)
         plan = ops.patch_sample(
             attention_mask, mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
         )
         checks = [*(checks or []), *_mask_checks(attention_mask, pixel_mask)]
-        lengths = plan.cu_seqlens.diff()
-        sizes = [
+        return cls.from_plan(plan, grid_size, has_cls=has_cls, checks=checks)
+
+    @classmethod
+    def from_plan(
+        cls, plan: Plan, grid_size: tuple[int, int], *, has_cls: bool = True, checks: Sequence[Check] = ()
+    ) -> Layout:
+        """The layout of a plan; its counts and the outcome of all checks are read back to the host together, once.
+
+        Raises:
+            ValueError: a condition is True; the message of the first one.
+        """
+        counts = [
             plan.cu_seqlens[-1],
             plan.text_count.sum(),
             plan.patch_count.sum(),
-            lengths.max(),
+            plan.cu_seqlens.diff().max(),
             plan.patch_count.max(),
         ]
-        read = torch.stack([value.to(torch.int64) for value in (*sizes, *(wrong for wrong, _ in checks))]).tolist()
-        for wrong, (_, message) in zip(read[len(sizes) :], checks, strict=True):
+        read = torch.stack([value.to(torch.int64) for value in (*counts, *(wrong for wrong, _ in checks))]).tolist()
+        for wrong, (_, message) in zip(read[len(counts) :], checks, strict=True):
             if wrong:
                 raise ValueError(message())
-        total_tokens, total_words, total_patches, max_seqlen, most_patches = read[: len(sizes)]
+        total_tokens, total_words, total_patches, max_seqlen, max_patches = read[: len(counts)]
+        plan = plan._replace(patch_index=plan.patch_index[:total_patches], patch_row=plan.patch_row[:total_patches])
         return cls(
-            cu_seqlens=plan.cu_seqlens,
-            text_row=plan.text_row,
+            **plan._asdict(),
             word_row=_leading(plan.text_row, total_words),
-            cls_row=plan.cls_row,
-            patch_index=plan.patch_index[:total_patches],
-            patch_row=plan.patch_row[:total_patches],
-            grid=plan.grid,
-            text_count=plan.text_count,
-            patch_count=plan.patch_count,
             grid_size=grid_size,
             has_cls=has_cls,
             total_tokens=total_tokens,
             max_seqlen=max_seqlen,
-            max_patches=most_patches,
+            max_patches=max_patches,
         )
 
     def sharing(self, leaders: Sequence[int], patch_counts: Sequence[int]) -> Layout:
@@ -198,9 +204,8 @@ class Layout:
 
     def unpack_attention(self, rows: Tensor) -> Tensor:
         """(total_tokens, heads, max_seqlen) of `ops.attention_rows` for every row to (B, heads, places, places)."""
-        padded = _place(rows.flatten(1), self.padded_row).unflatten(
-            -1, rows.shape[1:]
-        )  # (B, places, heads, max_seqlen)
+        padded = _place(rows.flatten(1), self.padded_row)
+        padded = padded.unflatten(-1, rows.shape[1:])  # (B, places, heads, max_seqlen)
         key = torch.where(self.padded_row >= 0, self.padded_row - self.first[:, None], rows.shape[-1])
         padded = torch.nn.functional.pad(padded, (0, 1))  # one zero column for the keys of padding
         key = key[:, None, None, :].expand(*padded.shape[:3], -1)
@@ -216,11 +221,11 @@ class Layout:
         return torch.where(row[..., None] >= 0, flat[row.clamp(min=0)], -1)
 
 
-def _cell_mask(grid: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """(B, GH, GW) bool: what `patch_sample` reads a known (B, 2) grid from, a mask with one pixel a patch."""
-    y = torch.arange(grid_size[0], device=grid.device)[:, None]
-    x = torch.arange(grid_size[1], device=grid.device)
-    return (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])
+def top_left_mask(size: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool for (B, 2) sizes and shape (H, W): True in the top left size[b] = (height, width)."""
+    y = torch.arange(shape[0], device=size.device)[:, None]
+    x = torch.arange(shape[1], device=size.device)
+    return (y < size[:, 0, None, None]) & (x < size[:, 1, None, None])
 
 
 def _leading(row: Tensor, count: int) -> Tensor:
@@ -247,10 +252,8 @@ def _mask_checks(attention_mask: Tensor, pixel_mask: Tensor | None) -> list[Chec
     ]
     if pixel_mask is not None:
         mask = pixel_mask != 0
-        height, width = mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)
-        y = torch.arange(mask.shape[1], device=mask.device)[:, None]
-        x = torch.arange(mask.shape[2], device=mask.device)
-        rectangle = (y < height[:, None, None]) & (x < width[:, None, None])
+        size = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1)
+        rectangle = top_left_mask(size, (mask.shape[1], mask.shape[2]))
         empty, odd = ~mask.any(2).any(1), (mask != rectangle).any(2).any(1)
         checks += [
             (empty.any(), lambda: f"pixel_mask: picture {first(empty)} has no valid pixel"),

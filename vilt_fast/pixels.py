@@ -1,4 +1,4 @@
-"""Pictures between the processor and the model: resized, 8-bit, one behind the other, neither padded nor normalised."""
+"""Images between the processor and the model: resized, 8-bit, one behind the other, neither padded nor normalised."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 CHANNELS = 3
-# What a byte is measured from: the bytes of a picture become small numbers of both signs, exact in every float dtype.
+# What a byte is measured from: the bytes of an image become small numbers of both signs, exact in every float dtype.
 MIDDLE = 128
 
 
 @dataclass(frozen=True, eq=False)
 class PackedPixels:
-    """A batch of pictures for the model, in place of `pixel_values` and `pixel_mask`.
+    """A batch of images for the model, in place of `pixel_values` and `pixel_mask`.
 
     Args:
-        data: (bytes,) uint8, pictures (height, width, 3) in row-major order one behind the other; more may follow.
-        sizes: (height, width) in pixels of each picture.
-        mean, std: one number, or one a channel; a byte u stands for (u * rescale_factor - mean) / std.
-        rescale_factor: 1/255 for pictures in [0, 1].
-        picture: which picture each pair looks at, (B,) or nested (batch, num_images); None: pair b at picture b.
+        data: (bytes,) uint8, images (height, width, 3) in row-major order one behind the other; more may follow.
+        sizes: (height, width) in pixels of each image.
+        mean, std: one number, or one per channel; a byte u stands for (u * rescale_factor - mean) / std.
+        rescale_factor: 1/255 for images in [0, 1].
+        picture: the image that each pair looks at, (B,) or nested (batch, num_images); None: pair b at image b.
 
     Raises:
         ValueError: sizes and data do not go together, or a number is out of range.
@@ -71,12 +71,12 @@ class PackedPixels:
                 raise ValueError(f"picture[{pair}]: got {index}, wanted 0..{len(self) - 1}, one of the pictures")
 
     def __len__(self) -> int:
-        """How many pictures there are."""
+        """The number of images."""
         return len(self.sizes)
 
     @property
     def pairs(self) -> int:
-        """How many pairs look at them."""
+        """The number of pairs, B."""
         return len(self) if self.picture is None else len(self.picture)
 
     @property
@@ -90,16 +90,16 @@ class PackedPixels:
         return tuple(accumulate((CHANNELS * height * width for height, width in self.sizes), initial=0))
 
     @cached_property
-    def pair_pictures(self) -> tuple[int, ...]:
-        """The picture of each pair."""
+    def image_of_pair(self) -> tuple[int, ...]:
+        """The image of each pair, on the host: `picture`, also where that is None."""
         return tuple(range(len(self))) if self.picture is None else self.picture
 
     def grids(self, patch: int) -> list[tuple[int, int]]:
-        """Patches (height, width) of each pair's picture."""
-        return [(self.sizes[index][0] // patch, self.sizes[index][1] // patch) for index in self.pair_pictures]
+        """Patches (height, width) of each pair's image, on the host."""
+        return [(self.sizes[index][0] // patch, self.sizes[index][1] // patch) for index in self.image_of_pair]
 
     def grid_size(self, patch: int) -> tuple[int, int]:
-        """(GH, GW): the patches that the pictures would have if they were padded to one size."""
+        """(GH, GW): the patches that the images would have if they were padded to one size."""
         return max(height for height, _ in self.sizes) // patch, max(width for _, width in self.sizes) // patch
 
     def pair_grid(self, patch: int) -> Tensor:
@@ -108,33 +108,33 @@ class PackedPixels:
 
     @property
     def pair_offset(self) -> Tensor:
-        """(B,) int64 on the device: the first byte of each pair's picture."""
+        """(B,) int64 on the device: the first byte of each pair's image."""
         return self._pair_table[0]
 
     @property
-    def pair_picture(self) -> Tensor:
-        """(B,) int64 on the device: `pair_pictures`."""
+    def image_index(self) -> Tensor:
+        """(B,) int64 on the device: `image_of_pair`, which makes pairs with one image draw the same patches."""
         return self._pair_table[3]
 
     @cached_property
     def _pair_table(self) -> Tensor:
-        """(4, B) int64 on the device, copied there once and without waiting: offset, height, width, picture."""
-        rows = [(self.offsets[index], *self.sizes[index], index) for index in self.pair_pictures]
+        """(4, B) int64 on the device, copied there once and without waiting: offset, height, width, image."""
+        rows = [(self.offsets[index], *self.sizes[index], index) for index in self.image_of_pair]
         table = torch.tensor(rows, dtype=torch.int64, device="cpu").view(-1, 4).T.contiguous()
         return (table.pin_memory() if self.data.is_cuda else table).to(self.device, non_blocking=True)
 
     def leaders(self, slots: int = 1) -> list[int]:
-        """For each pair the first pair that looks at the same picture in the same slot, where pair b has b % slots."""
+        """For each pair the first pair that looks at the same image in the same slot, where pair b has b % slots."""
         first: dict[tuple[int, int], int] = {}
-        return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.pair_pictures)]
+        return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.image_of_pair)]
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedPixels:
-        """The same pictures on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
+        """The same images on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
         data = self.data.to(device, non_blocking=non_blocking)
         return self if data is self.data else replace(self, data=data)
 
     def pin_memory(self) -> PackedPixels:
-        """The same pictures in page-locked memory, from where copies to a GPU need not be waited for."""
+        """The same images in page-locked memory, from where copies to a GPU need not be waited for."""
         return replace(self, data=self.data.pin_memory())
 
 
@@ -153,7 +153,7 @@ def fold_normalisation(
         mean, std: C numbers each. rescale_factor: other than 0.
 
     Returns:
-        weight' in the dtype of `weight`, in channels-last memory as the pictures are; bias' (d,) in fp32, or fp64 for
+        weight' in the dtype of `weight`, in channels-last memory as the images are; bias' (d,) in fp32, or fp64 for
         an fp64 weight; scale. Both tensors are differentiable.
     """
     scale = rescale_factor / std[0]

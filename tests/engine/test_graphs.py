@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import vilt_fast
 from vilt_fast.engine import Engine
-from vilt_fast.engine.vilt import largest
-from vilt_fast.frozen.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, make_plan, max_pairs
+from vilt_fast.engine.vilt import batch_limits
+from vilt_fast.frozen.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, max_pairs, plan_batch
 from vilt_fast.processing.sizes import resize_size
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -41,7 +41,7 @@ def test_the_smallest_bucket_that_holds_a_batch(max_tokens, tokens, pairs, is_sh
 
 def test_the_largest_pair_is_a_bound(model, processor):
     """No picture becomes more patches than the buckets are made for, whatever its shape."""
-    limits = largest(model.config, processor.image_processor, 1000)
+    limits = batch_limits(model.config, processor.image_processor, 1000)
     rng = np.random.default_rng(0)
     for height, width in np.exp(rng.uniform(np.log(1), np.log(4000), (3000, 2))).astype(int):
         rows, columns = (side // 16 for side in resize_size(int(height), int(width), 64, 16))
@@ -114,7 +114,7 @@ def test_leftovers_of_a_batch_do_not_reach_the_next(model, bucketed, pairs, alon
 def test_a_plan_of_its_own_shape_is_the_forward(model, processor, pairs, alone):
     images, texts = pairs[0][:7], pairs[1][:7]
     pixels = processor.image_processor.pack(images, device="cpu")
-    plan = make_plan(processor.tokenizer(texts)["input_ids"], pixels, model.config)
+    plan = plan_batch(processor.tokenizer(texts)["input_ids"], pixels, model.config)
     with torch.no_grad():
         logits = compute_logits(model, plan).float()
     wanted = stack(alone(model, image, text) for image, text in zip(images, texts, strict=True))
@@ -128,7 +128,7 @@ def test_the_plan_is_the_one_that_the_model_makes(make_model, processor, pairs, 
     pixels = processor.image_processor.pack(images, device="cpu")
     config = make_model(max_image_length=limit).config
     with vilt_fast.backend("kernels"):
-        layout = make_plan(processor.tokenizer(texts)["input_ids"], pixels, config).layout
+        layout = plan_batch(processor.tokenizer(texts)["input_ids"], pixels, config).layout
     mask = processor.tokenizer(texts, padding=True, return_tensors="pt")["attention_mask"] != 0
     wanted = vilt_fast.Layout.build(
         mask,

@@ -67,12 +67,12 @@ def pictures(count: int, seed: int = 0, *, like: str = "ViLT", picture: Any = No
 
 def padded(packed: PackedPixels, dtype: torch.dtype, size: tuple[int, int] | None = None) -> dict[str, Tensor]:
     """pixel_values and pixel_mask of every pair, as the processor would make them, with noise in the padding."""
-    sizes = [packed.sizes[index] for index in packed.pair_pictures]
+    sizes = [packed.sizes[index] for index in packed.image_of_pair]
     height, width = size or tuple(np.max(packed.sizes, 0).tolist())
     values = torch.randn(len(sizes), 3, height, width, dtype=dtype)
     mask = torch.zeros(len(sizes), height, width, dtype=torch.long)
     mean, std = (torch.tensor(numbers, dtype=torch.float64) for numbers in (packed.mean, packed.std))
-    for pair, index in enumerate(packed.pair_pictures):
+    for pair, index in enumerate(packed.image_of_pair):
         h, w = packed.sizes[index]
         image = packed.data[packed.offsets[index] : packed.offsets[index + 1]].view(h, w, 3)
         values[pair, :, :h, :w] = ((image.double() * packed.rescale_factor - mean) / std).permute(2, 0, 1).to(dtype)
@@ -111,7 +111,7 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     before = ops.patch_embed
 
     def count(*arguments: Any, **options: Any) -> Tensor:
-        counts.append(int((arguments[9] >= 0).sum()))
+        counts.append(int((options["patch_index"] >= 0).sum()))
         return before(*arguments, **options)
 
     monkeypatch.setattr(ops, "patch_embed", count)
@@ -190,12 +190,10 @@ def test_shared_rows_are_the_same_bits(projected: list[int]) -> None:
             rows.append(
                 tested.embeddings(
                     batch.layout(tested.config, False, []),
-                    batch.input_ids,
-                    batch.token_type_ids,
-                    None,
-                    packed,
-                    None,
-                    batch.pair_modality,
+                    input_ids=batch.input_ids,
+                    token_type_ids=batch.token_type_ids,
+                    pixel_values=packed,
+                    pair_modality=batch.pair_modality,
                 )
             )
     assert projected[0] < projected[1]
@@ -263,23 +261,6 @@ def test_an_updated_weight_is_used_in_the_next_call() -> None:
         assert (after - before).abs().max() > 1e-3
         wanted = tested(**text, **padded(packed, torch.float64)).pooler_output
     check_close("pooler_output", after, wanted, **TOLERANCE[torch.float64])
-
-
-def test_a_held_projection_is_folded_once_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
-    tested, text, packed = model("ViltModel"), words(2), pictures(2)
-    embeddings = tested.embeddings
-    with torch.no_grad():
-        wanted = tested(**text, pixel_values=packed).pooler_output
-        other = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
-        with embeddings.hold_folded(packed):
-            embeddings.patch_embeddings.projection.weight.mul_(-1)  # not seen inside, as it says
-            assert torch.equal(tested(**text, pixel_values=packed).pooler_output, wanted), "folded anew"
-            embeddings.patch_embeddings.projection.weight.mul_(-1)
-            clip = tested(**text, pixel_values=pictures(2, like="CLIP")).pooler_output
-            assert torch.equal(clip, other), "the held fold of another normalisation was used"
-        embeddings.patch_embeddings.projection.weight.mul_(-1)
-        after = tested(**text, pixel_values=packed).pooler_output
-        assert not torch.allclose(after, wanted), "the held fold is still used"
 
 
 @pytest.mark.parametrize("limit", [-1, 2])
@@ -381,6 +362,6 @@ def test_moving_changes_only_the_device() -> None:
         packed.rescale_factor,
     )
     assert len(packed) == 3 and packed.pairs == 4
-    assert packed.pair_picture.tolist() == [0, 2, 1, 1]
+    assert packed.image_index.tolist() == [0, 2, 1, 1]
     assert packed.pair_offset.tolist() == [packed.offsets[i] for i in packed.picture]
     assert packed.pair_grid(PATCH).tolist() == [list(grid) for grid in packed.grids(PATCH)]

@@ -83,7 +83,7 @@ def embed_padded(
     patch = parameters["weight"].shape[-1]
     height, width = (cells * patch for cells in layout.grid_size)
     pixels = torch.randn(packed.pairs, 3, height, width, dtype=dtype)
-    for pair, index in enumerate(packed.pair_pictures):
+    for pair, index in enumerate(packed.image_of_pair):
         h, w = packed.sizes[index]
         image = packed.data[packed.offsets[index] : packed.offsets[index + 1]].view(h, w, 3).permute(2, 0, 1)
         pixels[pair, :, :h, :w] = normalise(image, packed).to(dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
-from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, Plan, compute_logits, make_plan, to_device
+from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, PlannedBatch, compute_logits, plan_batch, to_device
 from vilt_fast.processing.pictures import decode
 from vilt_fast.processing.sizes import resize_size, target_size
 
@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
 
     kind: str
     pairs: int
-    plan: Plan
+    plan: PlannedBatch
     bucket: Bucket | None
     offsets: Tensor | None
     copied: Any  # CUDA event: the images are on the device; None without CUDA
@@ -73,14 +73,14 @@ class ViltStages:
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None
         self.bucketed: Bucketed | None = None
-        if is_cuda and cuda_graphs and model.reads_first_row and processor.image_processor.do_resize:
+        if is_cuda and cuda_graphs and model.first_rows_only and processor.image_processor.do_resize:
             self.use_buckets(max_tokens, is_recording=True)
         if is_cuda:  # the weights may still be in flight
             torch.cuda.synchronize(self.device)
 
     def use_buckets(self, max_tokens: int, *, is_recording: bool) -> None:
         """Run batches in the shape of buckets from now on."""
-        limits = largest(self.config, self.processor.image_processor, max_tokens)
+        limits = batch_limits(self.config, self.processor.image_processor, max_tokens)
         self.bucketed = Bucketed(self.model, limits, self._like, is_recording=is_recording)
 
     # --- stages ---------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ class ViltStages:
             if self._copying is not None:
                 copied = self._copying.record_event()
         ids = [item.state.ids.tolist() for item in items]
-        plan = make_plan(ids, pixels, self.config, self.bucketed and self.bucketed.limits.grid_size)
+        plan = plan_batch(ids, pixels, self.config, self.bucketed and self.bucketed.limits.grid_size)
         bucket = self.bucketed and self.bucketed.bucket_of(plan)
         offsets = None
         if bucket is not None:
@@ -210,15 +210,15 @@ class ViltStages:
         return Filled(text, [(decode([token]), chance) for token, chance in words.filled])
 
 
-def largest(config: Any, image_processor: Any, max_tokens: int) -> Limits:
-    """The largest possible pair under the settings of model and processor."""
+def batch_limits(config: Any, image_processor: Any, max_tokens: int) -> Limits:
+    """What no batch exceeds, by the settings of model and processor; the largest possible pair is a batch."""
     edge, divisor = image_processor.size["shortest_edge"], image_processor.size_divisor
     patch = config.patch_shape[0]
     long, short = resize_size(10**6, 1, edge, divisor)[0] // patch, resize_size(edge, edge, edge, divisor)[0] // patch
     limit = config.max_image_length
     patches = min(long * short, limit) if limit >= 0 else long * short
     words = config.max_position_embeddings
-    return Limits(max(max_tokens, words + 1 + patches), words, grid_size=(long, long), patches=patches)
+    return Limits(tokens=max(max_tokens, words + 1 + patches), words=words, grid_size=(long, long), patches=patches)
 
 
 def own_model(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:

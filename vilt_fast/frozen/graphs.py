@@ -8,7 +8,7 @@ to one row behind the last one, which nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,25 +16,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vilt_fast.contracts.plan import Plan
 from vilt_fast.models.vilt import Encoded
-from vilt_fast.packing import Copies, Layout
+from vilt_fast.packing import Copies, Layout, top_left_mask
 from vilt_fast.pixels import PackedPixels
 from vilt_fast.reference.patch_sample import patch_sample
 
-# Buckets an octave: a batch that fills no bucket computes at most a fifth too much, a tenth on average.
+# Buckets per octave: a batch that just misses one computes up to a quarter more than it needs to in the next.
 _STEPS = 4
 _SMALLEST = 256  # tokens; one pair at ViLT's own resolution
 _TOKENS_A_PAIR = 64  # pairs shorter than that on average close a batch by their number
-_LAYOUT_LISTS = ("cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row", "grid", "text_count", "patch_count")
+_TENSOR_NAMES = Plan._fields  # of a layout; `word_row` is left out, as nothing in a bucket reads it
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A batch: its layout and words, made on the host and then copied, and its pictures, on the device."""
+class PlannedBatch:
+    """A batch: its layout and words, made on the host and then copied, and its images, on the device."""
 
     layout: Layout
     input_ids: Tensor  # (B, L) int64
     pixels: PackedPixels
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> PlannedBatch:
+        """The batch with every tensor moved that the host made."""
+        layout = self.layout
+        moved = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
+        copies = None if layout.copies is None else Copies(*map(move, layout.copies))
+        return PlannedBatch(replace(layout, **moved, copies=copies), move(self.input_ids), self.pixels)
 
 
 class Limits(NamedTuple):
@@ -42,8 +50,8 @@ class Limits(NamedTuple):
 
     tokens: int
     words: int  # of a pair
-    grid_size: tuple[int, int]  # of a picture
-    patches: int  # of a picture
+    grid_size: tuple[int, int]  # of an image
+    patches: int  # of an image
 
     @property
     def pairs(self) -> int:
@@ -60,7 +68,7 @@ class Bucket(NamedTuple):
     """The shape of a batch."""
 
     tokens: int
-    is_sharing: bool  # whether pairs share pictures
+    is_sharing: bool  # whether pairs share images
 
     @property
     def pairs(self) -> int:
@@ -83,62 +91,40 @@ def bucket_sizes(max_tokens: int) -> list[int]:
 
 
 def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int, is_sharing: bool) -> Bucket | None:
-    """The smallest bucket that holds such a batch; None: no one does."""
+    """The smallest bucket that holds such a batch; None if none does."""
     return next((Bucket(t, is_sharing) for t in sizes if tokens <= t and pairs <= max_pairs(t)), None)
 
 
-def make_plan(
+def plan_batch(
     ids: Sequence[Sequence[int]], pixels: PackedPixels, config: Any, grid_size: tuple[int, int] | None = None
-) -> Plan:
+) -> PlannedBatch:
     """Plan a batch on the host.
 
-    The draw of `max_image_length` patches is the same for all pictures of one size, so that it does not depend on what
+    The draw of `max_image_length` patches is the same for all images of one size, so that it does not depend on what
     else is in the batch.
 
     Args:
         ids: of the words of each pair. pixels: of the pairs. config: of the model.
-        grid_size: that patches are counted in; None: the largest picture's.
+        grid_size: that patches are counted in; None: the largest image's.
     """
     lengths, patch = torch.tensor([len(row) for row in ids]), config.patch_shape[0]
     columns = torch.arange(int(lengths.max()))
     attention_mask = columns < lengths[:, None]
     input_ids = torch.zeros(attention_mask.shape, dtype=torch.int64)
     input_ids[attention_mask] = torch.tensor([word for row in ids for word in row])
-    layout = _host_layout(
-        attention_mask, torch.tensor(pixels.grids(patch)), grid_size or pixels.grid_size(patch), config.max_image_length
-    )
+    grid_size = grid_size or pixels.grid_size(patch)
+    cells = top_left_mask(torch.tensor(pixels.grids(patch)), grid_size)
+    image_index = torch.zeros(len(ids), dtype=torch.int64)
+    # The reference, whatever backend was chosen: planning on the host is no choice of where to compute.
+    plan = patch_sample(attention_mask, cells, None, grid_size, config.max_image_length, 0, image_index)
+    layout = Layout.from_plan(plan, grid_size)
     if pixels.picture is not None:
         layout = layout.sharing(pixels.leaders(), layout.patch_count.tolist())
-    return Plan(layout, input_ids, pixels)
+    return PlannedBatch(layout, input_ids, pixels)
 
 
-def _host_layout(attention_mask: Tensor, grid: Tensor, grid_size: tuple[int, int], max_patches: int) -> Layout:
-    """`Layout.build` on the host, whatever backend was chosen: planning there is no choice of where to compute."""
-    y, x = torch.arange(grid_size[0])[:, None], torch.arange(grid_size[1])
-    cells = (y < grid[:, 0, None, None]) & (x < grid[:, 1, None, None])  # (B, GH, GW)
-    image_index = torch.zeros(len(grid), dtype=torch.int64)
-    plan = patch_sample(attention_mask, cells, None, grid_size, max_patches, 0, image_index)
-    places = int(plan.patch_count.sum())
-    return Layout(
-        cu_seqlens=plan.cu_seqlens,
-        text_row=plan.text_row,
-        word_row=plan.text_row[attention_mask].long(),
-        cls_row=plan.cls_row,
-        patch_index=plan.patch_index[:places],
-        patch_row=plan.patch_row[:places],
-        grid=plan.grid,
-        text_count=plan.text_count,
-        patch_count=plan.patch_count,
-        grid_size=grid_size,
-        has_cls=True,
-        total_tokens=int(plan.cu_seqlens[-1]),
-        max_seqlen=int(plan.cu_seqlens.diff().max()),
-        max_patches=int(plan.patch_count.max()),
-    )
-
-
-def pad_plan(plan: Plan, bucket: Bucket, limits: Limits) -> Plan:
-    """The same batch in the shape of `bucket`; all but the pictures on the host.
+def pad_batch(plan: PlannedBatch, bucket: Bucket, limits: Limits) -> PlannedBatch:
+    """The same batch in the shape of `bucket`; all but the images on the host.
 
     There is one more row, and one more place for a patch, than the bucket has tokens. Models that read other rows than
     each pair's first one have no use for such a plan: it does not say where the words are.
@@ -179,17 +165,21 @@ def _pad_copies(layout: Layout, bucket: Bucket) -> Copies:
     return Copies(*(F.pad(part, (0, last - len(part)), value=last) for part in copies))
 
 
-def compute_logits(model: Any, plan: Plan) -> Tensor:
+def compute_logits(model: Any, plan: PlannedBatch) -> Tensor:
     """The logits of a plan that is on the model's device; nothing is read back to the host on the kernels."""
-    layout, zeros = plan.layout, torch.zeros_like(plan.input_ids)
-    pair_modality = torch.ones_like(layout.cls_row, dtype=torch.int64)
-    vilt = model.vilt
-    tokens = vilt.embeddings(layout, plan.input_ids, zeros, None, plan.pixels, None, pair_modality)
-    tokens, _, _ = vilt.encoder(tokens, layout, None, False, False, layout.first if model.reads_first_row else None)
-    return model.logits(Encoded(layout, tokens, [], []))
+    layout, vilt = plan.layout, model.vilt
+    tokens = vilt.embeddings(
+        layout,
+        input_ids=plan.input_ids,
+        token_type_ids=torch.zeros_like(plan.input_ids),
+        pixel_values=plan.pixels,
+        pair_modality=torch.ones_like(layout.cls_row, dtype=torch.int64),
+    )
+    tokens, _, _ = vilt.encoder(tokens, layout, first_rows_only=model.first_rows_only)
+    return model.logits(Encoded(layout, tokens))
 
 
-def to_device(plan: Plan, device: torch.device) -> Plan:
+def to_device(plan: PlannedBatch, device: torch.device) -> PlannedBatch:
     """The plan on `device`; the copies are not waited for."""
     if device.type == "cpu":
         return plan
@@ -198,14 +188,11 @@ def to_device(plan: Plan, device: torch.device) -> Plan:
         tensor = tensor.pin_memory() if device.type == "cuda" else tensor
         return tensor.to(device, non_blocking=True)
 
-    layout = plan.layout
-    moved = {name: move(getattr(layout, name)) for name in (*_LAYOUT_LISTS, "word_row")}
-    copies = None if layout.copies is None else Copies(*map(move, layout.copies))
-    return Plan(replace(layout, **moved, copies=copies), move(plan.input_ids), plan.pixels)
+    return plan.map(move)
 
 
 class _StaticPixels(PackedPixels):
-    """Pictures whose number and sizes only the device knows."""
+    """Images whose number and sizes only the device knows."""
 
     def __init__(self, data: Tensor, pair_offset: Tensor, like: PackedPixels) -> None:
         super().__init__(data, ((1, 1),), like.mean, like.std, like.rescale_factor)
@@ -214,6 +201,12 @@ class _StaticPixels(PackedPixels):
     @property
     def pair_offset(self) -> Tensor:
         return self._pair_offset
+
+
+def _lengths(tokens: int, pairs: int) -> dict[str, int]:
+    """The first dimension of each tensor of a layout in a bucket's shape."""
+    odd = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
+    return dict.fromkeys(_TENSOR_NAMES, pairs) | odd
 
 
 class Bucketed:
@@ -231,18 +224,17 @@ class Bucketed:
         self._graphs: dict[Bucket, tuple[Any, Tensor]] = {}
         self._pool: Any = None
         tokens, pairs, device = limits.tokens, limits.pairs, model.device
-        lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
-        shapes = {name: (lengths.get(name, pairs),) for name in _LAYOUT_LISTS}
+        shapes = {name: (length,) for name, length in _lengths(tokens, pairs).items()}
         shapes |= {"text_row": (pairs, limits.words), "grid": (pairs, 2)}
-        self._lists = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
+        self._tensors = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
         self._copies = Copies(*torch.zeros(3, tokens, dtype=torch.int64, device=device))
         self._input_ids = torch.zeros(pairs, limits.words, dtype=torch.int64, device=device)
         self._pair_offset = torch.zeros(pairs, dtype=torch.int64, device=device)
         patch_bytes = 3 * model.config.patch_shape[0] ** 2
         self._data = torch.zeros(tokens * patch_bytes, dtype=torch.uint8, device=device)
 
-    def bucket_of(self, plan: Plan) -> Bucket | None:
-        """The bucket that a plan fits into; None: it is larger than all, or no plan for buckets."""
+    def bucket_of(self, plan: PlannedBatch) -> Bucket | None:
+        """The bucket that a plan fits into; None if it is larger than all, or was not planned for buckets."""
         layout = plan.layout
         is_small = layout.max_seqlen <= self.limits.max_seqlen and layout.text_length <= self.limits.words
         if not is_small or layout.grid_size != self.limits.grid_size or plan.pixels.offsets[-1] > len(self._data):
@@ -250,24 +242,20 @@ class Bucketed:
         is_sharing = layout.copies is not None
         return choose_bucket(self.sizes, layout.total_tokens, layout.batch_size, is_sharing)
 
-    def pad(self, plan: Plan, bucket: Bucket) -> tuple[Plan, Tensor]:
-        """A plan in the shape of its bucket and the first byte of each pair's picture, in pinned memory on a GPU."""
-        padded, pixels = pad_plan(plan, bucket, self.limits), plan.pixels
+    def pad(self, plan: PlannedBatch, bucket: Bucket) -> tuple[PlannedBatch, Tensor]:
+        """A plan in the shape of its bucket and the first byte of each pair's image, in pinned memory on a GPU."""
+        padded, pixels = pad_batch(plan, bucket, self.limits), plan.pixels
         offsets = torch.zeros(bucket.pairs, dtype=torch.int64)
-        offsets[: pixels.pairs] = torch.tensor([pixels.offsets[index] for index in pixels.pair_pictures])
+        offsets[: pixels.pairs] = torch.tensor([pixels.offsets[index] for index in pixels.image_of_pair])
         if self.model.device.type != "cuda":
             return padded, offsets
-        layout = padded.layout
-        pinned = {name: getattr(layout, name).pin_memory() for name in _LAYOUT_LISTS}
-        copies = None if layout.copies is None else Copies(*(part.pin_memory() for part in layout.copies))
-        layout = replace(layout, **pinned, copies=copies)
-        return Plan(layout, padded.input_ids.pin_memory(), pixels), offsets.pin_memory()
+        return padded.map(Tensor.pin_memory), offsets.pin_memory()
 
-    def run(self, padded: Plan, offsets: Tensor, bucket: Bucket, pairs: int) -> Tensor:
+    def run(self, padded: PlannedBatch, offsets: Tensor, bucket: Bucket, pairs: int) -> Tensor:
         """(pairs, ...) logits of what `pad` returned; overwritten by the next call."""
         static = self._static(bucket)
         layout, source = static.layout, padded.layout
-        for name in _LAYOUT_LISTS:
+        for name in _TENSOR_NAMES:
             getattr(layout, name).copy_(getattr(source, name), non_blocking=True)
         for target, part in zip(layout.copies or (), source.copies or (), strict=True):
             target.copy_(part, non_blocking=True)
@@ -288,20 +276,18 @@ class Bucketed:
             for _ in range(2):  # compile and load what is launched for the first time
                 compute_logits(self.model, static)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads go on copying pictures.
+            # thread_local: other threads go on copying images.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 logits = compute_logits(self.model, static)
             self._pool = graph.pool()
             self._graphs[bucket] = graph, logits
         return self._graphs[bucket]
 
-    def _static(self, bucket: Bucket) -> Plan:
+    def _static(self, bucket: Bucket) -> PlannedBatch:
         """The plan in memory that never moves."""
         limits, tokens, pairs = self.limits, bucket.tokens, bucket.pairs
-        lengths = {"cu_seqlens": pairs + 1, "patch_index": tokens + 1, "patch_row": tokens + 1}
-        lists = {name: buffer[: lengths.get(name, pairs)] for name, buffer in self._lists.items()}
         layout = Layout(
-            **lists,
+            **{name: self._tensors[name][:length] for name, length in _lengths(tokens, pairs).items()},
             word_row=self._pair_offset[:0],
             grid_size=limits.grid_size,
             has_cls=True,
@@ -311,4 +297,4 @@ class Bucketed:
             copies=Copies(*(part[:tokens] for part in self._copies)) if bucket.is_sharing else None,
         )
         pixels = _StaticPixels(self._data, self._pair_offset[:pairs], self.like)
-        return Plan(layout, self._input_ids[:pairs], pixels)
+        return PlannedBatch(layout, self._input_ids[:pairs], pixels)

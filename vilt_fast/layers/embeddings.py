@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,31 +47,16 @@ class ViltEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
         self.dropout_p = config.hidden_dropout_prob
-        self._folded: dict[tuple, tuple[Tensor, Tensor, float]] = {}  # see hold_folded
-
-    @contextmanager
-    def hold_folded(self, pixels: PackedPixels) -> Iterator[None]:
-        """Inside, pictures with the normalisation of `pixels` use a projection that was folded once, at the start.
-
-        For a caller that changes no weight meanwhile, wants no gradient of the projection, and runs many small batches.
-        """
-        projection, before = self.patch_embeddings.projection, self._folded
-        with torch.no_grad():
-            folded = fold_normalisation(projection.weight, projection.bias, *_numbers(pixels))
-        self._folded = {**before, _numbers(pixels): folded}
-        try:
-            yield
-        finally:
-            self._folded = before
 
     def forward(
         self,
         layout: Layout,
+        *,
         input_ids: Tensor | None,
         token_type_ids: Tensor,
-        inputs_embeds: Tensor | None,
-        pixel_values: Tensor | PackedPixels | None,
-        image_embeds: Tensor | None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | PackedPixels | None = None,
+        image_embeds: Tensor | None = None,
         pair_modality: Tensor,
     ) -> Tensor:
         """Embed a batch.
@@ -81,7 +65,7 @@ class ViltEmbeddings(nn.Module):
             layout: of the batch.
             input_ids, token_type_ids: (B, L) int64. inputs_embeds: (B, L, d) in place of `input_ids`.
             pixel_values: (B, C, H, W) or PackedPixels. image_embeds: (B, places, d) in place of `pixel_values`.
-            pair_modality: (B,) int64, the modality row of each picture.
+            pair_modality: (B,) int64, the modality row of each pair's image.
 
         Returns:
             (total_tokens, d).
@@ -92,43 +76,30 @@ class ViltEmbeddings(nn.Module):
         table = torch.zeros_like(modality) if dropping else modality
         # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
         tokens = modality.new_zeros(layout.total_tokens, modality.shape[1])
-        tokens = self._embed_text(tokens, layout, input_ids, token_type_ids, inputs_embeds, table[0])
+        text = self.text_embeddings
+        tokens = ops.text_embed(
+            tokens,
+            text_row=layout.text_row,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            word=text.word_embeddings.weight,
+            position=text.position_embeddings.weight,
+            token_type=text.token_type_embeddings.weight,
+            ln_weight=text.LayerNorm.weight,
+            ln_bias=text.LayerNorm.bias,
+            modality=table[0],
+            eps=text.LayerNorm.eps,
+        )
         if pixel_values is not None:
             tokens = self._embed_patches(tokens, layout, pixel_values, table, pair_modality)
         if dropping:
             tokens = F.dropout(tokens, self.dropout_p)
         if image_embeds is not None:  # not dropped, as in Hugging Face: whoever made them has done that
-            source = layout.patch_index.long()
-            rows = image_embeds.flatten(0, 1)[source] + table[pair_modality[source // image_embeds.shape[1]]]
-            tokens = tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
+            tokens = _place_image_embeds(tokens, layout, image_embeds, table, pair_modality)
         if dropping:
             tokens = tokens + modality[_modality_of_rows(layout, pair_modality)]
         return tokens
-
-    def _embed_text(
-        self,
-        tokens: Tensor,
-        layout: Layout,
-        input_ids: Tensor | None,
-        token_type_ids: Tensor,
-        inputs_embeds: Tensor | None,
-        modality: Tensor,
-    ) -> Tensor:
-        text = self.text_embeddings
-        return ops.text_embed(
-            tokens,
-            layout.text_row,
-            input_ids,
-            token_type_ids,
-            inputs_embeds,
-            text.word_embeddings.weight,
-            text.position_embeddings.weight,
-            text.token_type_embeddings.weight,
-            text.LayerNorm.weight,
-            text.LayerNorm.bias,
-            modality,
-            text.LayerNorm.eps,
-        )
 
     def _embed_patches(
         self,
@@ -138,41 +109,43 @@ class ViltEmbeddings(nn.Module):
         modality: Tensor,
         pair_modality: Tensor,
     ) -> Tensor:
-        projection, copies, options = self.patch_embeddings.projection, layout.copies, {}
+        projection, copies = self.patch_embeddings.projection, layout.copies
         weight, bias = projection.weight, projection.bias
+        options: dict[str, Any] = {}
         if isinstance(pixel_values, PackedPixels):
-            packed = pixel_values
-            # Folded anew in each call unless asked otherwise: it is one pass over the weight, and nothing goes stale.
-            held = self._folded.get(_numbers(packed))
-            weight, bias, scale = held or fold_normalisation(weight, bias, *_numbers(packed))
+            packed, pixel_values = pixel_values, pixel_values.data
+            # Folded anew in each call: it is one pass over the weight, and nothing goes stale.
+            weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
             options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
-            pixel_values = packed.data
         tokens = ops.patch_embed(
             tokens,
-            pixel_values,
-            weight,
-            bias,
-            self.position_embeddings[0],
-            self.cls_token[0, 0],
-            modality,
-            pair_modality,
-            layout.grid,
-            layout.patch_index if copies is None else layout.patch_index[copies.projected],
-            layout.patch_row if copies is None else layout.patch_row[copies.projected],
-            layout.cls_row,
+            pixels=pixel_values,
+            weight=weight,
+            bias=bias,
+            position=self.position_embeddings[0],
+            cls_token=self.cls_token[0, 0],
+            modality=modality,
+            pair_modality=pair_modality,
+            grid=layout.grid,
+            patch_index=layout.patch_index if copies is None else layout.patch_index[copies.projected],
+            patch_row=layout.patch_row if copies is None else layout.patch_row[copies.projected],
+            cls_row=layout.cls_row,
             table_size=self.table_size,
             **options,
         )
         return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
 
 
-def _numbers(pixels: PackedPixels) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """What tells one normalisation from another."""
-    return pixels.mean, pixels.std, pixels.rescale_factor
+def _place_image_embeds(
+    tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor, pair_modality: Tensor
+) -> Tensor:
+    source = layout.patch_index.long()
+    rows = image_embeds.flatten(0, 1)[source] + modality[pair_modality[source // image_embeds.shape[1]]]
+    return tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
 
 
 def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:
-    """(total_tokens,) int64: 0 for words, the picture's modality for everything else."""
+    """(total_tokens,) int64: 0 for words, the image's modality for everything else."""
     lengths = layout.cu_seqlens.diff().long()
     rows = pair_modality.repeat_interleave(lengths, output_size=layout.total_tokens)
     return rows.index_fill(0, layout.word_row, 0)

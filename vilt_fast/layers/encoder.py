@@ -114,7 +114,13 @@ class Layer(nn.Module):
         self.attention_dropout_p = config.attention_probs_dropout_prob
 
     def forward(
-        self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        head_scale: Tensor | None = None,
+        want_attention: bool = False,
+        first_rows_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """One block over all pairs.
 
@@ -123,35 +129,38 @@ class Layer(nn.Module):
             layout: of the batch.
             head_scale: (num_heads,) or None.
             want_attention: whether to return the probabilities.
-            rows: (n,) the only rows whose output anyone reads; None: all.
+            first_rows_only: whether to compute no row but `layout.first` after the attention.
 
         Returns:
-            (total_tokens or n, d), and (total_tokens, num_heads, max_seqlen) or None.
+            (total_tokens or B, d), and (total_tokens, num_heads, max_seqlen) or None.
         """
-        spans: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
+        z, probabilities = self._add_attention(x, layout, head_scale, want_attention, first_rows_only)
+        return self._add_mlp(z), probabilities
+
+    def _add_attention(
+        self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, first_rows_only: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x + Attention(LN(x)), and the probabilities where wanted."""
         qkv = self.attention.attention(normalise(self.layernorm_before, x))
-        context = ops.attention(
-            qkv,
-            layout.cu_seqlens,
-            self.num_heads,
-            dropout_p=self.attention_dropout_p if self.training else 0.0,
-            **spans,
-        )
+        options: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
+        dropout_p = self.attention_dropout_p if self.training else 0.0
+        context = ops.attention(qkv, layout.cu_seqlens, self.num_heads, dropout_p=dropout_p, **options)
         probabilities = None
         if want_attention:
             every_row = torch.arange(layout.total_tokens, device=x.device)
-            probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **spans)
-        if rows is not None:
-            context, x = context[rows], x[rows]
-        x = self._add(self.attention.output.dense, context, x)
+            probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **options)
+        if first_rows_only:
+            context, x = context[layout.first], x[layout.first]
+        return self._project_and_add(self.attention.output.dense, context, x), probabilities
 
-        normed = normalise(self.layernorm_after, x)
-        hidden = project(self.intermediate.dense, normed, activation=self.activation)
+    def _add_mlp(self, z: Tensor) -> Tensor:
+        """z + MLP(LN(z))."""
+        hidden = project(self.intermediate.dense, normalise(self.layernorm_after, z), activation=self.activation)
         if self.activation_after is not None:
             hidden = self.activation_after(hidden)
-        return self._add(self.output.dense, hidden, x), probabilities
+        return self._project_and_add(self.output.dense, hidden, z)
 
-    def _add(self, dense: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
+    def _project_and_add(self, dense: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
         """residual + dropout(dense(input))."""
         if self.training and self.hidden_dropout_p > 0:
             return F.dropout(project(dense, input), self.hidden_dropout_p) + residual
@@ -170,10 +179,11 @@ class Encoder(nn.Module):
         self,
         x: Tensor,
         layout: Layout,
-        head_mask: Tensor | None,
-        want_attentions: bool,
-        want_hidden_states: bool,
-        rows: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        want_attentions: bool = False,
+        want_hidden_states: bool = False,
+        first_rows_only: bool = False,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """All blocks.
 
@@ -182,27 +192,31 @@ class Encoder(nn.Module):
             layout: of the batch.
             head_mask: (layers, num_heads) or None.
             want_attentions, want_hidden_states: what to keep.
-            rows: (n,) the only rows of the result that anyone reads; None: all. The last block's projection and MLP
-                then run on these alone.
+            first_rows_only: whether to return the rows `layout.first` alone. Unless hidden states are wanted, the last
+                block's projection and MLP then run on these alone.
 
         Returns:
-            (total_tokens or n, d); the packed input of every block and the last output, where wanted; the packed
+            (total_tokens or B, d); the packed input of every block and the last output, where wanted; the packed
             probabilities of every block, where wanted.
         """
-        if rows is not None and len(self.layer) == 0:
-            x = x[rows]
         states, attentions = [], []
+        last_narrows = first_rows_only and not want_hidden_states
         for i, layer in enumerate(self.layer):
             if want_hidden_states:
                 states.append(x)
-            read = rows if i + 1 == len(self.layer) else None
-            arguments = (x, layout, None if head_mask is None else head_mask[i], want_attentions, read)
+            options: dict[str, Any] = {
+                "head_scale": None if head_mask is None else head_mask[i],
+                "want_attention": want_attentions,
+                "first_rows_only": last_narrows and i + 1 == len(self.layer),
+            }
             if self.gradient_checkpointing and self.training:
-                x, probabilities = torch.utils.checkpoint.checkpoint(layer, *arguments, use_reentrant=False)
+                x, probabilities = torch.utils.checkpoint.checkpoint(layer, x, layout, use_reentrant=False, **options)
             else:
-                x, probabilities = layer(*arguments)
+                x, probabilities = layer(x, layout, **options)
             if probabilities is not None:
                 attentions.append(probabilities)
         if want_hidden_states:
             states.append(x)
+        if first_rows_only and (want_hidden_states or len(self.layer) == 0):  # no block has done it
+            x = x[layout.first]
         return x, states, attentions

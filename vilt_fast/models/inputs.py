@@ -13,7 +13,7 @@ from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Inputs:
     """What a caller of `ViltModel.forward` gave; see there for shapes and meaning."""
 
@@ -29,7 +29,7 @@ class Inputs:
     patch_mask: Tensor | None = None
     seed: int | None = None
     image_index: Tensor | None = None
-    slots: int = 1  # pictures a text, after `fold_images`; pair b has modality row b % slots + 1
+    slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L).
@@ -45,9 +45,9 @@ class Inputs:
         return text.shape[0], text.shape[1]
 
     def fold_images(self, num_images: int) -> Inputs:
-        """(B, num_images, ...) pictures as B * num_images pairs, the text repeated, picture i with modality i + 1.
+        """(B, num_images, ...) images as B * num_images pairs, the text repeated, image i with modality i + 1.
 
-        PackedPixels have B * num_images pairs: the pictures of the first text, then those of the second.
+        PackedPixels have B * num_images pairs: the images of the first text, then those of the second.
         """
         images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         batch, _ = self.text_shape()
@@ -62,30 +62,15 @@ class Inputs:
             name, rank = ("pixel_values", 5) if images is self.pixel_values else ("image_embeds", 4)
             folded = _fold_padded(name, images, rank, batch, num_images)
 
-        def fold(extra: Tensor | None, argument: str) -> Tensor | None:
-            if extra is None:
-                return None
-            _tensor(argument, extra)
-            extra = extra[:, None] if num_images == 1 and extra.shape[:2] != (batch, 1) else extra
-            if extra.shape[:2] != (batch, num_images):
-                raise ValueError(
-                    f"{argument} must start with (batch, num_images) = ({batch}, {num_images}), got shape "
-                    f"{tuple(extra.shape)}"
-                )
-            return extra.flatten(0, 1)
-
-        def repeat(text: Tensor | None) -> Tensor | None:
-            return None if text is None else text.repeat_interleave(num_images, 0)
-
         return replace(
             self,
-            input_ids=repeat(self.input_ids),
-            attention_mask=repeat(self.attention_mask),
-            token_type_ids=repeat(self.token_type_ids),
-            inputs_embeds=repeat(self.inputs_embeds),
-            pixel_mask=fold(self.pixel_mask, "pixel_mask"),
-            patch_mask=fold(self.patch_mask, "patch_mask"),
-            image_index=fold(self.image_index, "image_index"),
+            input_ids=_repeat(self.input_ids, num_images),
+            attention_mask=_repeat(self.attention_mask, num_images),
+            token_type_ids=_repeat(self.token_type_ids, num_images),
+            inputs_embeds=_repeat(self.inputs_embeds, num_images),
+            pixel_mask=_fold("pixel_mask", self.pixel_mask, batch, num_images),
+            patch_mask=_fold("patch_mask", self.patch_mask, batch, num_images),
+            image_index=_fold("image_index", self.image_index, batch, num_images),
             image_token_type_idx=torch.arange(1, num_images + 1, device=images.device).repeat(batch),
             slots=num_images,
             **{name: folded},
@@ -98,28 +83,22 @@ class Inputs:
             ValueError: names the argument, what came and what is wanted.
         """
         batch, length = self.text_shape()
-        d = config.hidden_size
         if length > config.max_position_embeddings:
             raise ValueError(
                 f"the text must have at most max_position_embeddings = {config.max_position_embeddings} tokens, got "
                 f"{length}; pass truncation=True to the tokenizer"
             )
-        if self.inputs_embeds is not None:
-            _shape("inputs_embeds", self.inputs_embeds, (batch, length, d))
-        if self.attention_mask is not None:
-            _shape("attention_mask", self.attention_mask, (batch, length))
-        if self.token_type_ids is not None:
-            _shape("token_type_ids", self.token_type_ids, (batch, length))
+        _shape("inputs_embeds", self.inputs_embeds, (batch, length, config.hidden_size))
+        _shape("attention_mask", self.attention_mask, (batch, length))
+        _shape("token_type_ids", self.token_type_ids, (batch, length))
         grid_size = self._check_images(config, batch, device)
-        if self.patch_mask is not None:
-            _shape("patch_mask", self.patch_mask, (batch, *grid_size))
+        _shape("patch_mask", self.patch_mask, (batch, *grid_size))
         ones = torch.ones(batch, length, dtype=torch.bool, device=device)
+        token_type_ids = _integers("token_type_ids", self.token_type_ids)
         return Batch(
             input_ids=_integers("input_ids", self.input_ids),
             attention_mask=ones if self.attention_mask is None else self.attention_mask != 0,
-            token_type_ids=ones.long() * 0
-            if self.token_type_ids is None
-            else _integers("token_type_ids", self.token_type_ids),
+            token_type_ids=torch.zeros_like(ones, dtype=torch.int64) if token_type_ids is None else token_type_ids,
             inputs_embeds=self.inputs_embeds,
             pixel_values=self.pixel_values,
             pixel_mask=self.pixel_mask,
@@ -184,13 +163,13 @@ class Inputs:
 
     def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
         if self.image_index is None:
-            return self.pixel_values.pair_picture if isinstance(self.pixel_values, PackedPixels) else None
+            return self.pixel_values.image_index if isinstance(self.pixel_values, PackedPixels) else None
         index = torch.as_tensor(self.image_index, device=device)
         _shape("image_index", index, (batch,))
         return _integers("image_index", index)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Batch:
     """Inputs after their check: masks are bool, indices int64, nothing optional but what excludes each other."""
 
@@ -289,23 +268,40 @@ def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig)
             f"pixel_values must be at least one patch of {patch} x {patch} pixels, got "
             f"{pixels.shape[2]} x {pixels.shape[3]}"
         )
-    if pixel_mask is not None:
-        _shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
+    _shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
     return grid_size
 
 
 def _fold_padded(name: str, images: Tensor, rank: int, batch: int, num_images: int) -> Tensor:
     """(B, num_images, ...) to (B * num_images, ...)."""
-    if images.ndim == rank - 1:  # one picture a text, without its axis
+    if images.ndim == rank - 1:  # one image per text, without its axis
         images = images[:, None]
     if images.ndim != rank or images.shape[1] != num_images:
         raise ValueError(
-            f"{name} must have num_images = {num_images} pictures a text in dimension 1, got shape "
+            f"{name} must have num_images = {num_images} images per text in dimension 1, got shape "
             f"{tuple(images.shape)}"
         )
     if images.shape[0] != batch:
         raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
     return images.flatten(0, 1)
+
+
+def _fold(name: str, extra: Tensor | None, batch: int, num_images: int) -> Tensor | None:
+    """(B, num_images, ...) to (B * num_images, ...); with one image per text, its axis may be left out."""
+    if extra is None:
+        return None
+    _tensor(name, extra)
+    extra = extra[:, None] if num_images == 1 and extra.shape[:2] != (batch, 1) else extra
+    if extra.shape[:2] != (batch, num_images):
+        raise ValueError(
+            f"{name} must start with (batch, num_images) = ({batch}, {num_images}), got shape {tuple(extra.shape)}"
+        )
+    return extra.flatten(0, 1)
+
+
+def _repeat(text: Tensor | None, num_images: int) -> Tensor | None:
+    """(B, ...) to (B * num_images, ...)."""
+    return None if text is None else text.repeat_interleave(num_images, 0)
 
 
 def _check_packed(
@@ -368,8 +364,9 @@ def _tensor(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(_tensor(name, tensor).shape) != tuple(shape):
+def _shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Raises unless the tensor has that shape, or is None."""
+    if tensor is not None and tuple(_tensor(name, tensor).shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vilt_fast.packing import Layout
+
+
+@dataclass
+class Encoded:
+    """A batch after the encoder, packed: what the heads make their outputs of."""
+
+    layout: Layout
+    tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
+    states: list[Tensor] = field(default_factory=list)  # (total_tokens, d) each
+    attentions: list[Tensor] = field(default_factory=list)  # (total_tokens, heads, max_seqlen) each
+
+    def hidden_states(self) -> tuple[Tensor, ...] | None:
+        """(B, places, d) each, or None where they were not wanted."""
+        return tuple(map(self.layout.unpack, self.states)) if self.states else None
+
+    def padded_attentions(self) -> tuple[Tensor, ...] | None:
+        """(B, heads, places, places) each, or None where they were not wanted."""
+        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
 
 
 class ModelOutput(Mapping):
@@ -63,40 +83,32 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 @dataclass(eq=False)
-class MaskedLMOutput(ModelOutput):
+class _HeadOutput(ModelOutput):
+    """The fields of a head's output; hidden_states and attentions as in BaseModelOutputWithPooling."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class MaskedLMOutput(_HeadOutput):
     """Of ViltForMaskedLM: logits (B, L, vocabulary); zero at masked words."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
-
-@dataclass(eq=False)
-class SequenceClassifierOutput(ModelOutput):
+class SequenceClassifierOutput(_HeadOutput):
     """Of question answering, retrieval and matching: logits (B, labels)."""
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+
+class TokenClassifierOutput(_HeadOutput):
+    """Of ViltForTokenClassification: logits (B, L, labels); zero at masked words."""
 
 
 @dataclass(eq=False)
 class ViltForImagesAndTextClassificationOutput(ModelOutput):
-    """Of ViltForImagesAndTextClassification: logits (B, labels); one tuple of states and attentions a picture."""
+    """Of ViltForImagesAndTextClassification: logits (B, labels); one tuple of states and attentions per image."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     hidden_states: list[tuple[Tensor, ...]] | None = None
     attentions: list[tuple[Tensor, ...]] | None = None
-
-
-@dataclass(eq=False)
-class TokenClassifierOutput(ModelOutput):
-    """Of ViltForTokenClassification: logits (B, L, labels); zero at masked words."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None

@@ -10,7 +10,6 @@ All classes share the arguments of `ViltModel.forward`. What differs from transf
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -23,38 +22,22 @@ from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
 from vilt_fast.layers.projection import normalise, project
 from vilt_fast.models.base import PreTrainedModel
+from vilt_fast.models.heads import ViltWithHead, ViltWithWordHead, either
 from vilt_fast.models.inputs import Inputs, check_labels
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
+    Encoded,
     MaskedLMOutput,
     ModelOutput,
-    SequenceClassifierOutput,
     TokenClassifierOutput,
     ViltForImagesAndTextClassificationOutput,
 )
 from vilt_fast.packing import Check, Layout
-
-
-@dataclass
-class Encoded:
-    """A batch after the encoder, packed."""
-
-    layout: Layout
-    tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
-    states: list[Tensor]  # (total_tokens, d) each
-    attentions: list[Tensor]  # (total_tokens, heads, max_seqlen) each
-
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """(B, places, d) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack, self.states)) if self.states else None
-
-    def padded_attentions(self) -> tuple[Tensor, ...] | None:
-        """(B, heads, places, places) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
+from vilt_fast.pixels import PackedPixels
 
 
 class ViltModel(PreTrainedModel):
-    """Text and picture in, one contextual row a token and one a pair out.
+    """Text and image in, one contextual row per token and one per pair out.
 
     Args:
         config: of the model.
@@ -78,7 +61,7 @@ class ViltModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | PackedPixels | None = None,
         pixel_mask: Tensor | None = None,
         head_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -92,7 +75,7 @@ class ViltModel(PreTrainedModel):
         seed: int | None = None,
         image_index: Tensor | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
-        """Encode pairs of a text and a picture.
+        """Encode pairs of a text and an image.
 
         Args:
             input_ids: (B, L) integers; or `inputs_embeds`: (B, L, d).
@@ -100,16 +83,16 @@ class ViltModel(PreTrainedModel):
             token_type_ids: (B, L) integers; None: zeros.
             pixel_values: (B, C, H, W) floats, or PackedPixels, which know their sizes (no `pixel_mask`);
                 or `image_embeds`: (B, places, d), which already hold CLS and positions.
-            pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each picture; None: all.
-                With `image_embeds`: (B, ...) with `places` entries a picture.
+            pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each image; None: all.
+                With `image_embeds`: (B, ...) with `places` entries per image.
             head_mask: (heads,) or (layers, heads), multiplies the attention probabilities of each head.
-            image_token_type_idx: row of the modality table for pictures; None: 1.
+            image_token_type_idx: row of the modality table for images; None: 1.
             output_attentions, output_hidden_states, return_dict: None: as in the configuration.
             patch_mask: (B, H // patch, W // patch) bool, False drops a patch; the others keep their positions.
             seed: of the patch sample, where `config.max_image_length` limits patches; None: 0 in evaluation, drawn
                 from PyTorch's CPU generator in training.
-            image_index: (B,) integers, which draw of the seed each picture gets; None: its place in the batch, in
-                PackedPixels that of the picture.
+            image_index: (B,) integers, which draw of the seed each image gets; None: its place in the batch, in
+                PackedPixels that of the image.
 
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
@@ -117,15 +100,20 @@ class ViltModel(PreTrainedModel):
         if image_token_type_idx is not None and not isinstance(image_token_type_idx, Integral):
             raise ValueError(f"image_token_type_idx must be an integer, got {image_token_type_idx!r}")
         inputs = Inputs(
-            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
-            image_embeds, image_token_type_idx, patch_mask, seed, image_index,
-        )  # fmt: skip
-        config = self.config
-        encoded = self.encode(
-            inputs,
-            want_attentions=_default(output_attentions, config.output_attentions),
-            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            image_embeds=image_embeds,
+            image_token_type_idx=image_token_type_idx,
+            patch_mask=patch_mask,
+            seed=seed,
+            image_index=image_index,
         )
+        encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         tokens = normalise(self.layernorm, encoded.tokens)
         pooled = None if self.pooler is None else self.pooler(tokens[encoded.layout.first])
         output = BaseModelOutputWithPooling(
@@ -134,7 +122,7 @@ class ViltModel(PreTrainedModel):
             hidden_states=encoded.hidden_states(),
             attentions=encoded.padded_attentions(),
         )
-        if _default(return_dict, config.return_dict):
+        if either(return_dict, self.config.return_dict):
             return output
         return (output.last_hidden_state, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
 
@@ -142,8 +130,8 @@ class ViltModel(PreTrainedModel):
         self,
         inputs: Inputs,
         *,
-        want_attentions: bool = False,
-        want_hidden_states: bool = False,
+        want_attentions: bool | None = None,
+        want_hidden_states: bool | None = None,
         first_rows_only: bool = False,
         checks: list[Check] | None = None,
     ) -> Encoded:
@@ -151,26 +139,30 @@ class ViltModel(PreTrainedModel):
 
         Args:
             inputs: of the forward call.
-            want_attentions, want_hidden_states: what to keep.
+            want_attentions, want_hidden_states: what to keep; None: as in the configuration.
             first_rows_only: whether the caller reads the first word's row of each pair alone.
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
-        batch = inputs.check(self.config, self.device)
-        layout = batch.layout(self.config, self.training, checks or [])
+        config = self.config
+        batch = inputs.check(config, self.device)
+        layout = batch.layout(config, self.training, checks or [])
         tokens = self.embeddings(
             layout,
-            batch.input_ids,
-            batch.token_type_ids,
-            batch.inputs_embeds,
-            batch.pixel_values,
-            batch.image_embeds,
-            batch.pair_modality,
+            input_ids=batch.input_ids,
+            token_type_ids=batch.token_type_ids,
+            inputs_embeds=batch.inputs_embeds,
+            pixel_values=batch.pixel_values,
+            image_embeds=batch.image_embeds,
+            pair_modality=batch.pair_modality,
         )
-        head_mask = None if batch.head_mask is None else batch.head_mask.to(tokens.dtype)
-        rows = layout.first if first_rows_only and not want_hidden_states else None
-        tokens, states, attentions = self.encoder(tokens, layout, head_mask, want_attentions, want_hidden_states, rows)
-        if first_rows_only and rows is None:
-            tokens = tokens[layout.first]
+        tokens, states, attentions = self.encoder(
+            tokens,
+            layout,
+            head_mask=None if batch.head_mask is None else batch.head_mask.to(tokens.dtype),
+            want_attentions=either(want_attentions, config.output_attentions),
+            want_hidden_states=either(want_hidden_states, config.output_hidden_states),
+            first_rows_only=first_rows_only,
+        )
         return Encoded(layout, tokens, states, attentions)
 
     def pooled(self, encoded: Encoded) -> Tensor:
@@ -178,82 +170,10 @@ class ViltModel(PreTrainedModel):
         return self.pooler(normalise(self.layernorm, encoded.tokens))
 
 
-class ViltWithHead(PreTrainedModel):
-    """Base of the heads: one forward for all; a head says how logits and loss are made."""
-
-    output_class: type[ModelOutput] = SequenceClassifierOutput
-    reads_first_row = True  # or the rows of all words
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        pixel_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        *,
-        patch_mask: Tensor | None = None,
-        seed: int | None = None,
-        image_index: Tensor | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
-
-        All other arguments are those of `ViltModel.forward`.
-        """
-        inputs = Inputs(
-            input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, head_mask, inputs_embeds,
-            image_embeds, None, patch_mask, seed, image_index,
-        )  # fmt: skip
-        config = self.config
-        encoded = self.vilt.encode(
-            self._prepare(inputs),
-            want_attentions=_default(output_attentions, config.output_attentions),
-            want_hidden_states=_default(output_hidden_states, config.output_hidden_states),
-            first_rows_only=self.reads_first_row,
-            checks=[] if labels is None else self._check_labels(labels, inputs),
-        )
-        logits = self.logits(encoded)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
-        output = self._output(encoded, loss, logits)
-        return output if _default(return_dict, config.return_dict) else self._as_tuple(output)
-
-    def _prepare(self, inputs: Inputs) -> Inputs:
-        return inputs
-
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        raise NotImplementedError
-
-    def logits(self, encoded: Encoded) -> Tensor:
-        """The head on an encoded batch: (B, labels), or (B, L, classes) for heads that read every word."""
-        raise NotImplementedError
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        raise NotImplementedError
-
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states(),
-            attentions=encoded.padded_attentions(),
-        )
-
-    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
-        return output.to_tuple()
-
-
-class ViltForMaskedLM(ViltWithHead):
+class ViltForMaskedLM(ViltWithWordHead):
     """Masked words. labels (B, L) integers: the word's id, -100 where there is nothing to learn."""
 
     output_class = MaskedLMOutput
-    reads_first_row = False
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
@@ -279,16 +199,12 @@ class ViltForMaskedLM(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(self.mlm_score(words))
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return _word_loss(logits, labels, layout)
+    def _score(self, words: Tensor) -> Tensor:
+        return self.mlm_score(words)
 
 
 class ViltForQuestionAnswering(ViltWithHead):
-    """Answers to questions about a picture. labels (B, num_labels) floats: the score of every answer in 0..1."""
+    """Answers to questions about an image. labels (B, num_labels) floats: the score of every answer in 0..1."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
@@ -309,7 +225,7 @@ class ViltForQuestionAnswering(ViltWithHead):
 
 
 class ViltForImageAndTextRetrieval(ViltWithHead):
-    """One score a pair: how well text and picture match. labels (B,) integers: 1 for a match, 0 for none.
+    """One score per pair: how well text and image match. labels (B,) integers: 1 for a match, 0 for none.
 
     The loss is the margin ranking loss with the original repository's margin of 0.2: the mean over every pair of a
     match and a non-match in the batch of max(0, margin - score(match) + score(non-match)). (That repository sets the
@@ -355,16 +271,13 @@ class ViltForImageTextMatching(ViltWithHead):
     def logits(self, encoded: Encoded) -> Tensor:
         return self.itm_score(self.vilt.pooled(encoded))
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return F.cross_entropy(logits, labels)
-
 
 class ViltForImagesAndTextClassification(ViltWithHead):
-    """One text about several pictures (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
+    """One text about several images (NLVR2). pixel_values (B, num_images, C, H, W), pixel_mask (B, num_images, H, W).
 
-    Or pixel_values as PackedPixels with B * num_images pairs: the pictures of the first text, then those of the second.
+    Or pixel_values as PackedPixels with B * num_images pairs: the images of the first text, then those of the second.
 
-    labels (B,) integers. Every picture is one pair with the text, picture i with modality row i + 1; all pairs run in
+    labels (B,) integers. Every image is one pair with the text, image i with modality row i + 1; all pairs run in
     one packed batch, and the classifier reads their pooled rows side by side.
     """
 
@@ -377,7 +290,7 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         if config.modality_type_vocab_size <= config.num_images:
             raise ValueError(
                 f"config.modality_type_vocab_size must be at least num_images + 1 = {config.num_images + 1}: one row "
-                f"for the text and one a picture; got {config.modality_type_vocab_size}"
+                f"for the text and one per image; got {config.modality_type_vocab_size}"
             )
         self.num_labels = config.num_labels
         self.vilt = ViltModel(config)
@@ -397,13 +310,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
         return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return F.cross_entropy(logits, labels.flatten())
-
     def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
         states, attentions = encoded.hidden_states(), encoded.padded_attentions()
         step, layout = self.config.num_images, encoded.layout
-        # Hugging Face runs picture by picture: the i-th pictures are padded to the longest among them alone.
+        # Hugging Face runs image by image: the i-th images are padded to the longest among them alone.
         longest = 1 + layout.patch_count.view(-1, step).amax(0)  # with its CLS
         longest = longest if layout.has_cls else longest.new_full((step,), layout.grid_size[1])
         cuts = list(enumerate((layout.text_length + longest).tolist())) if states or attentions else []
@@ -419,11 +329,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         return (*head, output.logits, output.hidden_states, output.attentions)
 
 
-class ViltForTokenClassification(ViltWithHead):
-    """A label a word. labels (B, L) integers, -100 where there is nothing to learn."""
+class ViltForTokenClassification(ViltWithWordHead):
+    """One label per word. labels (B, L) integers, -100 where there is nothing to learn."""
 
     output_class = TokenClassifierOutput
-    reads_first_row = False
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
@@ -436,19 +345,5 @@ class ViltForTokenClassification(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(project(self.classifier, self.dropout(words)))
-
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return _word_loss(logits, labels, layout)
-
-
-def _word_loss(logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-    """Mean cross-entropy over the words that are neither masked nor labelled -100."""
-    labels = labels.masked_fill(layout.text_row < 0, -100)
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-
-
-def _default(value: bool | None, otherwise: bool) -> bool:
-    return otherwise if value is None else value
+    def _score(self, words: Tensor) -> Tensor:
+        return project(self.classifier, self.dropout(words))
