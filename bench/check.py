@@ -191,8 +191,8 @@ def _check_plan(device: torch.device, *, large: bool) -> Row:
 
 def _check_resize(device: torch.device) -> Row:
     """resize gives integers: not one byte may differ, in any of Pillow's pass orders."""
+    from vilt_fast.contracts.pillow import RULES
     from vilt_fast.kernels.resize import resize
-    from vilt_fast.reference.resize import RULES
     from vilt_fast.reference.resize import resize as reference
 
     generator = torch.Generator().manual_seed(2)

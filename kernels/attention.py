@@ -20,10 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS, product_name
+
 from . import launch
-from .attention_rows import DTYPES, LOG2_E, attention_rows, check_arguments
+from .attention_rows import LOG2_E, attention_rows, check_arguments
 from .attention_rows import shipped_configurations as shipped_rows
-from .shipped import describe
+from .shipped import Configuration, describe
 
 __all__ = ["attention", "attention_rows", "heuristic", "shipped_configurations"]
 
@@ -196,7 +198,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 def _configuration(arch: str, head_dim: int, dtype: torch.dtype, precision: str) -> dict[str, Any]:
     """BLOCK_*, CHUNK_D, num_warps and num_stages. A pair may not depend on its batch, so neither may these (rows=0)."""
     block = max(launch.next_power_of_2(head_dim), 16)
-    name = "tf32" if precision == "tf32" else launch.dtype_name(dtype)
+    name = product_name(dtype, precision)
     tile = launch.configuration("attention", arch=arch, N=head_dim, K=0, rows=0, dtype=name, heuristic=heuristic)
     return {"BLOCK_D": block, "CHUNK_D": 16 if name == "float32" else block, **tile}
 
@@ -240,8 +242,8 @@ def _(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale):
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     cases = [(64, "bf16", "ieee"), (64, "fp16", "ieee"), (64, "fp32", "tf32"), (64, "fp32", "ieee")]
     cases += [(16, "bf16", "ieee"), (80, "bf16", "ieee"), (128, "bf16", "ieee")]
     cases += [(128, "fp32", "tf32"), (128, "fp32", "ieee")]
@@ -249,13 +251,12 @@ def shipped_configurations(target: str) -> list[tuple]:
         cases = [case for case in cases if case[2] == "ieee"]
     shipped = []
     for head_dim, dtype, precision in cases:
-        constexprs = _configuration(target, head_dim, DTYPES[dtype], precision)
-        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
+        constexprs = _configuration(target, head_dim, FLOATS[dtype], precision)
         types = {"out_ptr": f"*{dtype}:16", "qkv_ptr": f"*{dtype}:16", "cu_seqlens_ptr": "*i32:16", "rows": "i32"}
         types |= {"hidden": "i32:16", "stride_out": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
         constexprs |= {"head_scale_ptr": None, "HEAD_DIM": head_dim, "INPUT_PRECISION": precision}
         name = f"d{head_dim} {dtype}" + f" {precision}" * (dtype == "fp32")
-        shipped.append((name, attention_kernel, *describe(attention_kernel, types, constexprs), options))
+        shipped.append(describe(name, attention_kernel, types, constexprs))
     return shipped + shipped_rows(target)
 
 

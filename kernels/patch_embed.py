@@ -28,12 +28,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS, product_name
+
 from . import launch
 from .no_backward import refuse_backward
 from .patch_tiles import load_bytes, load_pixels, load_weight, positions
-from .shipped import describe
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from .shipped import Configuration, describe
 
 
 @triton.jit
@@ -210,7 +210,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
     """BLOCK_*, STEP_ROWS, num_warps and num_stages. A pair may not depend on its batch, nor may these (rows=0)."""
     hidden, channels, patch, _ = weight.shape
-    name = "tf32" if precision == "tf32" else launch.dtype_name(weight.dtype)
+    name = product_name(weight.dtype, precision)
     sizes = {"N": hidden, "K": channels * patch * patch, "rows": 0}
     tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
     columns = launch.next_power_of_2(patch)
@@ -278,17 +278,16 @@ def _(tokens, *arguments):
     return None
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
     cases += [("u8", "bf16", 32), ("u8", "fp16", 16), ("u8", "fp32", 32)]
     cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32)] + ([] if target.startswith("gfx") else [("fp32", "tf32", 32)])
     shipped = []
     for pixel_dtype, name, patch in cases:
         dtype, precision = ("fp32", "tf32") if name == "tf32" else (name, "ieee")
-        weight = torch.empty(768, 3, patch, patch, dtype=DTYPES[dtype], device="meta")
+        weight = torch.empty(768, 3, patch, patch, dtype=FLOATS[dtype], device="meta")
         constexprs = _configuration(target, weight, precision)
-        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
         constexprs |= {"CHANNELS": 3, "PATCH": patch, "TABLE_ROWS": 12, "TABLE_COLUMNS": 12, "stride_w": 1}
         constexprs["INPUT_PRECISION"] = precision
         ragged = pixel_dtype == "u8"
@@ -302,8 +301,7 @@ def shipped_configurations(target: str) -> list[tuple]:
         types |= {"pixel_offset_ptr": "*i64:16", "bias_ptr": "*fp32:16"} if ragged else {}
         missing = [n for n in patch_embed_kernel.arg_names if n not in types and n not in constexprs]
         types |= dict.fromkeys(missing, f"*{dtype}:16") | {"pixels_ptr": f"*{pixel_dtype}:16"}
-        described = describe(patch_embed_kernel, types, constexprs)
-        shipped.append((f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, *described, options))
+        shipped.append(describe(f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, types, constexprs))
     return shipped
 
 
@@ -370,7 +368,7 @@ def patch_embed(
 
 def _check_pixels(pixels, weight, grid, grid_size, pixel_offset) -> tuple[int, int]:
     """(GH, GW)."""
-    op, floats = "patch_embed", tuple(DTYPES.values())
+    op, floats = "patch_embed", FLOATS.values()
     launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"), floats)
     _, channels, patch, columns = weight.shape
     if patch != columns or not 4 <= patch <= 64:
@@ -390,7 +388,7 @@ def _check(
     tokens, weight, bias, position, cls_token, modality, pair_modality, grid, patch_index, patch_row, cls_row,
     table_size,
 ) -> None:  # fmt: skip
-    op, floats, hidden, pairs = "patch_embed", tuple(DTYPES.values()), weight.shape[0], grid.shape[0]
+    op, floats, hidden, pairs = "patch_embed", FLOATS.values(), weight.shape[0], grid.shape[0]
     launch.check_tensor(op, "tokens", tokens, ("rows", hidden), floats, row_major=True)
     if bias is not None:
         launch.check_tensor(op, "bias", bias, (hidden,), floats)

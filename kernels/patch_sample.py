@@ -16,17 +16,15 @@ winner is found bit by bit, from the top: a bit is set if fewer than `max_patche
 Not supported: masks that are no rectangle at the top left (the grid is read along column 0 and row 0), 2**30 cells.
 """
 
-import ctypes
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.plan import Plan
+from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
 from . import launch
-from .shipped import describe
+from .shipped import Configuration, describe
 
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
@@ -231,11 +229,6 @@ def place_kernel(
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
-def _step(pixels: int, patches: int) -> float:
-    """pixels / patches, rounded to fp32."""
-    return ctypes.c_float(pixels / patches).value if patches else 0.0
-
-
 def _block(size: int, least: int, most: int) -> int:
     """Never a small block: most batches then share one compiled kernel."""
     return min(max(launch.next_power_of_2(size), least), most)
@@ -290,7 +283,7 @@ def _launch(
             *masks,
             *(words, rows, columns, height, width),
             *strides,
-            *(_step(height, rows), _step(width, columns)),
+            *(pixels_per_patch(height, rows), pixels_per_patch(width, columns)),
             *(max_patches, seed),
             BLOCK_G=_block(max(rows, columns), 64, 2**30),
             **blocks,
@@ -315,12 +308,11 @@ def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, 
     return tuple(_new_plan(attention_mask, _places(rows * columns, max_patches)))
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     shipped = []
     for cells, limited in ((240, False), (240, True), (3840, True)):
         given = {**_blocks(40, cells), "BLOCK_G": 64, "BLOCK_B": 256, "HAS_CLS": 1}
-        options = {"num_warps": given.pop("num_warps")}
         masks = {"attention_mask_ptr": "*i1:16", "patch_mask_ptr": "*i1:16", "image_index_ptr": "*i64:16"}
         outputs = ("grid", "text_count", "patch_count", "cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row")
         pointers = {f"{name}_ptr": "*i32:16" for name in outputs}
@@ -328,10 +320,11 @@ def shipped_configurations(target: str) -> list[tuple]:
         numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
         given |= {} if limited else {"last_key_ptr": None}
         for kernel in (select_kernel, place_kernel):
-            constexprs = {name: value for name, value in given.items() if name in kernel.arg_names}
+            wanted = (*kernel.arg_names, "num_warps")
+            constexprs = {name: value for name, value in given.items() if name in wanted}
             types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}
             name = f"{cells} cells" + ", sampled" * limited
-            shipped.append((name, kernel, *describe(kernel, types, constexprs), options))
+            shipped.append(describe(name, kernel, types, constexprs))
     return shipped
 
 

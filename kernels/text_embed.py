@@ -9,16 +9,19 @@ the whole row of `hidden` columns in registers between the statistics and the no
 Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. Not supported: backward.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS
+
 from . import launch
 from .no_backward import refuse_backward
-from .shipped import describe
+from .shipped import Configuration, describe
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HIDDEN = 16384
 
 
@@ -146,20 +149,18 @@ def _(tokens, *arguments):
     return None
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     shipped = []
     for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
-        constexprs = _configuration(768)
-        options = {"num_warps": constexprs.pop("num_warps")}
+        constexprs: dict[str, Any] = {**_configuration(768)}
         constexprs["input_ids_ptr" if embeds else "inputs_embeds_ptr"] = None
         types = {"text_row_ptr": "*i32:16", "input_ids_ptr": "*i64:16", "token_type_ids_ptr": "*i64:16", "eps": "fp32"}
         strides = ("hidden", "stride_token", "stride_eb", "stride_el", "stride_word", "stride_position", "stride_type")
         types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(_UNSPECIALISED, "i32")
         names = [name for name in text_embed_kernel.arg_names if name not in constexprs]
         types = {name: types.get(name, f"*{dtype}:16") for name in names}
-        described = describe(text_embed_kernel, types, constexprs)
-        shipped.append((f"{dtype}" + ", inputs_embeds" * embeds, text_embed_kernel, *described, options))
+        shipped.append(describe(dtype + ", inputs_embeds" * embeds, text_embed_kernel, types, constexprs))
     return shipped
 
 
@@ -200,7 +201,7 @@ def text_embed(
         ValueError: an argument of another shape, dtype or device than that. Ids are not checked: that would need the
             device to be waited for.
     """
-    op, dtypes = "text_embed", tuple(DTYPES.values())
+    op, dtypes = "text_embed", FLOATS.values()
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())

@@ -8,7 +8,7 @@ index of the picture), the key is the seed, so the draw depends on nothing else 
 import torch
 from torch import Tensor
 
-from vilt_fast.contracts.plan import Plan
+from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
 _MASK32 = 0xFFFFFFFF
 
@@ -82,9 +82,7 @@ def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], de
 
 def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu") -> Tensor:
     """(patches,) int64: the pixel that stands for each patch, floor(i * pixels / patches) in float32 as in PyTorch."""
-    # On the host: a GPU divides by a Python number as a multiplication by its reciprocal, which can lose the last bit.
-    step = (torch.tensor(pixels, dtype=torch.float32) / torch.tensor(patches, dtype=torch.float32)).item()
-    return (torch.arange(patches, device=device) * step).long().clamp(max=pixels - 1)
+    return (torch.arange(patches, device=device) * pixels_per_patch(pixels, patches)).long().clamp(max=pixels - 1)
 
 
 def _sample(valid: Tensor, ordinal: Tensor, count: int, seed: int, image_index: Tensor) -> Tensor:
