@@ -3,7 +3,7 @@
 Vaswani et al. 2017, equation 1, by the online softmax of Milakov & Gimelshein 2018 (algorithm 3), tiled as in
 FlashAttention-2 (Dao 2023, algorithm 1). One program owns BLOCK_M queries of one head of one span:
 
-                 keys of the span ->                  qkv, one row a token:
+                 keys of the span ->                  qkv, one row per token:
                +-------+-------+----+                 [ query | key | value ], each (num_heads, head_dim)
       BLOCK_M  |BLOCK_N|BLOCK_N|tail|
       queries  +-------+-------+----+                 grid (m-block, head, span), a program past its span's end
@@ -48,25 +48,21 @@ def _attend(
     accumulator,  # (BLOCK_M, BLOCK_D) fp32
     row_max,  # (BLOCK_M,) fp32, in units of the raw product
     row_sum,  # (BLOCK_M,) fp32
-    query,  # (BLOCK_M, BLOCK_D)
-    query_ptrs,  # (BLOCK_M, 1), where the rows of `query` start
-    query_mask,  # (BLOCK_M, 1)
-    keys_ptr,  # row 0 of the head's keys, and of its values
-    values_ptr,
-    start,  # first row of the span
+    queries,  # the block itself, (BLOCK_M, BLOCK_D); where its rows start, and which are there, (BLOCK_M, 1) each
+    keys,  # pointers to row 0 of the head's keys and of its values; first row and length of the span
     first,  # first key of this block, counted in the span
-    length,
     stride_qkv,
     score_scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK_D: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     MASK_KEYS: tl.constexpr,
 ):
     """One block of keys into the running softmax."""
+    query, query_ptrs, query_mask = queries
+    keys_ptr, values_ptr, start, length = keys
     n_offs = tl.arange(0, BLOCK_N)
     key_mask = first + n_offs[:, None] < length
     # One 64-bit product for the block, 32-bit offsets inside it.
@@ -75,7 +71,7 @@ def _attend(
     value_ptrs = values_ptr + step + n_offs[:, None] * stride_qkv
     if CHUNK_D < BLOCK_D:
         # Full fp32 runs outside the tensor cores with operands in registers, which hold a piece of a row at a time.
-        score = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        score = tl.zeros((accumulator.shape[0], BLOCK_N), dtype=tl.float32)
         for d in range(0, BLOCK_D, CHUNK_D):
             c_offs = d + tl.arange(0, CHUNK_D)[None, :]
             query_piece = tl.load(query_ptrs + c_offs, mask=query_mask & (c_offs < HEAD_DIM), other=0.0)
@@ -145,9 +141,9 @@ def attention_kernel(
     m_mask = m_offs < length
     m_rows = (start + m_offs).to(tl.int64)
     head_ptr = qkv_ptr + head * HEAD_DIM
-    keys_ptr, values_ptr = head_ptr + hidden, head_ptr + 2 * hidden
+    keys = (head_ptr + hidden, head_ptr + 2 * hidden, start, length)
     query_ptrs = head_ptr + m_rows * stride_qkv  # (BLOCK_M, 1)
-    query = _load_rows(query_ptrs, m_mask, HEAD_DIM, BLOCK_D, True)  # (BLOCK_M, BLOCK_D)
+    queries = (_load_rows(query_ptrs, m_mask, HEAD_DIM, BLOCK_D, True), query_ptrs, m_mask)
 
     accumulator = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -155,14 +151,14 @@ def attention_kernel(
     whole = length // BLOCK_N * BLOCK_N
     for n in range(0, whole, BLOCK_N):
         accumulator, row_max, row_sum = _attend(
-            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, n, length,
-            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, False,
-        )  # fmt: skip
+            *(accumulator, row_max, row_sum, queries, keys, n, stride_qkv, score_scale),
+            *(HEAD_DIM, BLOCK_D, BLOCK_N, CHUNK_D, INPUT_PRECISION, False),
+        )
     if whole < length:
         accumulator, row_max, row_sum = _attend(
-            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, whole, length,
-            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, True,
-        )  # fmt: skip
+            *(accumulator, row_max, row_sum, queries, keys, whole, stride_qkv, score_scale),
+            *(HEAD_DIM, BLOCK_D, BLOCK_N, CHUNK_D, INPUT_PRECISION, True),
+        )
 
     factor = 1.0 / row_sum
     if head_scale_ptr is not None:
@@ -181,7 +177,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     if dtype == "float32":
         # The largest that does not spill.
         return {"BLOCK_M": 64, "BLOCK_N": 32 if N <= 64 else 16, "num_warps": 8, "num_stages": 1}
-    # Measured best at 211 keys of 64 elements on an H200.
+    # The best for a prototype of this kernel at 211 keys of 64 elements on an H200.
     tile = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
     if dtype == "tf32":
         tile["num_stages"] = 2
@@ -273,23 +269,9 @@ def attention(
     head_scale: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Multi-head attention in which row i sees only the rows of its own span.
+    """`vilt_fast.reference.attention.attention` for fp32, fp16 and bf16, heads of at most 128 and a positive scale.
 
-    Args:
-        qkv: (rows, 3 * d) fp32, fp16 or bf16: query, key and value side by side, each (num_heads, head_dim); rows may
-            be strided. fp32 is multiplied as torch.get_float32_matmul_precision() says.
-        cu_seqlens: (spans + 1,) int32, ascending from 0; span i is rows cu_seqlens[i] up to cu_seqlens[i + 1].
-        num_heads: d is a multiple of it; head_dim is at most 128.
-        max_seqlen: upper bound of the lengths, on the host: the grid is sized by it.
-        scale: multiplies q k^T, positive; 1 / sqrt(head_dim) where None.
-        head_scale: (num_heads,) multiplies the probabilities of each head.
-        dropout_p: must be 0.
-
-    Returns:
-        (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that, or dropout.
+    No dropout and no gradients. fp32 is multiplied as torch.get_float32_matmul_precision() says. Rows may be strided.
     """
     scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
     if dropout_p != 0:

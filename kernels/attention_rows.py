@@ -163,18 +163,9 @@ def attention_rows(
     scale: float | None = None,
     head_scale: Tensor | None = None,
 ) -> Tensor:
-    """The attention probabilities of chosen queries over the keys of their own span; fp32 arithmetic throughout.
+    """`vilt_fast.reference.attention.attention_rows` in fp32 arithmetic throughout; a query in no span gives zeros.
 
-    Args:
-        qkv, cu_seqlens, num_heads, scale, head_scale: as in `attention`.
-        query_rows: (queries,) int32 or int64, rows of `qkv` inside a span.
-        max_seqlen: length of the last dimension of the result, at least the longest span.
-
-    Returns:
-        (queries, num_heads, max_seqlen) in the dtype of `qkv`; zero past the end of the query's span.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that.
+    The limits of `attention` hold, and `query_rows` is int32 or int64.
     """
     scale = check_arguments("attention_rows", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale, query_rows)
     launch.check_tensor("attention_rows", "query_rows", query_rows, ("queries",), (torch.int32, torch.int64))

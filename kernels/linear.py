@@ -358,23 +358,10 @@ def linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Affine map of rows with an optional activation and an optional residual, in that order, in one kernel.
+    """`vilt_fast.reference.linear.linear` in one kernel, for fp32, fp16 and bf16, all operands of one dtype.
 
-    The sum over K is fp32. fp32 inputs are multiplied as they are where torch.get_float32_matmul_precision() is
-    "highest", and rounded to tf32 where it is "high" or "medium". No gradients yet.
-
-    Args:
-        input: (rows, K), fp32, fp16 or bf16; rows may be strided.
-        weight: (N, K), dtype of `input`.
-        bias: (N,), dtype of `input`, or None.
-        activation: None, "gelu" (exact; within 3e-6 of it for 16-bit outputs), "gelu_tanh", "relu" or "tanh".
-        residual: (rows, N), dtype of `input`, added after the activation, or None.
-
-    Returns:
-        (rows, N) in the dtype of `input`.
-
-    Raises:
-        ValueError: a shape, dtype, device or activation that is not one of these.
+    The sum over K is fp32, and fp32 is multiplied as torch.get_float32_matmul_precision() says. "gelu" is within 3e-6
+    of exact for 16-bit outputs. Rows may be strided. No gradients.
     """
     launch.check_tensor("linear", "input", input, ("rows", "K"), FLOATS.values())
     launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)

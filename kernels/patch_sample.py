@@ -1,13 +1,13 @@
-"""Which patch of which picture becomes a token, and at which row of the packed tensor every token stands.
+"""Which patch of which image becomes a token, and at which row of the packed tensor every token stands.
 
-Two launches, one program a pair in each, and nothing is read back by the host:
+Two launches, one program per pair in each, and nothing is read back by the host:
 
-    select   grid of the picture, words and patches kept; where there are more valid patches than `max_patches`, the
+    select   grid of the image, words and patches kept; where there are more valid patches than `max_patches`, the
              largest sampling key that wins
     place    prefix sums over the pairs before this one, then the rows of words, CLS and patches in raster order
 
 The sample is uniform without replacement: every valid patch draws one Philox4x32-10 number (Salmon et al. 2011) from
-(seed, index of the picture, its ordinal in the picture's own grid), and the smallest (draw, ordinal) win. The last
+(seed, index of the image, its ordinal in the image's own grid), and the smallest (draw, ordinal) win. The last
 winner is found bit by bit, from the top: a bit is set if fewer than `max_patches` keys lie below what is then known.
 
       key = draw << ORDINAL_BITS | ordinal      0 1 0 ? ? ? ...      cells in blocks of BLOCK_C, of which the
@@ -54,10 +54,10 @@ def _cells(patch_mask_ptr, first, grid_height, grid_width, cells, columns, BLOCK
 
 
 @triton.jit
-def _keys(valid, ordinal, seed, picture, ORDINAL_BITS: tl.constexpr):
+def _keys(valid, ordinal, seed, image, ORDINAL_BITS: tl.constexpr):
     """(draw, ordinal) in one int64; a cell that is not valid gets a key above all others."""
-    low = (picture & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
-    high = (picture >> 32).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    low = (image & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    high = (image >> 32).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
     draw, _, _, _ = tl.philox(seed, ordinal.to(tl.uint32), low, high, tl.zeros_like(low))
     return tl.where(valid, (draw.to(tl.int64) << ORDINAL_BITS) + ordinal, 1 << (32 + ORDINAL_BITS))
 
@@ -113,22 +113,22 @@ def select_kernel(
         valid, _ = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
         count += tl.sum(valid.to(tl.int32), 0)
     if last_key_ptr is not None:
-        picture = tl.load(image_index_ptr + pair)
+        image = tl.load(image_index_ptr + pair)
         last_key = tl.full((), (1 << (32 + ORDINAL_BITS)) - 1, dtype=tl.int64)
         if count > max_patches:
             sizes = (grid_height, grid_width, cells, columns)
-            last_key = _nth_key(patch_mask_ptr, sizes, max_patches, seed, picture, BLOCK_C, ORDINAL_BITS)
+            last_key = _nth_key(patch_mask_ptr, sizes, max_patches, seed, image, BLOCK_C, ORDINAL_BITS)
             count = max_patches
         tl.store(last_key_ptr + pair, last_key)
     tl.store(patch_count_ptr + pair, count)
 
 
 @triton.jit
-def _nth_key(patch_mask_ptr, sizes, n, seed, picture, BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr):
-    """The n-th smallest key of a picture, or -1 where n is 0."""
+def _nth_key(patch_mask_ptr, sizes, n, seed, image, BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr):
+    """The n-th smallest key of an image, or -1 where n is 0."""
     grid_height, grid_width, cells, columns = sizes
     valid, ordinal = _cells(patch_mask_ptr, 0, grid_height, grid_width, cells, columns, BLOCK_C)
-    keys = _keys(valid, ordinal, seed, picture, ORDINAL_BITS)
+    keys = _keys(valid, ordinal, seed, image, ORDINAL_BITS)
     known = tl.full((), 0, dtype=tl.int64)
     one = tl.full((), 1, dtype=tl.int64)
     for bit in range(32 + ORDINAL_BITS):
@@ -136,7 +136,7 @@ def _nth_key(patch_mask_ptr, sizes, n, seed, picture, BLOCK_C: tl.constexpr, ORD
         below = tl.sum((keys < candidate).to(tl.int32), 0)
         for start in range(BLOCK_C, cells, BLOCK_C):
             valid, ordinal = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
-            below += tl.sum((_keys(valid, ordinal, seed, picture, ORDINAL_BITS) < candidate).to(tl.int32), 0)
+            below += tl.sum((_keys(valid, ordinal, seed, image, ORDINAL_BITS) < candidate).to(tl.int32), 0)
         known = tl.where(below < n, candidate, known)
     return tl.where(n == 0, -1, known)
 
@@ -342,25 +342,7 @@ def patch_sample(
     *,
     has_cls: bool = True,
 ) -> Plan:
-    """Plan a batch of pairs on the device.
-
-    Args:
-        attention_mask: (B, L) bool, True for words that become tokens.
-        pixel_mask: (B, H, W), any integer, bool or float dtype, nonzero for real pixels, a rectangle at the top left of
-            each picture; None: all real.
-        patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
-        grid_size: (GH, GW), the patches of the padded batch.
-        max_patches: at most so many patches of each picture, chosen uniformly; negative: no limit.
-        seed: key of the draw, 0 <= seed < 2**63.
-        image_index: (B,) int64 >= 0, counter of the draw: the same picture index gives the same draw.
-        has_cls: whether each picture has a CLS row.
-
-    Returns:
-        A Plan whose patch lists hold N = B * min(GH * GW, max_patches) places, -1 where unused.
-
-    Raises:
-        ValueError: an argument of another shape, dtype, device or range than that.
-    """
+    """`vilt_fast.reference.patch_sample.patch_sample` on the device, for fewer than 2**30 cells."""
     op, (rows, columns) = "patch_sample", grid_size
     launch.check_device(op, attention_mask, pixel_mask, patch_mask, image_index)
     launch.check_tensor(op, "attention_mask", attention_mask, ("B", "L"), torch.bool)

@@ -1,6 +1,6 @@
 """LayerNorm(word + position + type) + modality, each row written at its place (Kim et al. 2021, section 3.1).
 
-One program a word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
+One program per word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
 the whole row of `hidden` columns in registers between the statistics and the normalisation.
 
       grid (B, L)      word[id] + position[l] + token_type[t]    [ hidden .... | pad ]    BLOCK_D columns, one program
@@ -181,25 +181,10 @@ def text_embed(
     modality: Tensor,
     eps: float,
 ) -> Tensor:
-    """Embed the words of a padded batch and write each at its row of the packed tensor.
+    """`vilt_fast.reference.text_embed.text_embed`, written in place into `tokens`, which it returns.
 
-    Args:
-        tokens: (rows, d) fp32, fp16 or bf16, written in place; rows that no word goes to keep what they hold.
-        text_row: (B, L) int32, the row of each word, -1 for a word that is masked.
-        input_ids: (B, L) int64, or None with `inputs_embeds`.
-        token_type_ids: (B, L) int64.
-        inputs_embeds: (B, L, d) in place of the word table's rows, or None.
-        word: (vocabulary, d); position: (positions, d), position l is column l; token_type: (types, d).
-        ln_weight, ln_bias: (d,).
-        modality: (d,), added after the normalisation.
-        eps: of the normalisation.
-
-    Returns:
-        `tokens`.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that. Ids are not checked: that would need the
-            device to be waited for.
+    Floats are fp32, fp16 or bf16, and rows have at most 16384 columns. Ids are not checked:
+    that would need a wait for the device. No gradients.
     """
     op, dtypes = "text_embed", FLOATS.values()
     tables = {"word": word, "position": position, "token_type": token_type}

@@ -1,7 +1,7 @@
-"""Pillow's bicubic for 8-bit pictures, bit for bit: Keys' cubic convolution (1981, a = -1/2) in 22-bit fixed point.
+"""Pillow's bicubic for 8-bit images, bit for bit: Keys' cubic convolution (1981, a = -1/2) in 22-bit fixed point.
 
-Each axis is one pass, out[j] = clip8((2^21 + sum_t w[j, t] in[first[j] + t]) >> 22), and the picture between the two
-passes is rounded to uint8, so the order of the passes shows in the result. Where a picture shrinks, the cubic is
+Each axis is one pass, out[j] = clip8((2^21 + sum_t w[j, t] in[first[j] + t]) >> 22), and the image between the two
+passes is rounded to uint8, so the order of the passes shows in the result. Where an image shrinks, the cubic is
 stretched over the pixels that an output pixel covers. Read in Pillow's src/libImaging/Resample.c.
 """
 
@@ -25,7 +25,7 @@ ROWS_AT_A_TIME = 32  # int32 copies of so many rows stay in the cache of one cor
 
 
 def _resample(image: Tensor, out_size: int, dim: int) -> Tensor:
-    """One pass: dimension `dim` of an (H, W, C) uint8 picture becomes `out_size`. The same size is left alone."""
+    """One pass: dimension `dim` of an (H, W, C) uint8 image becomes `out_size`. The same size is left alone."""
     if image.shape[dim] == out_size:
         return image
     table = bicubic_table(image.shape[dim], out_size).to(image.device)
@@ -54,21 +54,27 @@ def _resize_one(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
 
 
 def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = ADAPTIVE) -> list[Tensor]:
-    """Pictures at new sizes, bit for bit as `PIL.Image.resize(..., BICUBIC)` makes them.
+    """Images at new sizes, bit for bit as `PIL.Image.resize(..., BICUBIC)` makes them.
 
-    Every channel is resized alone: multiply by alpha beforehand where a picture has it (Pillow's RGBA and LA do).
+    Every channel is resized alone: multiply by alpha beforehand where an image has it (Pillow's RGBA and LA do).
 
     Args:
-        images: pictures (H, W, C) uint8, of any strides.
+        images: images (H, W, C) uint8, of any strides.
         sizes: (height, width) of each result.
         rule: order of the passes, one of `vilt_fast.contracts.pillow.RULES`, where `pillow_rule` names
             the rule of a release.
 
     Returns:
-        contiguous (height, width, C) uint8, on the device of its picture; a copy where the size does not change.
+        contiguous (height, width, C) uint8, on the device of its image; a copy where the size does not change.
 
     Raises:
-        ValueError: a picture is not uint8 (H, W, C) or empty, a size is not positive, or the lengths differ.
+        ValueError: an image is not uint8 (H, W, C) or empty, a size is not positive, or the lengths differ.
+
+    Example:
+        >>> image = torch.full((4, 6, 3), 7, dtype=torch.uint8)
+        >>> resized = resize([image], [(2, 3)])[0]
+        >>> tuple(resized.shape), resized.unique().tolist()
+        ((2, 3, 3), [7])
     """
     check_images(images, sizes, rule)
     return [_resize_one(image, size, rule) for image, size in zip(images, sizes, strict=True)]
@@ -82,22 +88,22 @@ def resize_packed(
     offsets: Sequence[int] | None = None,
     rule: str = ADAPTIVE,
 ) -> tuple[Tensor, list[int]]:
-    """`resize` for pictures that lie in one flat buffer, into one flat buffer without padding.
+    """`resize` for images that lie in one flat buffer, into one flat buffer without padding.
 
     Args:
         source: (bytes,) uint8, contiguous.
-        shapes: (H, W, C) of each picture, whose bytes lie in that order.
+        shapes: (H, W, C) of each image, whose bytes lie in that order.
         sizes, rule: as in `resize`.
-        offsets: where in `source` each picture starts; one after the other from 0 where None.
+        offsets: where in `source` each image starts; one after the other from 0 where None.
 
     Returns:
         the results one after the other, (total,) uint8, and where each starts, followed by the total.
 
     Raises:
-        ValueError: as in `resize`, or `source` is not flat uint8, or a picture does not lie in it.
+        ValueError: as in `resize`, or `source` is not flat uint8, or an image does not lie in it.
     """
     offsets = check_packed(source, shapes, sizes, offsets, rule)
-    pictures = [source[at : at + math.prod(s)].view(*s) for at, s in zip(offsets, shapes, strict=True)]
-    results = [_resize_one(picture, size, rule).flatten() for picture, size in zip(pictures, sizes, strict=True)]
+    images = [source[at : at + math.prod(s)].view(*s) for at, s in zip(offsets, shapes, strict=True)]
+    results = [_resize_one(image, size, rule).flatten() for image, size in zip(images, sizes, strict=True)]
     starts = list(accumulate((len(result) for result in results), initial=0))
     return torch.cat([source.new_empty(0), *results]), starts
