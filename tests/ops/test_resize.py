@@ -315,12 +315,16 @@ WRONG_PACKED = [
 
 
 @pytest.mark.parametrize("backend", ["reference", "kernel"])
-def test_errors(backend: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("function", "arguments", "keywords", "message"),
+    [("resize", *case) for case in WRONG] + [("resize_packed", *case) for case in WRONG_PACKED],
+)
+def test_errors(
+    function: str, arguments: tuple, keywords: dict, message: str, backend: str, request: pytest.FixtureRequest
+) -> None:
     module = reference if backend == "reference" else request.getfixturevalue("kernel")
-    for function, wrong in ((module.resize, WRONG), (module.resize_packed, WRONG_PACKED)):
-        for arguments, keywords, message in wrong:
-            with pytest.raises(ValueError, match=message):
-                function(*arguments, **keywords)
+    with pytest.raises(ValueError, match=message):
+        getattr(module, function)(*arguments, **keywords)
 
 
 def test_kernel_refuses_2_gib(kernel: ModuleType) -> None:
