@@ -84,7 +84,7 @@ def _device() -> torch.device:
     except ModuleNotFoundError as error:
         raise RuntimeError("the kernels need Triton, which is not installed: pip install triton") from error
     if launch.INTERPRETED:
-        interpreter.mend()
+        interpreter.patch()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RuntimeError("no GPU, and Triton was imported without TRITON_INTERPRET=1: set it and start again")

@@ -241,7 +241,7 @@ def _blocks(words: int, cells: int) -> dict[str, int]:
 
 
 def _new_plan(attention_mask: Tensor, places: int) -> Plan:
-    """The Plan's tensors, not initialised; `places` patch places a pair."""
+    """The Plan's tensors, not initialised; `places` patch places per pair."""
     batch, words = attention_mask.shape
     shapes = ((batch, 2), (batch,), (batch,), (batch + 1,), (batch, words), (batch,))
     shapes += ((batch * places,), (batch * places,))
