@@ -84,7 +84,7 @@ def _device() -> torch.device:
     except ModuleNotFoundError as error:
         raise RuntimeError("the kernels need Triton, which is not installed: pip install triton") from error
     if launch.INTERPRETED:
-        interpreter.mend()
+        interpreter.patch()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise RuntimeError("no GPU, and Triton was imported without TRITON_INTERPRET=1: set it and start again")
@@ -191,8 +191,8 @@ def _check_plan(device: torch.device, *, large: bool) -> Row:
 
 def _check_resize(device: torch.device) -> Row:
     """resize gives integers: not one byte may differ, in any of Pillow's pass orders."""
+    from vilt_fast.contracts.pillow import RULES
     from vilt_fast.kernels.resize import resize
-    from vilt_fast.reference.resize import RULES
     from vilt_fast.reference.resize import resize as reference
 
     generator = torch.Generator().manual_seed(2)

@@ -43,8 +43,8 @@ def gpu_target(target: str) -> Any:
     return GPUTarget("cuda", int(target.removeprefix("sm")), 32)
 
 
-def shipped(target: str, operations: Iterable[str] = tuple(OPERATIONS)) -> Iterator[tuple]:
-    """Shipped configurations of kernel files."""
+def shipped(target: str, operations: Iterable[str] = tuple(OPERATIONS)) -> Iterator[Any]:
+    """Shipped configurations of kernel files, each a `vilt_fast.kernels.shipped.Configuration`."""
     for operation in operations:
         yield from importlib.import_module(f"vilt_fast.kernels.{operation}").shipped_configurations(target)
 
@@ -75,7 +75,7 @@ def _amd_usage(assembly: str) -> tuple[int, int]:
     return fields["vgpr_count"], max(4 * fields["vgpr_spill_count"], fields["private_segment_fixed_size"])
 
 
-def compile_one(target: str, configuration: tuple) -> dict[str, Any]:
+def compile_one(target: str, config: Any) -> dict[str, Any]:
     """Compiles one shipped configuration and describes the result.
 
     Returns:
@@ -85,16 +85,15 @@ def compile_one(target: str, configuration: tuple) -> dict[str, Any]:
     import triton
     from triton.compiler import ASTSource
 
-    name, fn, signature, constexprs, attrs, options = configuration
-    source = ASTSource(fn, signature, constexprs, attrs)
-    kernel = triton.compile(source, target=gpu_target(target), options=options)
+    source = ASTSource(config.function, config.signature, config.constexprs, config.attributes)
+    kernel = triton.compile(source, target=gpu_target(target), options=config.options)
     nvidia = not target.startswith("gfx")
     registers, spilled = _nvidia_usage(kernel.asm["cubin"]) if nvidia else _amd_usage(kernel.asm["amdgcn"])
     matrix = matrix_instructions(kernel.asm["ptx" if nvidia else "amdgcn"])
     return {
         "target": target,
-        "kernel": fn.__name__.strip("_"),
-        "config": name,
+        "kernel": config.function.__name__.strip("_"),
+        "config": config.name,
         "registers": registers,
         "spill_bytes": spilled,
         "shared_bytes": kernel.metadata.shared,

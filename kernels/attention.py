@@ -3,7 +3,7 @@
 Vaswani et al. 2017, equation 1, by the online softmax of Milakov & Gimelshein 2018 (algorithm 3), tiled as in
 FlashAttention-2 (Dao 2023, algorithm 1). One program owns BLOCK_M queries of one head of one span:
 
-                 keys of the span ->                  qkv, one row a token:
+                 keys of the span ->                  qkv, one row per token:
                +-------+-------+----+                 [ query | key | value ], each (num_heads, head_dim)
       BLOCK_M  |BLOCK_N|BLOCK_N|tail|
       queries  +-------+-------+----+                 grid (m-block, head, span), a program past its span's end
@@ -20,10 +20,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS, product_name
+
 from . import launch
-from .attention_rows import DTYPES, LOG2_E, attention_rows, check_arguments
+from .attention_rows import LOG2_E, attention_rows, check_arguments
 from .attention_rows import shipped_configurations as shipped_rows
-from .shipped import describe
+from .shipped import Configuration, describe
 
 __all__ = ["attention", "attention_rows", "heuristic", "shipped_configurations"]
 
@@ -46,25 +48,21 @@ def _attend(
     accumulator,  # (BLOCK_M, BLOCK_D) fp32
     row_max,  # (BLOCK_M,) fp32, in units of the raw product
     row_sum,  # (BLOCK_M,) fp32
-    query,  # (BLOCK_M, BLOCK_D)
-    query_ptrs,  # (BLOCK_M, 1), where the rows of `query` start
-    query_mask,  # (BLOCK_M, 1)
-    keys_ptr,  # row 0 of the head's keys, and of its values
-    values_ptr,
-    start,  # first row of the span
+    queries,  # the block itself, (BLOCK_M, BLOCK_D); where its rows start, and which are there, (BLOCK_M, 1) each
+    keys,  # pointers to row 0 of the head's keys and of its values; first row and length of the span
     first,  # first key of this block, counted in the span
-    length,
     stride_qkv,
     score_scale,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     CHUNK_D: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     MASK_KEYS: tl.constexpr,
 ):
     """One block of keys into the running softmax."""
+    query, query_ptrs, query_mask = queries
+    keys_ptr, values_ptr, start, length = keys
     n_offs = tl.arange(0, BLOCK_N)
     key_mask = first + n_offs[:, None] < length
     # One 64-bit product for the block, 32-bit offsets inside it.
@@ -73,7 +71,7 @@ def _attend(
     value_ptrs = values_ptr + step + n_offs[:, None] * stride_qkv
     if CHUNK_D < BLOCK_D:
         # Full fp32 runs outside the tensor cores with operands in registers, which hold a piece of a row at a time.
-        score = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        score = tl.zeros((accumulator.shape[0], BLOCK_N), dtype=tl.float32)
         for d in range(0, BLOCK_D, CHUNK_D):
             c_offs = d + tl.arange(0, CHUNK_D)[None, :]
             query_piece = tl.load(query_ptrs + c_offs, mask=query_mask & (c_offs < HEAD_DIM), other=0.0)
@@ -143,9 +141,9 @@ def attention_kernel(
     m_mask = m_offs < length
     m_rows = (start + m_offs).to(tl.int64)
     head_ptr = qkv_ptr + head * HEAD_DIM
-    keys_ptr, values_ptr = head_ptr + hidden, head_ptr + 2 * hidden
+    keys = (head_ptr + hidden, head_ptr + 2 * hidden, start, length)
     query_ptrs = head_ptr + m_rows * stride_qkv  # (BLOCK_M, 1)
-    query = _load_rows(query_ptrs, m_mask, HEAD_DIM, BLOCK_D, True)  # (BLOCK_M, BLOCK_D)
+    queries = (_load_rows(query_ptrs, m_mask, HEAD_DIM, BLOCK_D, True), query_ptrs, m_mask)
 
     accumulator = tl.zeros((BLOCK_M, BLOCK_D), dtype=tl.float32)
     row_max = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
@@ -153,14 +151,14 @@ def attention_kernel(
     whole = length // BLOCK_N * BLOCK_N
     for n in range(0, whole, BLOCK_N):
         accumulator, row_max, row_sum = _attend(
-            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, n, length,
-            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, False,
-        )  # fmt: skip
+            *(accumulator, row_max, row_sum, queries, keys, n, stride_qkv, score_scale),
+            *(HEAD_DIM, BLOCK_D, BLOCK_N, CHUNK_D, INPUT_PRECISION, False),
+        )
     if whole < length:
         accumulator, row_max, row_sum = _attend(
-            accumulator, row_max, row_sum, query, query_ptrs, m_mask, keys_ptr, values_ptr, start, whole, length,
-            stride_qkv, score_scale, HEAD_DIM, BLOCK_D, BLOCK_M, BLOCK_N, CHUNK_D, INPUT_PRECISION, True,
-        )  # fmt: skip
+            *(accumulator, row_max, row_sum, queries, keys, whole, stride_qkv, score_scale),
+            *(HEAD_DIM, BLOCK_D, BLOCK_N, CHUNK_D, INPUT_PRECISION, True),
+        )
 
     factor = 1.0 / row_sum
     if head_scale_ptr is not None:
@@ -179,7 +177,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     if dtype == "float32":
         # The largest that does not spill.
         return {"BLOCK_M": 64, "BLOCK_N": 32 if N <= 64 else 16, "num_warps": 8, "num_stages": 1}
-    # Measured best at 211 keys of 64 elements on an H200.
+    # The best for a prototype of this kernel at 211 keys of 64 elements on an H200.
     tile = {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 3}
     if dtype == "tf32":
         tile["num_stages"] = 2
@@ -196,7 +194,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 def _configuration(arch: str, head_dim: int, dtype: torch.dtype, precision: str) -> dict[str, Any]:
     """BLOCK_*, CHUNK_D, num_warps and num_stages. A pair may not depend on its batch, so neither may these (rows=0)."""
     block = max(launch.next_power_of_2(head_dim), 16)
-    name = "tf32" if precision == "tf32" else launch.dtype_name(dtype)
+    name = product_name(dtype, precision)
     tile = launch.configuration("attention", arch=arch, N=head_dim, K=0, rows=0, dtype=name, heuristic=heuristic)
     return {"BLOCK_D": block, "CHUNK_D": 16 if name == "float32" else block, **tile}
 
@@ -240,8 +238,8 @@ def _(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale):
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     cases = [(64, "bf16", "ieee"), (64, "fp16", "ieee"), (64, "fp32", "tf32"), (64, "fp32", "ieee")]
     cases += [(16, "bf16", "ieee"), (80, "bf16", "ieee"), (128, "bf16", "ieee")]
     cases += [(128, "fp32", "tf32"), (128, "fp32", "ieee")]
@@ -249,13 +247,12 @@ def shipped_configurations(target: str) -> list[tuple]:
         cases = [case for case in cases if case[2] == "ieee"]
     shipped = []
     for head_dim, dtype, precision in cases:
-        constexprs = _configuration(target, head_dim, DTYPES[dtype], precision)
-        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
+        constexprs = _configuration(target, head_dim, FLOATS[dtype], precision)
         types = {"out_ptr": f"*{dtype}:16", "qkv_ptr": f"*{dtype}:16", "cu_seqlens_ptr": "*i32:16", "rows": "i32"}
         types |= {"hidden": "i32:16", "stride_out": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
         constexprs |= {"head_scale_ptr": None, "HEAD_DIM": head_dim, "INPUT_PRECISION": precision}
         name = f"d{head_dim} {dtype}" + f" {precision}" * (dtype == "fp32")
-        shipped.append((name, attention_kernel, *describe(attention_kernel, types, constexprs), options))
+        shipped.append(describe(name, attention_kernel, types, constexprs))
     return shipped + shipped_rows(target)
 
 
@@ -272,23 +269,9 @@ def attention(
     head_scale: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Multi-head attention in which row i sees only the rows of its own span.
+    """`vilt_fast.reference.attention.attention` for fp32, fp16 and bf16, heads of at most 128 and a positive scale.
 
-    Args:
-        qkv: (rows, 3 * d) fp32, fp16 or bf16: query, key and value side by side, each (num_heads, head_dim); rows may
-            be strided. fp32 is multiplied as torch.get_float32_matmul_precision() says.
-        cu_seqlens: (spans + 1,) int32, ascending from 0; span i is rows cu_seqlens[i] up to cu_seqlens[i + 1].
-        num_heads: d is a multiple of it; head_dim is at most 128.
-        max_seqlen: upper bound of the lengths, on the host: the grid is sized by it.
-        scale: multiplies q k^T, positive; 1 / sqrt(head_dim) where None.
-        head_scale: (num_heads,) multiplies the probabilities of each head.
-        dropout_p: must be 0.
-
-    Returns:
-        (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that, or dropout.
+    No dropout and no gradients. fp32 is multiplied as torch.get_float32_matmul_precision() says. Rows may be strided.
     """
     scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
     if dropout_p != 0:

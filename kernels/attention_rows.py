@@ -16,11 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS
+
 from . import launch
-from .shipped import describe
+from .shipped import Configuration, describe
 
 LOG2_E = math.log2(math.e)
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HEAD_DIM = 128
 # Limit of a grid's second and third axis.
 _MAX_GRID = 65535
@@ -144,13 +145,12 @@ def _(qkv, cu_seqlens, query_rows, num_heads, max_seqlen, scale, head_scale):
     return qkv.new_empty(query_rows.shape[0], num_heads, max_seqlen)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     types = {"out_ptr": "*bf16:16", "qkv_ptr": "*bf16:16", "cu_seqlens_ptr": "*i32:16", "query_rows_ptr": "*i64:16"}
     types |= {"spans": "i32", "max_seqlen": "i32", "hidden": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
-    constexprs = {"head_scale_ptr": None, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "BLOCK_B": 1024}
-    described = describe(attention_rows_kernel, types, constexprs)
-    return [("d64 bf16", attention_rows_kernel, *described, {"num_warps": 4})]
+    constexprs = {"head_scale_ptr": None, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "BLOCK_B": 1024, "num_warps": 4}
+    return [describe("d64 bf16", attention_rows_kernel, types, constexprs)]
 
 
 def attention_rows(
@@ -163,18 +163,9 @@ def attention_rows(
     scale: float | None = None,
     head_scale: Tensor | None = None,
 ) -> Tensor:
-    """The attention probabilities of chosen queries over the keys of their own span; fp32 arithmetic throughout.
+    """`vilt_fast.reference.attention.attention_rows` in fp32 arithmetic throughout; a query in no span gives zeros.
 
-    Args:
-        qkv, cu_seqlens, num_heads, scale, head_scale: as in `attention`.
-        query_rows: (queries,) int32 or int64, rows of `qkv` inside a span.
-        max_seqlen: length of the last dimension of the result, at least the longest span.
-
-    Returns:
-        (queries, num_heads, max_seqlen) in the dtype of `qkv`; zero past the end of the query's span.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that.
+    The limits of `attention` hold, and `query_rows` is int32 or int64.
     """
     scale = check_arguments("attention_rows", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale, query_rows)
     launch.check_tensor("attention_rows", "query_rows", query_rows, ("queries",), (torch.int32, torch.int64))
@@ -193,10 +184,10 @@ def check_arguments(
 ) -> float:
     """Checks what both functions take, and gives the scale."""
     launch.check_device(op, qkv, cu_seqlens, head_scale, query_rows)
-    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), DTYPES.values())
+    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), FLOATS.values())
     launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32)
     if head_scale is not None:
-        launch.check_tensor(op, "head_scale", head_scale, (num_heads,), DTYPES.values())
+        launch.check_tensor(op, "head_scale", head_scale, (num_heads,), FLOATS.values())
     columns = qkv.shape[1]
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"

@@ -1,7 +1,7 @@
-"""Right bfloat16 arithmetic and checked memory in Triton's interpreter, for tests.
+"""Correct bfloat16 arithmetic and checked memory in Triton's interpreter, for tests.
 
 Triton's interpreter keeps a bfloat16 block as uint16 and computes on the bit patterns; its fp32 -> bf16 cast
-truncates. `mend()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
+truncates. `patch()` makes every operation on bf16 blocks compute in fp32 and round to nearest even, which is what
 a GPU does, and keeps NumPy from warning of infinities, which a GPU does not. It also makes a kernel that reads or
 writes past its tensors raise, which is otherwise seen only when the process dies. For tests and `vilt-fast check`.
 """
@@ -45,7 +45,7 @@ def _rounded(values: np.ndarray, dtype: tl.dtype) -> _Handle:
     return _Handle(values, dtype.scalar)
 
 
-def _mend_operator(original: Callable, arity: int) -> Callable:
+def _patch_operator(original: Callable, arity: int) -> Callable:
     """Wraps builder.<unary|binary|ternary>_op(handles..., op): bf16 handles go through fp32."""
 
     @functools.wraps(original)
@@ -62,7 +62,7 @@ def _mend_operator(original: Callable, arity: int) -> Callable:
     return operator
 
 
-def _mend_cast(original: Callable) -> Callable:
+def _patch_cast(original: Callable) -> Callable:
     """Wraps the casts: to bf16 rounds to nearest even from any type, from bf16 widens first."""
 
     @functools.wraps(original)
@@ -92,7 +92,7 @@ def _fma(self, x, y, z):
         return _rounded(_values(x) * _values(y) + _values(z), z.dtype)
 
 
-def _mend_reduction(original: Callable) -> Callable:
+def _patch_reduction(original: Callable) -> Callable:
     """Wraps ReduceOps.sum and .min_max: a bf16 block is widened, reduced, and rounded once."""
 
     @functools.wraps(original)
@@ -133,7 +133,7 @@ def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
             yield argument
 
 
-def _mend_arguments(original: Callable) -> Callable:
+def _patch_arguments(original: Callable) -> Callable:
     """Wraps the copy of a launch's arguments to the host: notes where its tensors are."""
 
     @functools.wraps(original)
@@ -145,7 +145,7 @@ def _mend_arguments(original: Callable) -> Callable:
     return arguments
 
 
-def _mend_access(original: Callable, kind: str) -> Callable:
+def _patch_access(original: Callable, kind: str) -> Callable:
     """Wraps the masked load or store: every address that the mask lets through must lie in one of the tensors."""
 
     @functools.wraps(original)
@@ -163,26 +163,26 @@ def _mend_access(original: Callable, kind: str) -> Callable:
 
 
 _DOT = interpreter.InterpreterBuilder.create_dot
-_mended = False
+_patched = False
 
 
-def mend() -> None:
-    """Mends bfloat16 and checks memory in this process's interpreter; a second call does nothing."""
-    global _mended
-    if _mended:
+def patch() -> None:
+    """Corrects bfloat16 and checks memory in this process's interpreter; a second call does nothing."""
+    global _patched
+    if _patched:
         return
-    _mended = True
+    _patched = True
     builder, reductions = interpreter.InterpreterBuilder, interpreter.ReduceOps
     for name, arity in (("unary_op", 1), ("binary_op", 2), ("ternary_op", 3)):
-        setattr(builder, name, _mend_operator(getattr(builder, name), arity))
+        setattr(builder, name, _patch_operator(getattr(builder, name), arity))
     for name in ("cast_impl", "create_fp_to_fp"):
-        setattr(builder, name, _mend_cast(getattr(builder, name)))
+        setattr(builder, name, _patch_cast(getattr(builder, name)))
     builder.create_dot = _dot
     builder.create_fma = _fma
     builder.create_rsqrt = lambda self, arg: _rounded(1 / np.sqrt(_values(arg)), arg.dtype)
     for name in ("sum", "min_max"):
-        setattr(reductions, name, _mend_reduction(getattr(reductions, name)))
-    builder.create_masked_load = _mend_access(builder.create_masked_load, "read")
-    builder.create_masked_store = _mend_access(builder.create_masked_store, "write")
+        setattr(reductions, name, _patch_reduction(getattr(reductions, name)))
+    builder.create_masked_load = _patch_access(builder.create_masked_load, "read")
+    builder.create_masked_store = _patch_access(builder.create_masked_store, "write")
     executor = interpreter.GridExecutor
-    executor._init_args_hst = _mend_arguments(executor._init_args_hst)
+    executor._init_args_hst = _patch_arguments(executor._init_args_hst)

@@ -15,13 +15,15 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+from vilt_fast.contracts.dtypes import dtype_name
 
 # @triton.jit reads the switch when it decorates, so one answer holds for the life of the process.
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -103,11 +105,6 @@ def row_major(tensor: Tensor) -> Tensor:
 def size_bucket(rows: int) -> str:
     """Name of the size class of `rows`: "tiny", "small", "medium" or "large"."""
     return next((name for name, bound in BUCKETS.items() if rows <= bound), "large")
-
-
-def dtype_name(dtype: torch.dtype | str) -> str:
-    """Name of a dtype in the tables: "float32", "float16", "bfloat16", ..."""
-    return str(dtype).removeprefix("torch.")
 
 
 def table_name(gpu: str, triton_version: str) -> str:
@@ -237,7 +234,7 @@ def check_tensor(
     argument: str,
     tensor: Tensor,
     shape: Sequence[int | str],
-    dtypes: Sequence[torch.dtype] | torch.dtype,
+    dtypes: Iterable[torch.dtype] | torch.dtype,
     *,
     row_major: bool = False,
 ) -> None:

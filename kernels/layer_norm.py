@@ -22,10 +22,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from . import launch
-from .shipped import describe
+from vilt_fast.contracts.dtypes import FLOATS, dtype_name
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from . import launch
+from .shipped import Configuration, describe
+
 MAX_D = 4096
 
 
@@ -79,18 +80,16 @@ def _choose(arch: str, d: int, dtype: str) -> dict[str, Any]:
     return launch.configuration("layer_norm", arch=arch, N=d, K=0, rows=0, dtype=dtype, heuristic=heuristic)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     shipped = []
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     for dtype, d in (("bf16", 768), ("fp16", 768), ("fp32", 768), ("bf16", 1536), ("fp32", 4096)):
-        config = dict(_choose(target, d, names[dtype]))
+        config = _choose(target, d, dtype_name(FLOATS[dtype]))
         label = f"{dtype} d{d} rows{config['ROWS']} w{config['num_warps']}"
         types = {f"{name}_ptr": f"*{dtype}:16" for name in ("out", "x", "weight", "bias")}
         types |= {"rows": "i32", "stride_om": "i32:16", "stride_xm": "i32:16", "eps": "fp32"}
-        options = {"num_warps": config.pop("num_warps")}
         constexprs = {"PDL": False} | config | {"D": d, "BLOCK_D": launch.next_power_of_2(d)}
-        shipped.append((label, _layer_norm_kernel, *describe(_layer_norm_kernel, types, constexprs), options))
+        shipped.append(describe(label, _layer_norm_kernel, types, constexprs))
     return shipped
 
 
@@ -104,7 +103,7 @@ def _layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     if rows == 0:
         return out
     x = launch.row_major(input)
-    config = _choose(launch.arch_of(x), d, launch.dtype_name(x.dtype))
+    config = _choose(launch.arch_of(x), d, dtype_name(x.dtype))
     grid = (launch.cdiv(rows, config["ROWS"]),)
     with launch.on_device(x):
         _layer_norm_kernel[grid](
@@ -129,21 +128,11 @@ def _(input, weight, bias, eps):
 
 
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer normalisation of rows, with fp32 statistics. No gradients yet.
+    """`vilt_fast.reference.layer_norm.layer_norm` for fp32, fp16 and bf16, up to 4096 columns, with fp32 statistics.
 
-    Args:
-        input: (rows, d), fp32, fp16 or bf16; rows may be strided; d is at most 4096.
-        weight: (d,), dtype of `input`.
-        bias: (d,), dtype of `input`.
-        eps: added to the variance.
-
-    Returns:
-        (rows, d) in the dtype of `input`.
-
-    Raises:
-        ValueError: a shape, dtype or device that is not one of these.
+    Weight and bias have the dtype of `input`, whose rows may be strided. No gradients.
     """
-    launch.check_tensor("layer_norm", "input", input, ("rows", "d"), DTYPES)
+    launch.check_tensor("layer_norm", "input", input, ("rows", "d"), FLOATS.values())
     d = input.shape[1]
     if not 0 < d <= MAX_D:
         raise ValueError(f"layer_norm: input: got {d} columns, wanted 1 to {MAX_D}")

@@ -31,12 +31,11 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from vilt_fast.contracts.dtypes import FLOATS, product_name
+
 from . import launch
 from .activations import ACTIVATIONS, activate
-from .shipped import describe
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-OPTIONS = ("num_warps", "num_stages", "matrix_instr_nonkdim", "launch_pdl")  # of a launch; the rest are constexprs
+from .shipped import Configuration, describe
 
 
 @triton.jit
@@ -201,8 +200,8 @@ def _choose(op: str, arch: str, N: int, K: int, rows: int, dtype: str) -> dict[s
     return launch.configuration(op, arch=arch, N=N, K=K, rows=rows, dtype=dtype, heuristic=heuristic)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     qkv, out, up, down = (
         (2304, 768, None, False),
         (768, 768, None, True),
@@ -218,29 +217,26 @@ def shipped_configurations(target: str) -> list[tuple]:
     plain += [("fp32", 53831, 3072, 768, "gelu_tanh", True)]
     descriptors = target in ("sm90", "sm100")
     cases = [(descriptors, *case) for case in best] + [(False, *case) for case in plain]
-    found: dict[str, tuple] = {}
+    found: dict[str, Configuration] = {}
     for case in cases:
         if target != "gfx942" or case[1] != "tf32":
             entry = _specialise(target, *case)
-            found.setdefault(str((entry[1].__name__, *entry[2:])), entry)
+            found.setdefault(str((entry.function.__name__, *entry[2:])), entry)
     return list(found.values())
 
 
 def _specialise(
     target: str, descriptors: bool, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool
-) -> tuple:
-    """What one launch compiles, as `shipped_configurations` returns it."""
+) -> Configuration:
     op = f"linear_descriptor{'_residual' if residual else ''}" if descriptors else "linear_pointer"
-    name = {"bf16": "bfloat16", "fp16": "float16", "tf32": "tf32", "fp32": "float32"}[dtype]
-    config = dict(_choose(op, target, N, K, rows, name))
+    element = "fp32" if dtype == "tf32" else dtype
+    precision = "tf32" if dtype == "tf32" else "ieee"
+    config = dict(_choose(op, target, N, K, rows, product_name(FLOATS[element], precision)))
     tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
     label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"
     label += f" w{config['num_warps']} s{config['num_stages']}"
-    options = {key: config.pop(key) for key in OPTIONS if key in config}
     config.pop("programs", None)
-    element = "fp32" if dtype == "tf32" else dtype
-    constexprs = {"PDL": False} | config | {"N": N, "K": K, "ACTIVATION": activation}
-    constexprs["PRECISION"] = "tf32" if dtype == "tf32" else "ieee"
+    constexprs = {"PDL": False} | config | {"N": N, "K": K, "ACTIVATION": activation, "PRECISION": precision}
     types = {"bias_ptr": f"*{element}:16", "rows": "i32"}
     even = ":16" if N % 16 == 0 else ""
     if descriptors:
@@ -256,7 +252,7 @@ def _specialise(
     types |= given if residual else {}
     constexprs |= {} if residual else dict.fromkeys(given)
     fn = _linear_descriptor if descriptors else _linear_pointer
-    return (label, fn, *describe(fn, types, constexprs), options)
+    return describe(label, fn, types, constexprs)
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------
@@ -340,7 +336,7 @@ def _linear(
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else launch.row_major(residual)
     arch, precision = launch.arch_of(input), launch.input_precision(input.dtype)
-    dtype = "tf32" if precision == "tf32" else launch.dtype_name(input.dtype)
+    dtype = product_name(input.dtype, precision)
     op, start = "linear_pointer", _launch_pointer
     if _uses_descriptors(arch, dtype, (out, x, w, residual)):
         op, start = "linear_descriptor" if residual is None else "linear_descriptor_residual", _launch_descriptor
@@ -362,25 +358,12 @@ def linear(
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Affine map of rows with an optional activation and an optional residual, in that order, in one kernel.
+    """`vilt_fast.reference.linear.linear` in one kernel, for fp32, fp16 and bf16, all operands of one dtype.
 
-    The sum over K is fp32. fp32 inputs are multiplied as they are where torch.get_float32_matmul_precision() is
-    "highest", and rounded to tf32 where it is "high" or "medium". No gradients yet.
-
-    Args:
-        input: (rows, K), fp32, fp16 or bf16; rows may be strided.
-        weight: (N, K), dtype of `input`.
-        bias: (N,), dtype of `input`, or None.
-        activation: None, "gelu" (exact; within 3e-6 of it for 16-bit outputs), "gelu_tanh", "relu" or "tanh".
-        residual: (rows, N), dtype of `input`, added after the activation, or None.
-
-    Returns:
-        (rows, N) in the dtype of `input`.
-
-    Raises:
-        ValueError: a shape, dtype, device or activation that is not one of these.
+    The sum over K is fp32, and fp32 is multiplied as torch.get_float32_matmul_precision() says. "gelu" is within 3e-6
+    of exact for 16-bit outputs. Rows may be strided. No gradients.
     """
-    launch.check_tensor("linear", "input", input, ("rows", "K"), DTYPES)
+    launch.check_tensor("linear", "input", input, ("rows", "K"), FLOATS.values())
     launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
     if bias is not None:
         launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)

@@ -1,24 +1,24 @@
 """Pixels of chosen patches -> rows of the packed tensor, in one pass (Kim et al. 2021, section 3.1).
 
-    row = W patch + b + bilinear(position table -> the picture's grid)[y, x] + modality[picture]
-    CLS = cls_token + position[0] + modality[picture]
+    row = W patch + b + bilinear(position table -> the image's grid)[y, x] + modality[image]
+    CLS = cls_token + position[0] + modality[image]
 
-A matrix product whose left operand is gathered from the pictures as they are: no im2col buffer, no padding read. K runs
-over (channel, patch row, patch column), so that a patch row is one contiguous piece of a picture row:
+A matrix product whose left operand is gathered from the images as they are: no im2col buffer, no padding read. K runs
+over (channel, patch row, patch column), so that a patch row is one contiguous piece of an image row:
 
-         picture b, channel c                 BLOCK_K = STEP_ROWS patch rows of PATCH_COLUMNS pixels
+         image b, channel c                 BLOCK_K = STEP_ROWS patch rows of PATCH_COLUMNS pixels
         +------+------+------+                 (PATCH_COLUMNS is `patch` rounded up to a power of two)
         | p x p|######|      |            +-----------+        W^T        +-----------+
         +------+------+------+   BLOCK_M  | row | row |  x  (BLOCK_K,  =  |  BLOCK_N  | + bias + position + modality
         |######|      |      |   patches  +-----------+      BLOCK_N)     +-----------+
         +------+------+------+                                     positions are read from the table in the epilogue
 
-Pictures that stayed bytes are ragged and lie as (height, width, channel): a patch row is `patch * CHANNELS` bytes side
+Images that stayed bytes are ragged and lie as (height, width, channel): a patch row is `patch * CHANNELS` bytes side
 by side, which are read as CHANNELS runs of `patch` bytes in place of the channels. A byte u counts as u - 128, which is
 exact in every float dtype; the sums are multiplied by `pixel_scale` at the end.
 
 Programs past the blocks of patches write the CLS rows. The tile depends on shapes of the model, dtype and chip alone:
-a picture's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
+an image's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
 """
 
 from typing import Any
@@ -28,12 +28,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS, product_name
+
 from . import launch
 from .no_backward import refuse_backward
 from .patch_tiles import load_bytes, load_pixels, load_weight, positions
-from .shipped import describe
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from .shipped import Configuration, describe
 
 
 @triton.jit
@@ -42,12 +42,12 @@ def _write_patches(
 ):
     """Epilogue of `products`, (BLOCK_M, columns) from column `n_first` on: what is added, and the rows they go to."""
     tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr = tables
-    index, picture, y, x, row = patches  # (BLOCK_M,) each
+    index, image, y, x, row = patches  # (BLOCK_M,) each
     stride_token, stride_position, stride_modality = strides
     n_offs = n_first + tl.arange(0, products.shape[1])
     mask = (index >= 0)[:, None] & (n_offs < hidden)[None, :]
-    height, width = tl.load(grid_ptr + picture * 2), tl.load(grid_ptr + picture * 2 + 1)
-    kind = tl.load(pair_modality_ptr + picture)
+    height, width = tl.load(grid_ptr + image * 2), tl.load(grid_ptr + image * 2 + 1)
+    kind = tl.load(pair_modality_ptr + image)
     table_ptrs = position_ptr + stride_position + n_offs[None, :]
     added = positions(table_ptrs, mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
     modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
@@ -67,10 +67,19 @@ def _halves(block):
 
 @triton.jit
 def _write_cls(
-    tokens_ptr, cls_token_ptr, position_ptr, modality_ptr, pair_modality_ptr, cls_row_ptr, first, pairs, hidden,
-    n_offs, stride_token, stride_position, stride_modality, BLOCK_M: tl.constexpr,
-):  # fmt: skip
+    tables,
+    cls_token_ptr,
+    cls_row_ptr,
+    first,
+    pairs,
+    hidden,
+    n_offs,
+    stride_token,
+    stride_modality,
+    BLOCK_M: tl.constexpr,
+):
     """CLS rows of BLOCK_M pairs from `first` on, columns `n_offs`."""
+    tokens_ptr, _, position_ptr, modality_ptr, pair_modality_ptr, _ = tables
     b_offs = first + tl.arange(0, BLOCK_M)
     n_mask = n_offs < hidden
     row = tl.load(cls_row_ptr + b_offs, mask=b_offs < pairs, other=-1)
@@ -129,12 +138,12 @@ def patch_embed_kernel(
     n_offs = n_first + tl.arange(0, BLOCK_N)
     m_block = tl.program_id(0) // n_blocks
     m_blocks = tl.cdiv(places, BLOCK_M)
+    tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
     if m_block >= m_blocks:
+        first = (m_block - m_blocks) * BLOCK_M
         _write_cls(
-            tokens_ptr, cls_token_ptr, position_ptr, modality_ptr, pair_modality_ptr, cls_row_ptr,
-            (m_block - m_blocks) * BLOCK_M, pairs, hidden, n_offs, stride_token, stride_position, stride_modality,
-            BLOCK_M,
-        )  # fmt: skip
+            tables, cls_token_ptr, cls_row_ptr, first, pairs, hidden, n_offs, stride_token, stride_modality, BLOCK_M
+        )
         return
     m_offs = m_block * BLOCK_M + tl.arange(0, BLOCK_M)
     index = tl.load(patch_index_ptr + m_offs, mask=m_offs < places, other=-1)
@@ -145,17 +154,17 @@ def patch_embed_kernel(
     cell = tl.maximum(index, 0)
     x = cell % grid_columns
     y = cell // grid_columns % grid_rows
-    picture = cell // (grid_columns * grid_rows)
+    image = cell // (grid_columns * grid_rows)
     RAGGED: tl.constexpr = pixel_offset_ptr is not None
     if RAGGED:
         RUN: tl.constexpr = PATCH * CHANNELS
         ALIGN: tl.constexpr = PATCH & -PATCH  # divides every offset and pitch, as the sides are whole patches
-        pitch = tl.load(grid_ptr + picture * 2 + 1) * RUN
-        patch_offs = tl.load(pixel_offset_ptr + picture) + (y * PATCH).to(tl.int64) * pitch + x * RUN
+        pitch = tl.load(grid_ptr + image * 2 + 1) * RUN
+        patch_offs = tl.load(pixel_offset_ptr + image) + (y * PATCH).to(tl.int64) * pitch + x * RUN
         pitch = tl.multiple_of(pitch[:, None], (ALIGN, ALIGN))
         patch_ptrs = pixels_ptr + tl.multiple_of(patch_offs[:, None], (ALIGN, ALIGN))
     else:
-        patch_offs = picture.to(tl.int64) * stride_b + (y * PATCH).to(tl.int64) * stride_h + x * PATCH * stride_w
+        patch_offs = image.to(tl.int64) * stride_b + (y * PATCH).to(tl.int64) * stride_h + x * PATCH * stride_w
         patch_ptrs = pixels_ptr + patch_offs[:, None]
     STRIDE_C: tl.constexpr = PATCH if RAGGED else PATCH * PATCH
     STRIDE_ROW: tl.constexpr = PATCH * CHANNELS if RAGGED else PATCH
@@ -178,8 +187,7 @@ def patch_embed_kernel(
     if RAGGED:
         accumulator = accumulator * pixel_scale
     row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=0)
-    patches = (index, picture, y, x, row)
-    tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
+    patches = (index, image, y, x, row)
     strides = (stride_token, stride_position, stride_modality)
     if SUBTILES == 1:
         _write_patches(accumulator, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
@@ -210,7 +218,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
     """BLOCK_*, STEP_ROWS, num_warps and num_stages. A pair may not depend on its batch, nor may these (rows=0)."""
     hidden, channels, patch, _ = weight.shape
-    name = "tf32" if precision == "tf32" else launch.dtype_name(weight.dtype)
+    name = product_name(weight.dtype, precision)
     sizes = {"N": hidden, "K": channels * patch * patch, "rows": 0}
     tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
     columns = launch.next_power_of_2(patch)
@@ -278,17 +286,16 @@ def _(tokens, *arguments):
     return None
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
     cases += [("u8", "bf16", 32), ("u8", "fp16", 16), ("u8", "fp32", 32)]
     cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32)] + ([] if target.startswith("gfx") else [("fp32", "tf32", 32)])
     shipped = []
     for pixel_dtype, name, patch in cases:
         dtype, precision = ("fp32", "tf32") if name == "tf32" else (name, "ieee")
-        weight = torch.empty(768, 3, patch, patch, dtype=DTYPES[dtype], device="meta")
+        weight = torch.empty(768, 3, patch, patch, dtype=FLOATS[dtype], device="meta")
         constexprs = _configuration(target, weight, precision)
-        options = {key: constexprs.pop(key) for key in ("num_warps", "num_stages")}
         constexprs |= {"CHANNELS": 3, "PATCH": patch, "TABLE_ROWS": 12, "TABLE_COLUMNS": 12, "stride_w": 1}
         constexprs["INPUT_PRECISION"] = precision
         ragged = pixel_dtype == "u8"
@@ -302,8 +309,7 @@ def shipped_configurations(target: str) -> list[tuple]:
         types |= {"pixel_offset_ptr": "*i64:16", "bias_ptr": "*fp32:16"} if ragged else {}
         missing = [n for n in patch_embed_kernel.arg_names if n not in types and n not in constexprs]
         types |= dict.fromkeys(missing, f"*{dtype}:16") | {"pixels_ptr": f"*{pixel_dtype}:16"}
-        described = describe(patch_embed_kernel, types, constexprs)
-        shipped.append((f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, *described, options))
+        shipped.append(describe(f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, types, constexprs))
     return shipped
 
 
@@ -329,48 +335,37 @@ def patch_embed(
     pixel_offset: Tensor | None = None,
     pixel_scale: float = 1.0,
 ) -> Tensor:
-    """Project the chosen patches of a batch of pictures and write each, and every picture's CLS, at its row.
+    """`vilt_fast.reference.patch_embed.patch_embed`, written in place into `tokens`, which it returns.
 
-    The pictures are padded, (B, C, H, W) floats, or ragged: flat bytes, picture b (h * p, w * p, C) from
-    pixel_offset[b] on, where (h, w) is its grid. A byte u counts as pixel_scale * (u - 128);
-    `vilt_fast.pixels.fold_normalisation` makes weight, bias and scale for that.
-
-    Args:
-        tokens: (rows, d), written in place; rows that nothing goes to keep what they hold.
-        pixels: (B, C, H, W) fp32, fp16 or bf16, rounded to the dtype of `weight`; or (bytes,) uint8, with `grid_size`
-            and `pixel_offset`.
-        weight: (d, C, p, p) with p from 4 to 64; bias: (d,) or None. fp32 is multiplied as
-            torch.get_float32_matmul_precision() says.
-        position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
-        cls_token: (d,).
-        modality: (M, d); pair_modality: (B,) int64, the row of it that picture b gets.
-        grid: (B, 2) int32, the valid patches (height, width) of each picture: the table is interpolated to it.
-        patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
-        patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32, -1 for a picture without CLS.
-        table_size: (P, Q).
-        grid_size: (GH, GW) that `patch_index` counts in, for ragged pictures; pixel_offset: (B,) int64, the first byte
-            of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged pictures. A weight in
-            channels-last memory is used as it is, another one is copied.
-
-    Returns:
-        `tokens`.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that.
+    Floats are fp32, fp16 or bf16; pixels are rounded to the dtype of `weight`, whose p is from 4 to 64. fp32 is
+    multiplied as torch.get_float32_matmul_precision() says. For bytes a weight in channels-last memory is used as it
+    is, another one is copied. No gradients.
     """
+    op, allowed, (pairs, hidden) = "patch_embed", FLOATS.values(), (grid.shape[0], weight.shape[0])
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
-    launch.check_device("patch_embed", tokens, *floats, *indices, pixel_offset)
+    launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
-    _check(tokens, *floats[1:], *indices, table_size)
+    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), allowed, row_major=True)
+    if bias is not None:
+        launch.check_tensor(op, "bias", bias, (hidden,), allowed)
+    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), allowed)
+    launch.check_tensor(op, "cls_token", cls_token, (hidden,), allowed)
+    launch.check_tensor(op, "modality", modality, ("M", hidden), allowed)
+    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
+    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
+    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
+    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
     table = (*table_size, *grid_size, float(pixel_scale))
     _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, *table)
     return refuse_backward("patch_embed", tokens, *floats)
 
 
-def _check_pixels(pixels, weight, grid, grid_size, pixel_offset) -> tuple[int, int]:
+def _check_pixels(
+    pixels: Tensor, weight: Tensor, grid: Tensor, grid_size: tuple[int, int] | None, pixel_offset: Tensor | None
+) -> tuple[int, int]:
     """(GH, GW)."""
-    op, floats = "patch_embed", tuple(DTYPES.values())
+    op, floats = "patch_embed", FLOATS.values()
     launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"), floats)
     _, channels, patch, columns = weight.shape
     if patch != columns or not 4 <= patch <= 64:
@@ -384,20 +379,3 @@ def _check_pixels(pixels, weight, grid, grid_size, pixel_offset) -> tuple[int, i
     if grid_size is None:
         raise ValueError(f"{op}: grid_size: got None with pixel_offset, wanted (GH, GW)")
     return grid_size
-
-
-def _check(
-    tokens, weight, bias, position, cls_token, modality, pair_modality, grid, patch_index, patch_row, cls_row,
-    table_size,
-) -> None:  # fmt: skip
-    op, floats, hidden, pairs = "patch_embed", tuple(DTYPES.values()), weight.shape[0], grid.shape[0]
-    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), floats, row_major=True)
-    if bias is not None:
-        launch.check_tensor(op, "bias", bias, (hidden,), floats)
-    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), floats)
-    launch.check_tensor(op, "cls_token", cls_token, (hidden,), floats)
-    launch.check_tensor(op, "modality", modality, ("M", hidden), floats)
-    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
-    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
-    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
-    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)

@@ -1,13 +1,13 @@
-"""Which patch of which picture becomes a token, and at which row of the packed tensor every token stands.
+"""Which patch of which image becomes a token, and at which row of the packed tensor every token stands.
 
-Two launches, one program a pair in each, and nothing is read back by the host:
+Two launches, one program per pair in each, and nothing is read back by the host:
 
-    select   grid of the picture, words and patches kept; where there are more valid patches than `max_patches`, the
+    select   grid of the image, words and patches kept; where there are more valid patches than `max_patches`, the
              largest sampling key that wins
     place    prefix sums over the pairs before this one, then the rows of words, CLS and patches in raster order
 
 The sample is uniform without replacement: every valid patch draws one Philox4x32-10 number (Salmon et al. 2011) from
-(seed, index of the picture, its ordinal in the picture's own grid), and the smallest (draw, ordinal) win. The last
+(seed, index of the image, its ordinal in the image's own grid), and the smallest (draw, ordinal) win. The last
 winner is found bit by bit, from the top: a bit is set if fewer than `max_patches` keys lie below what is then known.
 
       key = draw << ORDINAL_BITS | ordinal      0 1 0 ? ? ? ...      cells in blocks of BLOCK_C, of which the
@@ -16,17 +16,15 @@ winner is found bit by bit, from the top: a bit is set if fewer than `max_patche
 Not supported: masks that are no rectangle at the top left (the grid is read along column 0 and row 0), 2**30 cells.
 """
 
-import ctypes
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.plan import Plan
+from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
 from . import launch
-from .shipped import describe
+from .shipped import Configuration, describe
 
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
@@ -56,10 +54,10 @@ def _cells(patch_mask_ptr, first, grid_height, grid_width, cells, columns, BLOCK
 
 
 @triton.jit
-def _keys(valid, ordinal, seed, picture, ORDINAL_BITS: tl.constexpr):
+def _keys(valid, ordinal, seed, image, ORDINAL_BITS: tl.constexpr):
     """(draw, ordinal) in one int64; a cell that is not valid gets a key above all others."""
-    low = (picture & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
-    high = (picture >> 32).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    low = (image & 0xFFFFFFFF).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
+    high = (image >> 32).to(tl.uint32) + tl.zeros_like(ordinal).to(tl.uint32)
     draw, _, _, _ = tl.philox(seed, ordinal.to(tl.uint32), low, high, tl.zeros_like(low))
     return tl.where(valid, (draw.to(tl.int64) << ORDINAL_BITS) + ordinal, 1 << (32 + ORDINAL_BITS))
 
@@ -115,22 +113,22 @@ def select_kernel(
         valid, _ = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
         count += tl.sum(valid.to(tl.int32), 0)
     if last_key_ptr is not None:
-        picture = tl.load(image_index_ptr + pair)
+        image = tl.load(image_index_ptr + pair)
         last_key = tl.full((), (1 << (32 + ORDINAL_BITS)) - 1, dtype=tl.int64)
         if count > max_patches:
             sizes = (grid_height, grid_width, cells, columns)
-            last_key = _nth_key(patch_mask_ptr, sizes, max_patches, seed, picture, BLOCK_C, ORDINAL_BITS)
+            last_key = _nth_key(patch_mask_ptr, sizes, max_patches, seed, image, BLOCK_C, ORDINAL_BITS)
             count = max_patches
         tl.store(last_key_ptr + pair, last_key)
     tl.store(patch_count_ptr + pair, count)
 
 
 @triton.jit
-def _nth_key(patch_mask_ptr, sizes, n, seed, picture, BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr):
-    """The n-th smallest key of a picture, or -1 where n is 0."""
+def _nth_key(patch_mask_ptr, sizes, n, seed, image, BLOCK_C: tl.constexpr, ORDINAL_BITS: tl.constexpr):
+    """The n-th smallest key of an image, or -1 where n is 0."""
     grid_height, grid_width, cells, columns = sizes
     valid, ordinal = _cells(patch_mask_ptr, 0, grid_height, grid_width, cells, columns, BLOCK_C)
-    keys = _keys(valid, ordinal, seed, picture, ORDINAL_BITS)
+    keys = _keys(valid, ordinal, seed, image, ORDINAL_BITS)
     known = tl.full((), 0, dtype=tl.int64)
     one = tl.full((), 1, dtype=tl.int64)
     for bit in range(32 + ORDINAL_BITS):
@@ -138,7 +136,7 @@ def _nth_key(patch_mask_ptr, sizes, n, seed, picture, BLOCK_C: tl.constexpr, ORD
         below = tl.sum((keys < candidate).to(tl.int32), 0)
         for start in range(BLOCK_C, cells, BLOCK_C):
             valid, ordinal = _cells(patch_mask_ptr, start, grid_height, grid_width, cells, columns, BLOCK_C)
-            below += tl.sum((_keys(valid, ordinal, seed, picture, ORDINAL_BITS) < candidate).to(tl.int32), 0)
+            below += tl.sum((_keys(valid, ordinal, seed, image, ORDINAL_BITS) < candidate).to(tl.int32), 0)
         known = tl.where(below < n, candidate, known)
     return tl.where(n == 0, -1, known)
 
@@ -231,11 +229,6 @@ def place_kernel(
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
-def _step(pixels: int, patches: int) -> float:
-    """pixels / patches, rounded to fp32."""
-    return ctypes.c_float(pixels / patches).value if patches else 0.0
-
-
 def _block(size: int, least: int, most: int) -> int:
     """Never a small block: most batches then share one compiled kernel."""
     return min(max(launch.next_power_of_2(size), least), most)
@@ -248,7 +241,7 @@ def _blocks(words: int, cells: int) -> dict[str, int]:
 
 
 def _new_plan(attention_mask: Tensor, places: int) -> Plan:
-    """The Plan's tensors, not initialised; `places` patch places a pair."""
+    """The Plan's tensors, not initialised; `places` patch places per pair."""
     batch, words = attention_mask.shape
     shapes = ((batch, 2), (batch,), (batch,), (batch + 1,), (batch, words), (batch,))
     shapes += ((batch * places,), (batch * places,))
@@ -290,7 +283,7 @@ def _launch(
             *masks,
             *(words, rows, columns, height, width),
             *strides,
-            *(_step(height, rows), _step(width, columns)),
+            *(pixels_per_patch(height, rows), pixels_per_patch(width, columns)),
             *(max_patches, seed),
             BLOCK_G=_block(max(rows, columns), 64, 2**30),
             **blocks,
@@ -315,12 +308,11 @@ def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, 
     return tuple(_new_plan(attention_mask, _places(rows * columns, max_patches)))
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     shipped = []
     for cells, limited in ((240, False), (240, True), (3840, True)):
         given = {**_blocks(40, cells), "BLOCK_G": 64, "BLOCK_B": 256, "HAS_CLS": 1}
-        options = {"num_warps": given.pop("num_warps")}
         masks = {"attention_mask_ptr": "*i1:16", "patch_mask_ptr": "*i1:16", "image_index_ptr": "*i64:16"}
         outputs = ("grid", "text_count", "patch_count", "cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row")
         pointers = {f"{name}_ptr": "*i32:16" for name in outputs}
@@ -328,10 +320,11 @@ def shipped_configurations(target: str) -> list[tuple]:
         numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
         given |= {} if limited else {"last_key_ptr": None}
         for kernel in (select_kernel, place_kernel):
-            constexprs = {name: value for name, value in given.items() if name in kernel.arg_names}
+            wanted = (*kernel.arg_names, "num_warps")
+            constexprs = {name: value for name, value in given.items() if name in wanted}
             types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}
             name = f"{cells} cells" + ", sampled" * limited
-            shipped.append((name, kernel, *describe(kernel, types, constexprs), options))
+            shipped.append(describe(name, kernel, types, constexprs))
     return shipped
 
 
@@ -349,25 +342,7 @@ def patch_sample(
     *,
     has_cls: bool = True,
 ) -> Plan:
-    """Plan a batch of pairs on the device.
-
-    Args:
-        attention_mask: (B, L) bool, True for words that become tokens.
-        pixel_mask: (B, H, W), any integer, bool or float dtype, nonzero for real pixels, a rectangle at the top left of
-            each picture; None: all real.
-        patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
-        grid_size: (GH, GW), the patches of the padded batch.
-        max_patches: at most so many patches of each picture, chosen uniformly; negative: no limit.
-        seed: key of the draw, 0 <= seed < 2**63.
-        image_index: (B,) int64 >= 0, counter of the draw: the same picture index gives the same draw.
-        has_cls: whether each picture has a CLS row.
-
-    Returns:
-        A Plan whose patch lists hold N = B * min(GH * GW, max_patches) places, -1 where unused.
-
-    Raises:
-        ValueError: an argument of another shape, dtype, device or range than that.
-    """
+    """`vilt_fast.reference.patch_sample.patch_sample` on the device, for fewer than 2**30 cells."""
     op, (rows, columns) = "patch_sample", grid_size
     launch.check_device(op, attention_mask, pixel_mask, patch_mask, image_index)
     launch.check_tensor(op, "attention_mask", attention_mask, ("B", "L"), torch.bool)

@@ -30,7 +30,7 @@ def load_pixels(
 @triton.jit
 def load_bytes(
     patch_ptrs,  # (BLOCK_M, 1), the first byte of each patch
-    pitch,  # (BLOCK_M, 1), bytes from one row of each picture to the next
+    pitch,  # (BLOCK_M, 1), bytes from one row of each image to the next
     run,
     first_row,  # of the patch
     PATCH: tl.constexpr,

@@ -1,26 +1,23 @@
-"""Pillow's bicubic for 8-bit pictures of any sizes, bit for bit, in two launches a batch.
+"""Pillow's bicubic for 8-bit images of any sizes, bit for bit, in two launches per batch.
 
     out[j] = clip8((2^21 + sum_t w[j, t] in[first[j] + t]) >> 22)        along one axis, then along the other
 
 Keys' cubic convolution (1981, a = -1/2) in fixed point, as in Pillow's src/libImaging/Resample.c: the host makes the
-tables in float64, the device adds integers. A picture is `rows` of `row_bytes`, and a program makes a tile of it:
+tables in float64, the device adds integers. An image is `rows` of `row_bytes`, and a program makes a tile of it:
 
      horizontal: taps are `channels` bytes apart        vertical: taps are a row apart
      +-------------------+                              +-------------------+
      | BLOCK_M x BLOCK_N |  a weight a column           | BLOCK_M x BLOCK_N |  a weight a row
      +-------------------+                              +-------------------+
 
-The tiles of all pictures stand in one line; a program finds its picture by counting the pictures that begin before it.
+The tiles of all images stand in one line; a program finds its image by counting the images that begin before it.
 The first launch writes a scratch buffer whose rows start at multiples of 16 bytes, so that the second loads them in
 words. An axis that does not change is copied, as a pass of one tap that weighs 1.
 
-Not supported: alpha (multiply beforehand, as Pillow does), boxes, gradients, other filters, a picture of 2 GiB.
+Not supported: alpha (multiply beforehand, as Pillow does), boxes, gradients, other filters, an image of 2 GiB.
 """
 
-import math
 from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -28,20 +25,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
-from .shipped import describe
+from vilt_fast.contracts import pillow
 
-RULES = ("horizontal_first", "tall_vertical_first", "adaptive")
-PRECISION_BITS = tl.constexpr(22)  # of the weights: 32 bits less 8 for a pixel and 2 for lobes that overshoot
-HALF = tl.constexpr(1 << 21)  # rounds to nearest
-MAX_SIDE = 1 << 24  # Pillow keeps the box it reads in float32, which is exact up to here
-MAX_BYTES = (1 << 31) - (1 << 16)  # of one picture: offsets inside it are int32, and a tile may reach past its end
+from . import launch
+from .shipped import Configuration, describe
+
+PRECISION_BITS = tl.constexpr(pillow.PRECISION_BITS)
+HALF = tl.constexpr(1 << (pillow.PRECISION_BITS - 1))  # rounds to nearest
+MAX_BYTES = (1 << 31) - (1 << 16)  # of one image: offsets inside it are int32, and a tile may reach past its end
 ALIGN = tl.constexpr(16)  # bytes, the widest load
 # 32 bytes a thread: many loads in flight, and a weight serves many of them.
 TILE = {"BLOCK_M": 16, "BLOCK_N": 256, "BLOCK_JOBS": 256}
 NUM_WARPS = 4
 
-# What a job, one pass over one picture, tells its programs; int64.
+# What a job, one pass over one image, tells its programs; int64.
 FIRST_TILE = tl.constexpr(0)
 IN_OFFSET = tl.constexpr(1)  # bytes
 OUT_OFFSET = tl.constexpr(2)  # bytes
@@ -81,8 +78,8 @@ def _weigh(in_ptr, in_offs, step, weights_ptr, weight_offs, table_size, taps):
 
 @triton.jit(do_not_specialize=["num_jobs"])
 def resize_kernel(
-    out_ptr,  # uint8, pictures whose rows are OUT_STRIDE apart, at OUT_OFFSET
-    in_ptr,  # uint8, pictures whose rows are IN_STRIDE apart, at IN_OFFSET
+    out_ptr,  # uint8, images whose rows are OUT_STRIDE apart, at OUT_OFFSET
+    in_ptr,  # uint8, images whose rows are IN_STRIDE apart, at IN_OFFSET
     jobs_ptr,  # (num_jobs, FIELDS) int64
     tables_ptr,  # int32
     num_jobs,
@@ -134,42 +131,7 @@ def resize_kernel(
     tl.store(out_ptrs, value, mask=(m_offs < rows)[:, None] & (n_offs < row_bytes)[None, :])
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel with a = -1/2. The order of operations is Pillow's: another one rounds differently."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
-
-
-@lru_cache(maxsize=2048)  # some 15 KB each; photographs come in many sizes
-def _table(in_size: int, out_size: int) -> Tensor:
-    """(1 + taps, out_size) int32 on the CPU: the first tap of every output pixel, then the weights of all taps.
-
-    Every tap lies in the picture: where Pillow has fewer, the cubic is zero. Cached: not to be written to.
-    """
-    if in_size == out_size:
-        first = torch.arange(out_size, dtype=torch.int32, device="cpu")
-        return torch.stack([first, torch.full_like(first, 1 << PRECISION_BITS.value)])
-    scale = in_size / out_size
-    filter_scale = max(scale, 1.0)
-    support = 2.0 * filter_scale
-    centre = (torch.arange(out_size, dtype=torch.float64, device="cpu") + 0.5) * scale
-    begin = (centre - support + 0.5).long().clamp(min=0)
-    end = (centre + support + 0.5).long().clamp(max=in_size)
-    taps = int((end - begin).max())
-    first = begin.clamp(max=in_size - taps)
-    position = first + torch.arange(taps, device="cpu")[:, None]  # (taps, out_size)
-    weights = _cubic((position - centre + 0.5) * (1.0 / filter_scale))
-    total = torch.zeros_like(centre)
-    for tap in weights:  # one after the other, as Pillow adds them: sum() pairs them and can differ in the last bit
-        total += tap
-    weights = weights / total * (1 << PRECISION_BITS.value)
-    fixed = torch.where(weights < 0, weights - 0.5, weights + 0.5)
-    return torch.cat([first[None], fixed.trunc()]).int()
+# --- launcher ---------------------------------------------------------------------------------------------------------
 
 
 class _Tables:
@@ -184,49 +146,39 @@ class _Tables:
         """TABLE, TABLE_SIZE and TAPS of a job."""
         found = self._known.get((in_size, out_size))
         if found is None:
-            table = _table(in_size, out_size)
+            table = pillow.bicubic_table(in_size, out_size)
             found = self._known[in_size, out_size] = (self.length, out_size, len(table) - 1)
             self.parts.append(table.flatten())
             self.length += table.numel()
         return found
 
 
-# --- launcher ---------------------------------------------------------------------------------------------------------
-
-
-class _Plan(NamedTuple):
+class _Jobs(NamedTuple):
     """What the two launches need besides the pixels."""
 
     words: Tensor  # int32 on the host: the jobs of both launches, as pairs of words, then the tables
     tiles: tuple[int, int]
     scratch_bytes: int
     starts: list[int]  # of the results, and the total
-    vertical_last: bool  # in every picture
-
-
-def _vertical_first(height: int, width: int, out_height: int, out_width: int, rule: str) -> bool:
-    """Pillow's rules, see the reference. Where one axis stays the order is free, and horizontal first is faster."""
-    rows_lost = height - out_height
-    if rule == "tall_vertical_first":
-        return width != out_width and rows_lost > 0 and height > 100 * width
-    return rule == "adaptive" and width != out_width and rows_lost > max(0, 2 * (width - out_width))
+    vertical_last: bool  # in every image
 
 
 def _tiles(rows: int, row_bytes: int) -> int:
     return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
-def _plan(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Plan:
+def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
     tables, jobs, starts = _Tables(), ([], []), [0]
     tiles, scratch_bytes, vertical_last = [0, 0], 0, True
     for index, ((height, width, channels), (h, w), offset) in enumerate(zip(shapes, sizes, offsets, strict=True)):
-        vertical = _vertical_first(height, width, h, w, rule)
+        # Where the width stays the order of the passes is free, and horizontal first is faster.
+        vertical = width != w and pillow.vertical_first(height, width, h, w, rule)
         horizontal_table, vertical_table = tables(width, w), tables(height, h)
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
         stride = launch.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
         if max(height * width * channels, rows * stride, h * out_bytes) > MAX_BYTES:
-            raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB a picture")
+            raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB per image")
         place = (tiles[0], offset, scratch_bytes, width * channels, stride, rows, row_bytes, channels)
         jobs[0].append((*place, vertical, *(vertical_table if vertical else horizontal_table)))
         place = (tiles[1], scratch_bytes, starts[-1], stride, out_bytes, h, out_bytes, channels)
@@ -236,14 +188,14 @@ def _plan(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
         starts.append(starts[-1] + h * out_bytes)
         vertical_last &= not vertical
     words = torch.cat([torch.tensor(jobs, device="cpu").view(torch.int32).flatten(), *tables.parts])
-    return _Plan(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
+    return _Jobs(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
 
 
 @torch.library.custom_op("vilt_fast::resize", mutates_args=())
 def _resize(
     source: Tensor,
-    plan: Tensor,
-    pictures: int,
+    jobs: Tensor,
+    images: int,
     first_tiles: int,
     second_tiles: int,
     scratch_bytes: int,
@@ -251,60 +203,46 @@ def _resize(
     vertical_last: bool,
 ) -> Tensor:
     scratch, out = source.new_empty(scratch_bytes), source.new_empty(out_bytes)
-    job_words = 2 * pictures * FIELDS.value  # a field is two words
-    tables = plan[2 * job_words :]
-    first, second = (plan[at : at + job_words].view(torch.int64) for at in (0, job_words))
+    job_words = 2 * images * FIELDS.value  # a field is two words
+    tables = jobs[2 * job_words :]
+    first, second = (jobs[at : at + job_words].view(torch.int64) for at in (0, job_words))
+    options = {"num_warps": NUM_WARPS, **TILE}
     with launch.on_device(source):
-        grids = (first_tiles,), (second_tiles,)
-        resize_kernel[grids[0]](
-            scratch, source, first, tables, pictures, ALIGNED_ROWS=False, num_warps=NUM_WARPS, **TILE
-        )
-        resize_kernel[grids[1]](
-            out, scratch, second, tables, pictures, ALIGNED_ROWS=vertical_last, num_warps=NUM_WARPS, **TILE
-        )
+        resize_kernel[(first_tiles,)](scratch, source, first, tables, images, ALIGNED_ROWS=False, **options)
+        resize_kernel[(second_tiles,)](out, scratch, second, tables, images, ALIGNED_ROWS=vertical_last, **options)
     return out
 
 
 @_resize.register_fake
-def _(source, plan, pictures, first_tiles, second_tiles, scratch_bytes, out_bytes, vertical_last):
+def _(source, jobs, images, first_tiles, second_tiles, scratch_bytes, out_bytes, vertical_last):
     return source.new_empty(out_bytes)
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
+    types = {"out_ptr": "*u8:16", "jobs_ptr": "*i64:16", "tables_ptr": "*i32:16", "num_jobs": "i32"}
     cases = (("first", "*u8", False), ("second", "*u8:16", False), ("second, aligned rows", "*u8:16", True))
-    shipped = []
-    for name, in_type, aligned in cases:
-        types = {"out_ptr": "*u8:16", "in_ptr": in_type, "jobs_ptr": "*i64:16", "tables_ptr": "*i32:16"}
-        described = describe(resize_kernel, {**types, "num_jobs": "i32"}, {"ALIGNED_ROWS": aligned, **TILE})
-        shipped.append((name, resize_kernel, *described, {"num_warps": NUM_WARPS}))
-    return shipped
+    return [
+        describe(
+            name,
+            resize_kernel,
+            types | {"in_ptr": in_type},
+            {"ALIGNED_ROWS": aligned, "num_warps": NUM_WARPS, **TILE},
+        )
+        for name, in_type, aligned in cases
+    ]
 
 
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
-def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = "adaptive") -> list[Tensor]:
-    """Pictures at new sizes, bit for bit as `PIL.Image.resize(..., BICUBIC)` makes them.
-
-    Every channel is resized alone: multiply by alpha beforehand where a picture has it (Pillow's RGBA and LA do).
-
-    Args:
-        images: pictures (H, W, C) uint8, of any strides, on one device.
-        sizes: (height, width) of each result.
-        rule: order of the passes, one of RULES: "horizontal_first" (Pillow up to 12.1), "tall_vertical_first" (12.2
-            and 12.3) or "adaptive" (from 13.0).
-
-    Returns:
-        contiguous (height, width, C) uint8: views of one buffer; a copy where the size does not change.
+def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = pillow.ADAPTIVE) -> list[Tensor]:
+    """`vilt_fast.reference.resize.resize`, for images on one device; the results are views of one buffer.
 
     Raises:
-        ValueError: a picture is not uint8 (H, W, C), empty, or 2 GiB, a size is not positive, or the lengths differ.
+        ValueError: also where an image, what is between its two passes, or its result takes 2 GiB.
     """
-    for index, image in enumerate(images):
-        launch.check_tensor("resize", f"images[{index}]", image, ("H", "W", "C"), torch.uint8)
-    shapes = [tuple(image.shape) for image in images]
-    _check(shapes, sizes, rule)
+    shapes = pillow.check_images(images, sizes, rule)
     if not images:
         return []
     launch.check_device("resize", *images)
@@ -322,56 +260,15 @@ def resize_packed(
     sizes: Sequence[tuple[int, int]],
     *,
     offsets: Sequence[int] | None = None,
-    rule: str = "adaptive",
+    rule: str = pillow.ADAPTIVE,
 ) -> tuple[Tensor, list[int]]:
-    """`resize` for pictures that lie in one flat buffer, into one flat buffer without padding.
-
-    Args:
-        source: (bytes,) uint8, contiguous; it may hold more than 2^31 bytes.
-        shapes: (H, W, C) of each picture, whose bytes lie in that order.
-        sizes, rule: as in `resize`.
-        offsets: where in `source` each picture starts; one after the other from 0 where None.
-
-    Returns:
-        the results one after the other, (total,) uint8, and where each starts, followed by the total.
-
-    Raises:
-        ValueError: as in `resize`, or `source` is not flat uint8, or a picture does not lie in it.
-    """
-    offsets = _check_packed(source, shapes, sizes, offsets, rule)
+    """`vilt_fast.reference.resize.resize_packed`; `source` may hold more than 2^31 bytes, an image may not."""
+    launch.check_device("resize_packed", source)
+    offsets = pillow.check_packed(source, shapes, sizes, offsets, rule)
     if not offsets:
         return source.new_empty(0), [0]
-    plan = _plan(shapes, sizes, offsets, rule)
-    words = plan.words.pin_memory() if source.is_cuda else plan.words
+    work = _jobs(shapes, sizes, offsets, rule)
+    words = work.words.pin_memory() if source.is_cuda else work.words
     words = words.to(source.device, non_blocking=True)
-    out = _resize(source, words, len(offsets), *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last)
-    return out, plan.starts
-
-
-def _check(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], rule: str) -> None:
-    if rule not in RULES:
-        raise ValueError(f"rule: got {rule!r}, wanted one of {', '.join(RULES)}")
-    if len(shapes) != len(sizes):
-        raise ValueError(f"sizes: got {len(sizes)} for {len(shapes)} pictures, wanted one (height, width) each")
-    for index, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
-        if len(shape) != 3 or min(shape) < 1 or max(shape) >= MAX_SIDE:
-            raise ValueError(f"images[{index}]: got shape {tuple(shape)}, wanted (H, W, C), each from 1 to 2^24 - 1")
-        if len(size) != 2 or min(size) < 1 or max(size) >= MAX_SIDE:
-            raise ValueError(f"sizes[{index}]: got {size!r}, wanted (height, width), each from 1 to 2^24 - 1")
-
-
-def _check_packed(
-    source: Tensor, shapes: Sequence, sizes: Sequence, offsets: Sequence[int] | None, rule: str
-) -> Sequence[int]:
-    """The offsets, given or made; ValueError where a picture does not lie in the buffer."""
-    launch.check_device("resize_packed", source)
-    launch.check_tensor("resize_packed", "source", source, ("bytes",), torch.uint8, row_major=True)
-    _check(shapes, sizes, rule)
-    lengths = [math.prod(shape) for shape in shapes]
-    offsets = list(accumulate(lengths, initial=0))[:-1] if offsets is None else offsets
-    if len(offsets) != len(lengths):
-        raise ValueError(f"offsets: got {len(offsets)} for {len(lengths)} pictures, wanted one each")
-    for index, (start, length) in enumerate(zip(offsets, lengths, strict=True)):
-        if start < 0 or start + length > len(source):
-            raise ValueError(f"offsets[{index}]: got {start}, wanted {length} bytes inside the {len(source)} of source")
-    return offsets
+    out = _resize(source, words, len(offsets), *work.tiles, work.scratch_bytes, work.starts[-1], work.vertical_last)
+    return out, work.starts

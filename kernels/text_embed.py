@@ -1,6 +1,6 @@
 """LayerNorm(word + position + type) + modality, each row written at its place (Kim et al. 2021, section 3.1).
 
-One program a word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
+One program per word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
 the whole row of `hidden` columns in registers between the statistics and the normalisation.
 
       grid (B, L)      word[id] + position[l] + token_type[t]    [ hidden .... | pad ]    BLOCK_D columns, one program
@@ -9,16 +9,19 @@ the whole row of `hidden` columns in registers between the statistics and the no
 Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. Not supported: backward.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.dtypes import FLOATS
+
 from . import launch
 from .no_backward import refuse_backward
-from .shipped import describe
+from .shipped import Configuration, describe
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_HIDDEN = 16384
 
 
@@ -146,20 +149,18 @@ def _(tokens, *arguments):
     return None
 
 
-def shipped_configurations(target: str) -> list[tuple]:
-    """(name, function, signature, constexprs, attributes, options) of what a launch on `target` compiles."""
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
     shipped = []
     for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
-        constexprs = _configuration(768)
-        options = {"num_warps": constexprs.pop("num_warps")}
+        constexprs: dict[str, Any] = {**_configuration(768)}
         constexprs["input_ids_ptr" if embeds else "inputs_embeds_ptr"] = None
         types = {"text_row_ptr": "*i32:16", "input_ids_ptr": "*i64:16", "token_type_ids_ptr": "*i64:16", "eps": "fp32"}
         strides = ("hidden", "stride_token", "stride_eb", "stride_el", "stride_word", "stride_position", "stride_type")
         types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(_UNSPECIALISED, "i32")
         names = [name for name in text_embed_kernel.arg_names if name not in constexprs]
         types = {name: types.get(name, f"*{dtype}:16") for name in names}
-        described = describe(text_embed_kernel, types, constexprs)
-        shipped.append((f"{dtype}" + ", inputs_embeds" * embeds, text_embed_kernel, *described, options))
+        shipped.append(describe(dtype + ", inputs_embeds" * embeds, text_embed_kernel, types, constexprs))
     return shipped
 
 
@@ -180,27 +181,12 @@ def text_embed(
     modality: Tensor,
     eps: float,
 ) -> Tensor:
-    """Embed the words of a padded batch and write each at its row of the packed tensor.
+    """`vilt_fast.reference.text_embed.text_embed`, written in place into `tokens`, which it returns.
 
-    Args:
-        tokens: (rows, d) fp32, fp16 or bf16, written in place; rows that no word goes to keep what they hold.
-        text_row: (B, L) int32, the row of each word, -1 for a word that is masked.
-        input_ids: (B, L) int64, or None with `inputs_embeds`.
-        token_type_ids: (B, L) int64.
-        inputs_embeds: (B, L, d) in place of the word table's rows, or None.
-        word: (vocabulary, d); position: (positions, d), position l is column l; token_type: (types, d).
-        ln_weight, ln_bias: (d,).
-        modality: (d,), added after the normalisation.
-        eps: of the normalisation.
-
-    Returns:
-        `tokens`.
-
-    Raises:
-        ValueError: an argument of another shape, dtype or device than that. Ids are not checked: that would need the
-            device to be waited for.
+    Floats are fp32, fp16 or bf16, and rows have at most 16384 columns. Ids are not checked:
+    that would need a wait for the device. No gradients.
     """
-    op, dtypes = "text_embed", tuple(DTYPES.values())
+    op, dtypes = "text_embed", FLOATS.values()
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())

@@ -28,6 +28,15 @@ def attention(
 
     Returns:
         (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> qkv = torch.zeros(5, 3 * 4)  # all keys are alike: each query averages the values of its span
+        >>> qkv[:, 8:] = torch.arange(5.0)[:, None]
+        >>> attention(qkv, torch.tensor([0, 2, 5], dtype=torch.int32), num_heads=2, max_seqlen=3)[:, 0]
+        tensor([0.5000, 0.5000, 3.0000, 3.0000, 3.0000])
     """
     lengths = cu_seqlens.diff().tolist()
     total, context = sum(lengths), []
@@ -65,6 +74,17 @@ def attention_rows(
 
     Returns:
         (queries, num_heads, max_seqlen) in the dtype of `qkv`; zero past the end of the query's span.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> qkv = torch.zeros(5, 3 * 4)  # all keys are alike: each query attends evenly to its span
+        >>> cu_seqlens, query_rows = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([1, 4])
+        >>> attention_rows(qkv, cu_seqlens, query_rows, num_heads=1, max_seqlen=3)
+        tensor([[[0.5000, 0.5000, 0.0000]],
+        <BLANKLINE>
+                [[0.3333, 0.3333, 0.3333]]])
     """
     query, key, _ = qkv.unflatten(-1, (3, num_heads, -1)).unbind(1)  # (rows, num_heads, head_dim)
     bounds = cu_seqlens.tolist()

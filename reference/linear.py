@@ -31,6 +31,14 @@ def linear(
 
     Returns:
         (rows, N) in the dtype of `input`.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 1.0], [0.0, -1.0]])
+        >>> linear(torch.tensor([[1.0, 2.0]]), weight, activation="relu", residual=torch.tensor([[0.5, 0.5]]))
+        tensor([[3.5000, 0.5000]])
     """
     output = F.linear(input, weight, bias)
     if activation is not None:

@@ -23,9 +23,9 @@ def patch_embed(
     pixel_offset: Tensor | None = None,
     pixel_scale: float = 1.0,
 ) -> Tensor:
-    """Project the chosen patches of a batch of pictures and put each, and every picture's CLS, at its row.
+    """Project the chosen patches of a batch of images and put each, and every image's CLS, at its row.
 
-    The pictures are padded, (B, C, H, W) floats, or ragged: flat bytes, picture b (h * p, w * p, C) from
+    The images are padded, (B, C, H, W) floats, or ragged: flat bytes, image b (h * p, w * p, C) from
     pixel_offset[b] on, where (h, w) is its grid. A byte u counts as pixel_scale * (u - 128), and products are
     accumulated in fp32 or fp64; `vilt_fast.pixels.fold_normalisation` makes weight, bias and scale for that.
 
@@ -35,49 +35,61 @@ def patch_embed(
         weight: (d, C, p, p); bias: (d,) or None.
         position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
         cls_token: (d,).
-        modality: (M, d); pair_modality: (B,) int64, the row of it that picture b gets.
-        grid: (B, 2) int32, the valid patches (height, width) of each picture: the table is interpolated to it.
+        modality: (M, d); pair_modality: (B,) int64, the row of it that image b gets.
+        grid: (B, 2) int32, the valid patches (height, width) of each image: the table is interpolated to it.
         patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
-        patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32.
+        patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32, -1 for an image without CLS.
         table_size: (P, Q).
-        grid_size: (GH, GW) that `patch_index` counts in, for ragged pictures; pixel_offset: (B,) int64, the first byte
-            of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged pictures.
+        grid_size: (GH, GW) that `patch_index` counts in, for ragged images; pixel_offset: (B,) int64, the first byte
+            of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged images.
 
     Returns:
         (rows, d): `tokens` with patches and CLS written. The kernel writes in place, this function does not.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> pixels = torch.arange(16.0).view(1, 1, 4, 4)  # one image of four patches; patches 1 and 2 are chosen
+        >>> tables = torch.zeros(5, 1), torch.ones(1), torch.zeros(1, 1)  # position, cls_token, modality
+        >>> places = [torch.tensor(t) for t in ([0], [[2, 2]], [1, 2], [1, 2], [0])]  # pair_modality to cls_row
+        >>> mean = torch.full((1, 1, 2, 2), 0.25)
+        >>> patch_embed(torch.zeros(3, 1), pixels, mean, None, *tables, *places, table_size=(2, 2)).T
+        tensor([[ 1.0000,  4.5000, 10.5000]])
     """
     patch = weight.shape[-1]
     ragged = pixel_offset is not None
     grid_height, grid_width = grid_size if ragged else (pixels.shape[2] // patch, pixels.shape[3] // patch)
     chosen = patch_index >= 0
     cell = patch_index[chosen].long()
-    picture, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
+    image, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
 
     if ragged:
-        rows = _project_bytes(pixels, weight, pixel_offset[picture], grid[picture, 1], y, x) * pixel_scale
+        rows = _project_bytes(pixels, weight, pixel_offset[image], grid[image, 1], y, x) * pixel_scale
         rows = rows if bias is None else rows + bias
     else:
         tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
         tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
-        patches = tiles.permute(0, 2, 4, 1, 3, 5)[picture, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
+        patches = tiles.permute(0, 2, 4, 1, 3, 5)[image, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
         rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
-    rows = rows + interpolate(position[1:], table_size, grid[picture], y, x) + modality[pair_modality[picture]]
+    rows = rows + interpolate(position[1:], table_size, grid[image], y, x) + modality[pair_modality[image]]
 
     cls = cls_token + position[0] + modality[pair_modality]  # (B, d)
     tokens = tokens.index_copy(0, patch_row[chosen].long(), rows.to(tokens.dtype))
-    return tokens.index_copy(0, cls_row.long(), cls.to(tokens.dtype))
+    has_cls = cls_row >= 0
+    return tokens.index_copy(0, cls_row[has_cls].long(), cls[has_cls].to(tokens.dtype))
 
 
 def _project_bytes(pixels: Tensor, weight: Tensor, offset: Tensor, grid_width: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(N, d) in fp32 or fp64: weight . (u - 128) of the patch at cell (y, x) of the picture that starts at `offset`.
+    """(N, d) in fp32 or fp64: weight . (u - 128) of the patch at cell (y, x) of the image that starts at `offset`.
 
-    The sides of a picture are whole patches, so that a row of a patch is one of the runs of p * C bytes that the buffer
+    The sides of an image are whole patches, so that a row of a patch is one of the runs of p * C bytes that the buffer
     falls into.
     """
     channels, patch = weight.shape[1:3]
     run = patch * channels
     runs = pixels[: len(pixels) // run * run].view(-1, run)
-    row = y[:, None] * patch + torch.arange(patch, device=pixels.device)  # (N, p), pixel rows of the picture
+    row = y[:, None] * patch + torch.arange(patch, device=pixels.device)  # (N, p), pixel rows of the image
     patches = runs[(offset // run)[:, None] + row * grid_width[:, None] + x[:, None]].flatten(1)  # (N, p * p * C)
     dtype = torch.promote_types(weight.dtype, torch.float32)
     return torch.nn.functional.linear(patches.to(dtype) - 128, weight.permute(0, 2, 3, 1).flatten(1).to(dtype))
@@ -90,7 +102,7 @@ def interpolate(table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Ten
 
     Args:
         table: (P * Q, d); table_size: (P, Q).
-        grid: (N, 2), (h, w) of the picture of each patch; y, x: (N,) its cell.
+        grid: (N, 2), (h, w) of the image of each patch; y, x: (N,) its cell.
 
     Returns:
         (N, d) in the dtype of `table`.

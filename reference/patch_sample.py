@@ -1,14 +1,14 @@
-"""Which patch of which picture becomes a token, and at which row of the packed tensor every token stands.
+"""Which patch of which image becomes a token, and at which row of the packed tensor every token stands.
 
 The sample is uniform without replacement: every valid patch draws one Philox number and the smallest ones win (Salmon
-et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The counter is (ordinal of the patch in its own picture,
-index of the picture), the key is the seed, so the draw depends on nothing else in the batch.
+et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The counter is (ordinal of the patch in its own image,
+index of the image), the key is the seed, so the draw depends on nothing else in the batch.
 """
 
 import torch
 from torch import Tensor
 
-from vilt_fast.contracts.plan import Plan
+from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
 _MASK32 = 0xFFFFFFFF
 
@@ -28,16 +28,25 @@ def patch_sample(
 
     Args:
         attention_mask: (B, L) bool, True for words that become tokens.
-        pixel_mask: (B, H, W), nonzero for real pixels, a rectangle at the top left of each picture; None: all real.
+        pixel_mask: (B, H, W), nonzero for real pixels, a rectangle at the top left of each image; None: all real.
         patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
         grid_size: (GH, GW), the patches of the padded batch.
-        max_patches: at most so many patches of each picture, chosen uniformly; negative: no limit.
+        max_patches: at most so many patches of each image, chosen uniformly; negative: no limit.
         seed: key of the draw, 0 <= seed < 2**63.
-        image_index: (B,) int64 >= 0, counter of the draw: the same picture index gives the same draw.
-        has_cls: whether each picture has a CLS row.
+        image_index: (B,) int64 >= 0, counter of the draw: the same image index gives the same draw.
+        has_cls: whether each image has a CLS row.
 
     Returns:
         A Plan whose patch lists hold N = B * min(GH * GW, max_patches) places, -1 where unused.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> words = torch.tensor([[True, False, True], [True, True, True]])
+        >>> plan = patch_sample(words, None, None, (1, 2), max_patches=-1, seed=0, image_index=torch.arange(2))
+        >>> plan.cu_seqlens.tolist(), plan.text_row.tolist(), plan.patch_row.tolist()
+        ([0, 5, 11], [[0, -1, 1], [5, 6, 7]], [3, 4, 9, 10])
     """
     device, (grid_height, grid_width) = attention_mask.device, grid_size
     batch, cells = attention_mask.shape[0], grid_height * grid_width
@@ -49,7 +58,7 @@ def patch_sample(
     if patch_mask is not None:
         kept = kept & patch_mask
     if 0 <= max_patches < cells:
-        ordinal = y * grid[:, 1, None, None] + x  # raster position in the picture's own grid
+        ordinal = y * grid[:, 1, None, None] + x  # raster position in the image's own grid
         kept = _sample(kept.flatten(1), ordinal.flatten(1), max_patches, seed, image_index).view_as(kept)
     kept = kept.flatten(1)  # (B, GH * GW)
 
@@ -82,9 +91,7 @@ def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], de
 
 def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu") -> Tensor:
     """(patches,) int64: the pixel that stands for each patch, floor(i * pixels / patches) in float32 as in PyTorch."""
-    # On the host: a GPU divides by a Python number as a multiplication by its reciprocal, which can lose the last bit.
-    step = (torch.tensor(pixels, dtype=torch.float32) / torch.tensor(patches, dtype=torch.float32)).item()
-    return (torch.arange(patches, device=device) * step).long().clamp(max=pixels - 1)
+    return (torch.arange(patches, device=device) * pixels_per_patch(pixels, patches)).long().clamp(max=pixels - 1)
 
 
 def _sample(valid: Tensor, ordinal: Tensor, count: int, seed: int, image_index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""LayerNorm(word + position + type) + modality, one row a word (Kim et al. 2021, section 3.1)."""
+"""LayerNorm(word + position + type) + modality, one row per word (Kim et al. 2021, section 3.1)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +33,18 @@ def text_embed(
 
     Returns:
         (rows, d): `tokens` with the words written. The kernel writes in place, this function does not.
+
+    Raises:
+        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+
+    Example:
+        >>> tokens, word = torch.zeros(3, 2), torch.tensor([[1.0, 3.0], [5.0, 2.0]])
+        >>> text_row, ids = torch.tensor([[2, -1]]), torch.tensor([[1, 0]])  # the second word is masked
+        >>> zeros, ones = torch.zeros(2, 2), torch.ones(2)
+        >>> text_embed(tokens, text_row, ids, 0 * ids, None, word, zeros, zeros, ones, zeros[0], 10 * ones, eps=0.0)
+        tensor([[ 0.,  0.],
+                [ 0.,  0.],
+                [11.,  9.]])
     """
     kept = text_row >= 0  # (B, L)
     column = kept.nonzero()[:, 1]

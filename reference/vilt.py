@@ -1,7 +1,7 @@
 """A whole ViLT, padded, written as the paper reads: the oracle that the packed model is tested against.
 
 Kim, Son and Kim, "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", ICML 2021,
-section 3.1 and equations 1 to 6. With t the words of a pair, v the patches of its picture and z the joint sequence:
+section 3.1 and equations 1 to 6. With t the words of a pair, v the patches of its image and z the joint sequence:
 
     t_bar = [t_class; t_1 T; ...; t_L T] + T_pos                        (1)
     v_bar = [v_class; v_1 V; ...; v_N V] + V_pos                        (2)
@@ -37,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Encoded(NamedTuple):
     """What the body of the model gives for a batch of B pairs padded to S = L + 1 + (most patches) rows.
 
-    Rows are the L words (masked ones included), the picture's class token, then its patches in raster order. `mask`
+    Rows are the L words (masked ones included), the image's class token, then its patches in raster order. `mask`
     (B, S) bool says which are real; every other row, and every attention to or from it, is zero.
     """
 
@@ -107,7 +107,7 @@ def visual_embedding(
     """Equation 2: class token and projected patches plus positions, padded at the end.
 
     pixel_values (B, C, H, W), pixel_mask (B, H, W) true on a rectangle at the top left, patch_mask (B, H // p, W // p).
-    Returns rows (B, 1 + N, d) and their mask (B, 1 + N), N the most patches that any picture keeps.
+    Returns rows (B, 1 + N, d) and their mask (B, 1 + N), N the most patches that any image keeps.
     """
     patches = split_patches(pixel_values, _pair(config.patch_size))  # (B, GH, GW, C * p * p)
     rows, columns = patches.shape[1:3]
@@ -148,7 +148,7 @@ def split_patches(pixel_values: Tensor, patch_size: tuple[int, int]) -> Tensor:
 
 
 def interpolate_positions(table: Tensor, height: int, width: int) -> Tensor:
-    """V_pos fitted to one picture's grid (section 4.2), bilinear with aligned corners.
+    """V_pos fitted to one image's grid (section 4.2), bilinear with aligned corners.
 
     table (P, Q, d) to (height, width, d).
     """
@@ -237,15 +237,15 @@ def masked_lm(state: State, config: Any, text: Tensor) -> Tensor:
 
 
 def classify(state: State, pooled: Tensor) -> Tensor:
-    """Logits of the two-layer head on (B, d) for questions, or (B, n * d), n poolers joined, for n pictures."""
+    """Logits of the two-layer head on (B, d) for questions, or (B, n * d), n poolers joined, for n images."""
     inner = _layer_norm(_linear(pooled, state, "classifier.0"), state, "classifier.1", CLASSIFIER_EPS)
     return _linear(F.gelu(inner), state, "classifier.3")
 
 
 def classify_pictures(state: State, config: Any, images: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Tensor:
-    """Logits for a text and n pictures (NLVR2, section 4.3): one pass a picture, modality row i + 1, poolers joined.
+    """Logits for a text and n images (NLVR2, section 4.3): one pass per image, modality row i + 1, poolers joined.
 
-    `images` holds what `encode` takes of pictures, with an axis n after the batch: pixel_values (B, n, C, H, W), ...
+    `images` holds what `encode` takes of images, with an axis n after the batch: pixel_values (B, n, C, H, W), ...
     """
     pooled = []
     for i in range(next(iter(images.values())).shape[1]):

@@ -20,6 +20,7 @@ from typing import Any
 import PIL
 from torch import Tensor
 
+from vilt_fast.contracts.pillow import pillow_rule
 from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference import attention as _attention
 from vilt_fast.reference import layer_norm as _layer_norm
@@ -304,7 +305,7 @@ def patch_sample(
 @cache
 def _installed_rule() -> str:
     """The pass order of the Pillow that is installed, so that `resize` gives its bytes."""
-    return _resize.pillow_rule(PIL.__version__)
+    return pillow_rule(PIL.__version__)
 
 
 def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:

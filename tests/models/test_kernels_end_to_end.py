@@ -32,7 +32,7 @@ def device() -> torch.device:
     from vilt_fast.kernels import interpreter, launch
 
     if launch.INTERPRETED:
-        interpreter.mend()
+        interpreter.patch()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")

@@ -18,12 +18,12 @@ def tolerances() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """Where kernels run: the CPU under the interpreter (with bfloat16 mended), a GPU otherwise."""
+    """Where kernels run: the CPU under the interpreter (with bfloat16 corrected), a GPU otherwise."""
     pytest.importorskip("triton", reason="the kernels need Triton")
     from vilt_fast.kernels import interpreter, launch
 
     if launch.INTERPRETED:
-        interpreter.mend()
+        interpreter.patch()
         return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")

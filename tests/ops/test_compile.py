@@ -79,12 +79,13 @@ class _Function:
 
 def test_describe() -> None:
     types, constexprs = {"out_ptr": "*bf16:16", "rows": "i32"}, {"BLOCK": 64, "bias_ptr": None}
-    signature, values, attrs = describe(_Function(), types, constexprs)
-    assert signature == {"out_ptr": "*bf16", "rows": "i32", "BLOCK": "constexpr", "bias_ptr": "constexpr"}
-    assert values == constexprs and attrs == {(0,): [["tt.divisibility", 16]]}
+    described = describe("name", _Function(), types, constexprs | {"num_warps": 4})
+    assert described.name == "name" and described.options == {"num_warps": 4}
+    assert described.signature == {"out_ptr": "*bf16", "rows": "i32", "BLOCK": "constexpr", "bias_ptr": "constexpr"}
+    assert described.constexprs == constexprs and described.attributes == {(0,): [["tt.divisibility", 16]]}
     for wrong in ({"rows": "i32"}, types | {"colums": "i32"}, types | {"BLOCK": "i32"}):
-        with pytest.raises(ValueError, match="function: got arguments that are missing, unknown or twice there"):
-            describe(_Function(), wrong, constexprs)
+        with pytest.raises(ValueError, match="function: got arguments that are missing, unknown or duplicate"):
+            describe("name", _Function(), wrong, constexprs)
 
 
 def test_matrix_instructions_are_told_apart() -> None:

@@ -1,4 +1,4 @@
-"""The mended interpreter: bfloat16 as a GPU computes it, which is fp32 rounded to nearest even."""
+"""The corrected interpreter: bfloat16 as a GPU computes it, which is fp32 rounded to nearest even."""
 
 import pytest
 import torch
@@ -34,9 +34,9 @@ def _copy(out_ptr, x_ptr, count, N: tl.constexpr):
 
 
 @pytest.fixture(autouse=True)
-def _mended() -> None:
-    interpreter.mend()
-    interpreter.mend()  # twice is once
+def _patched() -> None:
+    interpreter.patch()
+    interpreter.patch()  # twice is once
 
 
 def test_casts_round_to_nearest_even() -> None:

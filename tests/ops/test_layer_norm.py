@@ -27,9 +27,9 @@ def _check(tolerances, inputs: list[Tensor], eps: float) -> None:
 @pytest.mark.parametrize(
     ("rows", "d"), [(1, 768), (63, 16), (64, 100), (65, 769), (197, 768), (281, 192), (3, 4096), (2, 1)]
 )
-def test_against_fp64(rows, d, dtype, device, tolerances, poisoned) -> None:
-    for eps in (1e-12, 1e-6):
-        _check(tolerances, _inputs(rows, d, dtype, device, seed=d), eps)
+@pytest.mark.parametrize("eps", [1e-12, 1e-6])
+def test_against_fp64(eps, rows, d, dtype, device, tolerances, poisoned) -> None:
+    _check(tolerances, _inputs(rows, d, dtype, device, seed=d), eps)
 
 
 def test_strided_rows(device, tolerances, poisoned) -> None:

@@ -65,19 +65,19 @@ def test_epilogues(name, activation, residual, dtype, device, tolerances) -> Non
     tolerances.check(_name(activation), _launch(name, inputs, activation), *_wanted(inputs, activation))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 63, 64, 197, 281])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_rows(name, rows, device, tolerances) -> None:
-    for dtype in DTYPES:
-        inputs = _inputs(rows, 136, 64, dtype, device, seed=rows)
-        tolerances.check("linear", _launch(name, inputs, None), *_wanted(inputs, None))
+def test_rows(name, rows, dtype, device, tolerances) -> None:
+    inputs = _inputs(rows, 136, 64, dtype, device, seed=rows)
+    tolerances.check("linear", _launch(name, inputs, None), *_wanted(inputs, None))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("N", "K"), [(1, 16), (2, 768), (77, 50), (65, 1), (130, 129)])
-def test_odd_sizes(N, K, device, tolerances, poisoned) -> None:
-    for dtype in DTYPES:
-        inputs = _inputs(67, N, K, dtype, device, seed=N)
-        tolerances.check("linear", kernel.linear(**inputs), *_wanted(inputs, None))
+def test_odd_sizes(N, K, dtype, device, tolerances, poisoned) -> None:
+    inputs = _inputs(67, N, K, dtype, device, seed=N)
+    tolerances.check("linear", kernel.linear(**inputs), *_wanted(inputs, None))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -86,7 +86,6 @@ def test_strided(name, device, tolerances) -> None:
     whole = _inputs(200, 256, 256, torch.float16, device)
     inputs = {"input": whole["input"][3:137:2, 16:144], "weight": whole["weight"][1:81, 16:144]}
     inputs |= {"bias": whole["bias"][:80], "residual": whole["residual"][3:137:2, 8:88]}
-    wanted = _wanted(inputs, "relu")
     for matrix in (whole["input"], whole["weight"], whole["residual"]):
         kept = matrix.clone()
         matrix.fill_(float("nan"))
@@ -117,29 +116,24 @@ def test_a_row_does_not_depend_on_its_batch(name, device) -> None:
         assert torch.equal(alone, batch[start:stop])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", kernel.ACTIVATIONS)
-def test_extreme_values(activation, device) -> None:
+def test_extreme_values(activation, dtype, device) -> None:
     """Saturated, zero and NaN accumulators: saturation is exact, and NaN stays in its row and column."""
     x = torch.tensor([[0.0], [1e4], [-1e4], [40.0], [-40.0], [float("nan")]])
-    for dtype in DTYPES:
-        got = kernel.linear(
-            x.to(device, dtype), torch.ones(3, 1, dtype=dtype, device=device), activation=activation
-        ).cpu()
-        wanted = reference(x.double(), torch.ones(3, 1).double(), activation=activation)
-        assert torch.equal(got[:5].double(), wanted[:5].to(dtype).double())
-        assert got[5].isnan().all()
+    got = kernel.linear(x.to(device, dtype), torch.ones(3, 1, dtype=dtype, device=device), activation=activation).cpu()
+    wanted = reference(x.double(), torch.ones(3, 1).double(), activation=activation)
+    assert torch.equal(got[:5].double(), wanted[:5].to(dtype).double())
+    assert got[5].isnan().all()
 
 
-def test_gelu_is_exact_enough(device) -> None:
+@pytest.mark.parametrize(("dtype", "half_ulp"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8)], ids=str)
+def test_gelu_is_exact_enough(dtype, half_ulp, device) -> None:
     """The 16-bit form against erf on a fine grid; in fp32 it would be 3e-6 off."""
-    x = torch.linspace(-9, 9, 4001, dtype=torch.float64)
-    for dtype, half_ulp in ((torch.float16, 2**-11), (torch.bfloat16, 2**-8)):
-        rounded = x.to(dtype)
-        got = kernel.linear(
-            rounded[:, None].to(device), torch.ones(1, 1, dtype=dtype, device=device), activation="gelu"
-        )
-        wanted = torch.nn.functional.gelu(rounded.double())
-        assert ((got[:, 0].cpu().double() - wanted).abs() <= 3.1e-6 + half_ulp * wanted.abs() * 1.01).all()
+    rounded = torch.linspace(-9, 9, 4001, dtype=torch.float64).to(dtype)
+    got = kernel.linear(rounded[:, None].to(device), torch.ones(1, 1, dtype=dtype, device=device), activation="gelu")
+    wanted = torch.nn.functional.gelu(rounded.double())
+    assert ((got[:, 0].cpu().double() - wanted).abs() <= 3.1e-6 + half_ulp * wanted.abs() * 1.01).all()
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "tanh"])

@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vilt_fast.contracts import pillow as contract
 from vilt_fast.reference import resize as reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RULES = reference.RULES
-INSTALLED = reference.pillow_rule(PIL.__version__)
+RULES = contract.RULES
+INSTALLED = contract.pillow_rule(PIL.__version__)
 ORACLE = Path(__file__).with_name("pillow_oracle.py")
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "resize_golden.json").read_text())
 oracle = SimpleNamespace(**runpy.run_path(str(ORACLE)))
@@ -121,7 +122,7 @@ def test_strided_pictures_and_copies() -> None:
 
 @pytest.mark.parametrize("version", GOLDEN["hashes"])
 def test_equals_recorded_pillow(version: str) -> None:
-    rule = reference.pillow_rule(version)
+    rule = contract.pillow_rule(version)
     for seed, (recorded, (*shape, h, w)) in enumerate(zip(GOLDEN["hashes"][version], GOLDEN["cases"], strict=True)):
         image = from_bytes(oracle.picture(seed, *shape), *shape)
         (result,) = reference.resize([image], [(h, w)], rule=rule)
@@ -129,13 +130,13 @@ def test_equals_recorded_pillow(version: str) -> None:
 
 
 def test_records_tell_the_rules_apart() -> None:
-    by_rule = {reference.pillow_rule(version): row for version, row in GOLDEN["hashes"].items()}
+    by_rule = {contract.pillow_rule(version): row for version, row in GOLDEN["hashes"].items()}
     assert set(by_rule) == set(RULES)
     for one, two in itertools.combinations(RULES, 2):
         differ = [case for case, a, b in zip(GOLDEN["cases"], by_rule[one], by_rule[two], strict=True) if a != b]
         assert len(differ) >= 5
         for H, W, _, h, w in differ:
-            assert reference.vertical_first(H, W, h, w, one) != reference.vertical_first(H, W, h, w, two)
+            assert contract.vertical_first(H, W, h, w, one) != contract.vertical_first(H, W, h, w, two)
 
 
 def test_equals_another_pillow() -> None:
@@ -154,7 +155,7 @@ def test_equals_another_pillow() -> None:
     )
     other = json.loads(answer.stdout)
     assert other["version"] != PIL.__version__, "VILT_FAST_OTHER_PILLOW holds the Pillow that is installed"
-    rule = reference.pillow_rule(other["version"])
+    rule = contract.pillow_rule(other["version"])
     for seed, ((*shape, h, w), wanted) in enumerate(zip(cases, other["hashes"], strict=True)):
         (result,) = reference.resize([from_bytes(oracle.picture(seed, *shape), *shape)], [(h, w)], rule=rule)
         assert oracle.digest(as_bytes(result)) == wanted, (shape, h, w)
@@ -165,9 +166,9 @@ def test_equals_another_pillow() -> None:
 
 def test_rule_of_a_version() -> None:
     wanted = {"9.5.0": 0, "10.1.0": 0, "11.3.0": 0, "12.1.1": 0, "12.2.0": 1, "12.3.0": 1, "13.0.0": 2, "14.1": 2}
-    assert {version: RULES.index(reference.pillow_rule(version)) for version in wanted} == wanted
+    assert {version: RULES.index(contract.pillow_rule(version)) for version in wanted} == wanted
     with pytest.raises(ValueError, match="version: got 'head'"):
-        reference.pillow_rule("head")
+        contract.pillow_rule("head")
 
 
 ORDERS = {  # (H, W, h, w): vertical first under each of RULES
@@ -184,29 +185,30 @@ ORDERS = {  # (H, W, h, w): vertical first under each of RULES
 
 
 @pytest.mark.parametrize("sizes", ORDERS)
-def test_pass_order(kernel: ModuleType, sizes: tuple) -> None:
-    assert tuple(reference.vertical_first(*sizes, rule) for rule in RULES) == ORDERS[sizes]
-    assert tuple(kernel._vertical_first(*sizes, rule) for rule in RULES) == ORDERS[sizes]
+def test_pass_order(sizes: tuple) -> None:
+    assert tuple(contract.vertical_first(*sizes, rule) for rule in RULES) == ORDERS[sizes]
 
 
 def test_table_by_hand() -> None:
-    first, weights = reference.bicubic_table(4, 2)
+    table = contract.bicubic_table(4, 2)
     # Scale 2, taps at 1/4, 1/4, 3/4 and 5/4 of the stretched cubic from the first centre, mirrored for the second.
     cubic = [0.8671875, 0.8671875, 0.2265625, -0.0703125]
     fixed = [round(value / sum(cubic) * 2**22) for value in cubic]
-    assert first.tolist() == [0, 0]
-    assert weights.tolist() == [fixed, fixed[::-1]]
-    assert [table.tolist() for table in reference.bicubic_table(1, 3)] == [[0, 0, 0], [[1 << 22]] * 3]
+    assert table[0].tolist() == [0, 0]
+    assert table[1:].T.tolist() == [fixed, fixed[::-1]]
+    assert contract.bicubic_table(1, 3).tolist() == [[0, 0, 0], [1 << 22] * 3]
+    assert contract.bicubic_table(3, 3).tolist() == [[0, 1, 2], [1 << 22] * 3]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_tables(in_size: int, out_size: int) -> None:
-    first, weights = reference.bicubic_table(in_size, out_size)
-    taps = weights.shape[1]
+    table = contract.bicubic_table(in_size, out_size)
+    first, weights, taps = table[0], table[1:], len(table) - 1
+    assert table.dtype == torch.int32
     assert first.min() >= 0 and first.max() + taps <= in_size
     # Every weight is off by at most half a unit, so a picture of one colour stays that: taps / 2 * 255 < 2^21.
-    assert (weights.sum(1) - 2**22).abs().max() <= taps / 2
+    assert (weights.sum(0) - 2**22).abs().max() <= taps / 2
     flat = torch.full((in_size, 2, 1), 201, dtype=torch.uint8)
     assert (reference.resize([flat], [(out_size, 2)])[0] == 201).all()
 
@@ -236,14 +238,14 @@ def test_kernel_with_aligned_rows(kernel: ModuleType, monkeypatch: pytest.Monkey
     rng = random.Random(22)
     images = [content(rng, (rng.randint(1, 40), rng.randint(1, 100), 3)) for _ in range(11)]
     sizes = [(rng.randint(1, 20), rng.randint(1, 90)) for _ in images]
-    plan = kernel._plan([i.shape for i in images], sizes, [0] * len(images), reference.HORIZONTAL_FIRST)
-    assert plan.vertical_last
+    work = kernel._jobs([i.shape for i in images], sizes, [0] * len(images), contract.HORIZONTAL_FIRST)
+    assert work.vertical_last
     # The interpreter does not mind a broken promise; a GPU stops at a misaligned word.
     fields = kernel.FIELDS.value
-    jobs = plan.words[: 4 * fields * len(images)].view(torch.int64).view(2, len(images), fields)[1]
+    jobs = work.words[: 4 * fields * len(images)].view(torch.int64).view(2, len(images), fields)[1]
     assert not (jobs[:, [kernel.IN_OFFSET.value, kernel.IN_STRIDE.value]] % kernel.ALIGN.value).any()
-    wanted = reference.resize(images, sizes, rule=reference.HORIZONTAL_FIRST)
-    results = kernel.resize([i.to(DEVICE) for i in images], sizes, rule=reference.HORIZONTAL_FIRST)
+    wanted = reference.resize(images, sizes, rule=contract.HORIZONTAL_FIRST)
+    results = kernel.resize([i.to(DEVICE) for i in images], sizes, rule=contract.HORIZONTAL_FIRST)
     assert all(torch.equal(result.cpu(), want) for result, want in zip(results, wanted, strict=True))
 
 
@@ -279,12 +281,6 @@ def test_kernel_beyond_2_gib(kernel: ModuleType) -> None:
     assert torch.equal(out.cpu(), reference.resize([image], [size])[0].flatten())
 
 
-def test_kernel_tables(kernel: ModuleType) -> None:
-    for sizes in [(7, 3), (3, 7), (1, 5), (640, 512), (427, 384), (2000, 1), (100, 99)]:
-        first, weights = reference.bicubic_table(*sizes)
-        assert torch.equal(kernel._table(*sizes), torch.cat([first[None], weights.T]).int())
-
-
 def test_default_device_is_left_alone(kernel: ModuleType) -> None:
     image = content(random.Random(8), (13, 211, 3))
     with torch.device("meta"):  # stands for set_default_device("cuda"): tables and jobs are made on the host
@@ -294,9 +290,9 @@ def test_default_device_is_left_alone(kernel: ModuleType) -> None:
 
 def test_kernel_is_registered(kernel: ModuleType) -> None:
     image = content(random.Random(6), (5, 6, 3))
-    plan = kernel._plan([image.shape], [(4, 7)], [0], reference.ADAPTIVE)
-    rest = (1, *plan.tiles, plan.scratch_bytes, plan.starts[-1], plan.vertical_last)
-    torch.library.opcheck(kernel._resize, (image.flatten().to(DEVICE), plan.words.to(DEVICE), *rest))
+    work = kernel._jobs([image.shape], [(4, 7)], [0], contract.ADAPTIVE)
+    rest = (1, *work.tiles, work.scratch_bytes, work.starts[-1], work.vertical_last)
+    torch.library.opcheck(kernel._resize, (image.flatten().to(DEVICE), work.words.to(DEVICE), *rest))
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -307,24 +303,28 @@ WRONG = [
     (([IMAGE[0]], [(2, 2)]), {}, r"images\[0\]: got shape \(5, 3\), wanted \(H, W, C\)"),
     (([IMAGE, IMAGE[:0]], [(2, 2)] * 2), {}, r"images\[1\]: got shape \(0, 5, 3\), wanted \(H, W, C\)"),
     (([IMAGE], [(2, 0)]), {}, r"sizes\[0\]: got \(2, 0\), wanted \(height, width\)"),
-    (([IMAGE], [(2, 2), (3, 3)]), {}, r"sizes: got 2 for 1 pictures"),
+    (([IMAGE], [(2, 2), (3, 3)]), {}, r"sizes: got 2 for 1 images"),
     (([IMAGE], [(2, 2)]), {"rule": "vertical"}, "rule: got 'vertical', wanted one of horizontal_first, "),
 ]
 WRONG_PACKED = [
     ((IMAGE, [(4, 5, 3)], [(2, 2)]), {}, "source: got .*, wanted"),
     ((IMAGE.flatten(), [(4, 5, 3)] * 2, [(2, 2)] * 2), {}, r"offsets\[1\]: got 60, wanted 60 bytes inside the 60"),
     ((IMAGE.flatten(), [(4, 5, 3)], [(2, 2)]), {"offsets": [1]}, r"offsets\[0\]: got 1, wanted 60 bytes"),
-    ((IMAGE.flatten(), [(4, 5, 3)], [(2, 2)]), {"offsets": []}, "offsets: got 0 for 1 pictures"),
+    ((IMAGE.flatten(), [(4, 5, 3)], [(2, 2)]), {"offsets": []}, "offsets: got 0 for 1 images"),
 ]
 
 
 @pytest.mark.parametrize("backend", ["reference", "kernel"])
-def test_errors(backend: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(
+    ("function", "arguments", "keywords", "message"),
+    [("resize", *case) for case in WRONG] + [("resize_packed", *case) for case in WRONG_PACKED],
+)
+def test_errors(
+    function: str, arguments: tuple, keywords: dict, message: str, backend: str, request: pytest.FixtureRequest
+) -> None:
     module = reference if backend == "reference" else request.getfixturevalue("kernel")
-    for function, wrong in ((module.resize, WRONG), (module.resize_packed, WRONG_PACKED)):
-        for arguments, keywords, message in wrong:
-            with pytest.raises(ValueError, match=message):
-                function(*arguments, **keywords)
+    with pytest.raises(ValueError, match=message):
+        getattr(module, function)(*arguments, **keywords)
 
 
 def test_kernel_refuses_2_gib(kernel: ModuleType) -> None:

@@ -39,6 +39,18 @@ def test_one_patch_worked_by_hand() -> None:
     assert out[[1, 4]].isnan().all()
 
 
+def test_an_image_without_cls() -> None:
+    """cls_row -1 writes nothing, and above all not the last row."""
+    tables = torch.zeros(2, 1), torch.ones(1), torch.zeros(1, 1)  # position, cls_token, modality
+    nothing = torch.full((1,), -1)
+    places = (torch.tensor([0, 0]), torch.ones(2, 2), nothing, nothing, torch.tensor([1, -1]))
+    tokens = torch.full((3, 1), -7.0)
+    out = patch_embed(
+        tokens, torch.zeros(2, 1, 2, 2), torch.zeros(1, 1, 2, 2), None, *tables, *places, table_size=(1, 1)
+    )
+    assert out.flatten().tolist() == [-7, 1, -7]
+
+
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (3, 4), (12, 12), (12, 20), (31, 2)])
 @pytest.mark.parametrize("table_size", [(1, 1), (3, 5), (12, 12)])
 def test_positions_are_bilinear_with_aligned_corners(grid: tuple[int, int], table_size: tuple[int, int]) -> None:

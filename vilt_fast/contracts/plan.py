@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,15 @@ class Plan(NamedTuple):
     patch_count: Tensor  # (B,) int32: patches kept
     cu_seqlens: Tensor  # (B + 1,) int32: first row of each pair; a pair is words, CLS, patches
     text_row: Tensor  # (B, L) int32: row of each word, -1 where masked
-    cls_row: Tensor  # (B,) int32: row of each CLS, -1 without CLS
+    cls_row: Tensor  # (B,) int32: row of each CLS, -1 for an image without one
     patch_index: Tensor  # (N,) int32: b * GH * GW + y * GW + x of the kept patches, ascending, then -1
     patch_row: Tensor  # (N,) int32: row of each kept patch, then -1
+
+
+def pixels_per_patch(pixels: int, patches: int) -> float:
+    """pixels / patches, rounded to fp32 as PyTorch's nearest interpolation does; 0 without patches."""
+    if patches == 0:
+        return 0.0
+    # On the host: a GPU divides by a Python number as a multiplication by its reciprocal, which can lose the last bit.
+    dividend, divisor = (torch.tensor(n, dtype=torch.float32, device="cpu") for n in (pixels, patches))
+    return (dividend / divisor).item()
