@@ -1,6 +1,7 @@
 """Result files, and what counts as a regression."""
 
 import csv
+import importlib.metadata
 import json
 from functools import partial
 
@@ -44,6 +45,15 @@ def test_environment_names_what_matters():
     assert found["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in found.values())
     assert found["commit"] == "unknown" or len(found["commit"].split("+")[0]) == 12
+
+
+def test_torch_is_named_as_it_names_itself(monkeypatch):
+    """Wheels from PyPI have "2.11.0" as metadata and "2.11.0+cu130" inside."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.11.0")
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    found = environment(torch.device("cpu"))
+    assert found["torch"] == "2.11.0+cu130" and found["triton"] == "2.11.0"
+    assert "torch-2.11.0_" in file_stem("ops", found), "files of one release have one name"
 
 
 def test_commit_can_be_named(monkeypatch):
