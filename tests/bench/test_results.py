@@ -14,23 +14,23 @@ from vilt_fast.bench.environment import commit, environment, file_stem
 
 
 @pytest.fixture
-def rows(case, plan):
+def rows(case, run):
     make = partial(ours.model_calls, dtype=torch.float32)
     both = [
         Contestant(f"vilt_fast {side}", torch.float32, partial(make, backend=side)) for side in ("reference", "kernels")
     ]
-    return plan.run("model", case, both)
+    return run.time("model", case, both)
 
 
-def test_json_and_csv_hold_the_same_rows(rows, plan, tmp_path):
-    as_json, as_csv = results.write(rows, "model", plan.environment, tmp_path / "new")
+def test_json_and_csv_hold_the_same_rows(rows, run, tmp_path):
+    as_json, as_csv = results.write(rows, "model", run.environment, tmp_path / "new")
     content = results.read(as_json)
-    assert content["environment"] == plan.environment and len(content["rows"]) == 2
+    assert content["environment"] == run.environment and len(content["rows"]) == 2
     with open(as_csv, newline="", encoding="utf-8") as stream:
         table = list(csv.DictReader(stream))
     for line, row in zip(table, content["rows"], strict=True):
         assert line == {name: "" if value is None else str(value) for name, value in row.items()}
-        assert row["commit"] == plan.environment["commit"] and row["device"] and row["torch"] and row["shape"]
+        assert row["commit"] == run.environment["commit"] and row["device"] and row["torch"] and row["shape"]
     assert content["rows"][1]["status"] == "not run: needs a GPU: Triton kernels"
 
 
@@ -95,8 +95,8 @@ def test_compare_rows_that_only_one_file_has():
     assert {(row["batch"], row["verdict"]) for row in rows} == {(1, "gone"), (2, "new")}
 
 
-def test_files_survive_a_round_trip(rows, plan, tmp_path):
-    path, _ = results.write(rows, "model", plan.environment, tmp_path)
+def test_files_survive_a_round_trip(rows, run, tmp_path):
+    path, _ = results.write(rows, "model", run.environment, tmp_path)
     once = path.read_text()
     assert json.loads(once)["suite"] == "model" and not list(tmp_path.glob(".*"))
     assert {row["verdict"] for row in results.compare(results.read(path), results.read(path))} == {"same"}
