@@ -95,6 +95,15 @@ def test_compare_rows_that_only_one_file_has():
     assert {(row["batch"], row["verdict"]) for row in rows} == {(1, "gone"), (2, "new")}
 
 
+def test_the_shape_tells_two_cases_of_an_operation_apart():
+    """Both products with a residual have the same name."""
+    before = {
+        "rows": [line(shape="8 x 768 -> 768"), line(shape="8 x 3072 -> 768", median_ms=40.0, p20_ms=39, p80_ms=41)]
+    }
+    rows = results.compare(before, before)
+    assert [row["before_ms"] for row in rows] == [10.0, 40.0]
+
+
 def test_files_survive_a_round_trip(rows, run, tmp_path):
     path, _ = results.write(rows, "model", run.environment, tmp_path)
     once = path.read_text()
