@@ -64,8 +64,13 @@ def tune(
         if entry := _best(task, measure or _median_ms):
             entries.append(entry)
             report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
+    return _write(Path(directory) if directory else launch.tuned_tables(), entries)
+
+
+def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    from vilt_fast.kernels import launch
+
     table = _about(launch.arch_of(torch.empty(0, device=_device()))) | {"entries": entries}
-    folder = Path(directory) if directory else launch.tuned_tables()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / launch.table_name(table["gpu"], table["triton"])
     write_atomically(path, json.dumps(table, indent=1) + "\n")
