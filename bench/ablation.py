@@ -21,25 +21,23 @@ from vilt_fast import ops
 from vilt_fast.bench import ours, workloads
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row, Unavailable
-from vilt_fast.bench.suites import Plan
+from vilt_fast.bench.suites import Run
+from vilt_fast.ops import OPERATIONS
 from vilt_fast.reference.linear import ACTIVATIONS
 
 BASE = "padded reference"
+# The operations of the model, each with a switch of its own.
+KERNELS = tuple(name for name, operation in OPERATIONS.items() if operation.ablation)
 SWITCHES = {
     "packing": "one flat tensor without padding, on the PyTorch reference",
     "first-rows": "the last block computes only the rows that the head reads",
-    "linear": "matrix products by the kernel, each epilogue a PyTorch call of its own",
+    "linear": OPERATIONS["linear"].ablation,
     "epilogues": "bias, GELU, tanh and residual inside the product",
-    "attention": "attention inside spans, no score matrix in memory",
-    "layer_norm": "LayerNorm by the kernel",
-    "text_embed": "word rows by the kernel",
-    "patch_embed": "pixels to rows in one pass",
-    "patch_sample": "the plan of the batch by the kernel",
+    **{name: OPERATIONS[name].ablation for name in reversed(KERNELS) if name != "linear"},
     "uint8": "pixels stay bytes; the normalisation is folded into the projection",
     "graphs": "planned on the host, padded to a bucket and replayed as one CUDA graph, as the engine does it",
-    "sampling": "at most a third of the largest picture's patches, drawn at random (max_image_length)",
+    "sampling": "at most a third of the largest image's patches, drawn at random (max_image_length)",
 }
-KERNELS = ("linear", "attention", "layer_norm", "text_embed", "patch_embed", "patch_sample")
 
 
 def check_switches(names: Sequence[str]) -> tuple[str, ...]:
@@ -59,7 +57,7 @@ def check_switches(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SWITCHES if name in names)
 
 
-def run_ablation(plan: Plan, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
+def run_ablation(run: Run, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
     """A row for the padded reference and one for each switch.
 
     A switch that cannot run here says so in its row and stays off in the rows after it.
@@ -68,18 +66,18 @@ def run_ablation(plan: Plan, names: Sequence[str] = tuple(SWITCHES)) -> list[Row
         ValueError: see `check_switches`.
     """
     names = check_switches(names)
-    batch = (plan.batches or ((2,) if plan.is_small else (64,)))[0]
-    case = plan.case(workloads.vqa_mix(batch))
-    dtype = plan.dtypes[-1]
+    batch = (run.batches or ((2,) if run.is_small else (64,)))[0]
+    case = run.case(workloads.vqa_mix(batch))
+    dtype = run.dtypes[-1]
     steps = [Contestant(BASE, dtype, partial(ours.padded_reference_calls, dtype=dtype), is_ours=True)]
     on: list[str] = []
     for name in names:
         make = partial(_calls, dtype=dtype, switches=(*on, name))
         price = name == "sampling"
         steps.append(Contestant(f"+ {name}", dtype, make, is_ours=True, approximates=price))
-        if _reason_against(name, plan.device) is None:
+        if _reason_against(name, run.device) is None:
             on.append(name)
-    rows = plan.run("ablate", case, steps)
+    rows = run.time("ablate", case, steps)
     for row, name in zip(rows[1:], names, strict=True):
         row.note = "; ".join(filter(None, (SWITCHES[name], row.note)))
     return rows
@@ -144,9 +142,13 @@ def unfused_epilogues() -> Iterator[None]:
     fused = ops.linear
 
     def separate(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str | None = None,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        activation: str | None = None,
         residual: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         output = fused(input, weight, bias)
         output = output if activation is None else ACTIVATIONS[activation](output)
         return output if residual is None else output + residual

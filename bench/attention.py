@@ -1,17 +1,99 @@
-"""attention beside PyTorch's, over the spans of 256 pairs (`one_operation` says how).
+"""attention beside PyTorch's, over the spans of a batch.
 
 Peers: the flash kernel for packed spans, and scaled dot-product attention on the padded batch, packing included.
 """
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from vilt_fast.bench import one_operation
+from vilt_fast import ops
+from vilt_fast.bench import flops
+from vilt_fast.bench.contestant import Unavailable
+from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
 
-CONTESTANTS = ("vilt_fast", "torch varlen_attn", "torch SDPA, unpacked, padded and packed again")
+TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
+_PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
 
 
-@pytest.mark.parametrize("contestant", CONTESTANTS)
-def test_attention(benchmark, contestant: str) -> None:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    one_operation.run(benchmark, "attention", 0, contestant, dtype)
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """Spans shorter than, as long as and longer than a tile; then the attention rows of every seventh query."""
+    d, heads = (768, 12) if large else (48, 3)
+    lengths = [1, 63, 64, 65, 197, 281] * 8 if large else [1, 64, 65]
+    total, cu_seqlens = sum(lengths), _cu_seqlens(lengths, device)
+    qkv, shape = random(total, 3 * d), f"{len(lengths)} spans, {total} rows, {heads} x {d // heads}"
+    options = {"max_seqlen": max(lengths)}
+    yield CheckCase("attention", shape, (qkv, cu_seqlens, heads), options)
+    queries = torch.arange(0, total, 7, device=device)
+    yield CheckCase("attention_rows", shape, (qkv, cu_seqlens, queries, heads), options, "attention_rows")
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """The spans of a packed batch."""
+    lengths, d, heads = workload.sequences(config.patch_shape[0]), config.hidden_size, config.num_attention_heads
+    spans, longest, total = _cu_seqlens(lengths, device), max(lengths), sum(lengths)
+    case = OperationCase(
+        operation="attention",
+        shape=f"{len(lengths)} spans of {min(lengths)}..{longest}, {total} x 3 x {d}",
+        workload=workload,
+        config=config,
+        device=device,
+        make=lambda generator: [rounded(generator, total, 3 * d)],
+        ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
+        peers={
+            "torch varlen_attn": _varlen(spans, longest, heads),
+            "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
+        },
+        work=lambda itemsize: flops.attention(lengths, d, itemsize),
+        compiles=compiles,
+    )
+    return [case]
+
+
+def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
+
+
+def _varlen(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
+    def varlen(qkv: Tensor) -> Tensor:
+        if not qkv.is_cuda:
+            raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
+        from torch.nn.attention.varlen import varlen_attn
+
+        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
+        return varlen_attn(query, key, value, spans, spans, longest, longest).flatten(1)
+
+    return varlen
+
+
+def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
+    start, at = spans[:-1, None].long(), torch.arange(longest, device=spans.device)
+    real = at < spans.diff()[:, None]
+    padded, mask, flat = torch.where(real, start + at, 0), real[:, None, None], real.flatten().nonzero().flatten()
+
+    def sdpa(qkv: Tensor) -> Tensor:
+        query, key, value = qkv[padded].unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out.transpose(1, 2).flatten(2).flatten(0, 1)[flat]
+
+    return sdpa
+
+
+def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+    """One tile for every size class, chosen where most time goes."""
+    from vilt_fast.kernels.attention import attention
+
+    # Spans of 181 to 241 tokens, as many as fit: vqa-mix has 211 on average.
+    most, heads = max(rows), config.num_attention_heads
+    mean = min(most, 211)
+    lengths = torch.randint(mean - mean // 7, mean + mean // 7 + 1, (max(most // 211, 1),)).tolist()
+    qkv, cu_seqlens = tuning_input(device, sum(lengths), 3 * config.hidden_size), _cu_seqlens(lengths, device)
+    candidates = [dict(zip(_PARAMETERS, tile, strict=True)) for tile in TILES]
+    key = {"N": config.hidden_size // heads, "dtype": TUNED_DTYPES}
+    yield Task("attention", key, lambda: attention(qkv, cu_seqlens, heads, max_seqlen=max(lengths)), candidates)

@@ -34,9 +34,17 @@ def full_config(workload: Workload) -> ViltConfig:
 def tiny_config(workload: Workload) -> ViltConfig:
     """A model for checks: two blocks of 48 with patches of 8."""
     return _config(
-        workload, vocab_size=200, num_labels=7, hidden_size=48, num_hidden_layers=2, num_attention_heads=3,
-        intermediate_size=96, patch_size=8, image_size=96, max_position_embeddings=40,
-    )  # fmt: skip
+        workload,
+        vocab_size=200,
+        num_labels=7,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        patch_size=8,
+        image_size=96,
+        max_position_embeddings=40,
+    )
 
 
 def _config(workload: Workload, **fields: Any) -> ViltConfig:

@@ -27,7 +27,7 @@ class Case(Protocol):
 
     device: torch.device
     compiles: bool  # whether contestants that compile for minutes take part
-    wanted: Tensor  # the right answer for the first input set
+    wanted: Any  # the right answer for the first input set: a tensor, or a list of them
 
     @property
     def is_sampled(self) -> bool:
@@ -58,17 +58,19 @@ class Contestant:
         samples: whether it can draw the same patches as we do under `max_image_length`.
         approximates: whether its error is a price it states, and not a mistake; it is timed whatever the error.
         repeats: how many times over a call answers the case: a pipeline needs more than one batch to fill.
+        bound: largest error; None: the case's.
     """
 
     name: str
     dtype: torch.dtype
-    make: Callable[[Any], list[Callable[[], Tensor]]]
+    make: Callable[[Any], list[Callable[[], Any]]]
     scope: str = "model"
     is_ours: bool = False
     compiles: bool = False
     samples: bool = True
     approximates: bool = False
     repeats: int = 1
+    bound: float | None = None
 
     def calls(self, case: Case) -> list[Callable[[], Tensor]]:
         """The calls to time.
@@ -180,7 +182,7 @@ def run(
     for contestant in contestants:
         row = new_row(suite, case, contestant, environment)
         rows.append(row)
-        calls = _checked_calls(case, contestant, row, clock)
+        calls = checked_calls(case, contestant, row, clock)
         if calls:
             row.peak_mib = peak_memory(calls[0], case.device)
             if row.peak_mib == 0:  # a graph's memory is there before the call and stays
@@ -195,15 +197,15 @@ def run(
     return rows
 
 
-def _checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> list[Callable[[], Tensor]]:
+def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> list[Callable[[], Tensor]]:
     """The calls of a contestant that is right; none, and the reason in the row, of another."""
     if clock.is_over():
         row.status = "not run: the time limit of this run was spent"
         return []
     try:
         calls = contestant.calls(case)
-        row.bound = case.bound(contestant.dtype)
-        wanted = torch.cat([case.wanted] * contestant.repeats)
+        row.bound = case.bound(contestant.dtype) if contestant.bound is None else contestant.bound
+        wanted = case.wanted if contestant.repeats == 1 else torch.cat([case.wanted] * contestant.repeats)
         verdict = verify.check(calls[0], wanted, row.bound)
     except Unavailable as reason:
         row.status = f"not run: {reason}"

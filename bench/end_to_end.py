@@ -41,8 +41,10 @@ class PictureCase:
 
     def __post_init__(self) -> None:
         self.device, self.compiles, self.config = (
-            self.model_case.device, self.model_case.compiles, self.model_case.config
-        )  # fmt: skip
+            self.model_case.device,
+            self.model_case.compiles,
+            self.model_case.config,
+        )
         batch = self.model_case.workload.batch
         generator = np.random.default_rng(7)
         share = np.array(list(workloads.COCO_SIZES.values())) / 100

@@ -13,13 +13,14 @@ import torch
 
 import vilt_fast
 
-PACKAGES = ("torch", "triton", "transformers")
+PACKAGES = ("triton", "transformers")
 
 
 def environment(device: torch.device) -> dict[str, str]:
     """Names and values; a package that is not installed has "none"."""
     found = {"vilt_fast": vilt_fast.__version__, "commit": commit(), "device": device_name(device)}
     found["device_type"] = device.type
+    found["torch"] = str(torch.__version__)  # the metadata of some wheels lacks the local part, such as "+cu130"
     found.update({name: _version(name) for name in PACKAGES})
     found["cuda"] = str(torch.version.cuda or torch.version.hip or "none")
     found["threads"] = str(torch.get_num_threads())

@@ -1,12 +1,52 @@
-"""layer_norm beside PyTorch's, at the rows of 256 pairs (`one_operation` says how). A copy of the rows is the floor."""
+"""layer_norm beside PyTorch's, at the rows of a batch. A copy of the rows is the floor."""
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from vilt_fast.bench import one_operation
+from vilt_fast import ops
+from vilt_fast.bench import flops
+from vilt_fast.bench.operations import EPS, TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
+
+TILES = [(1, 1), (2, 1), (4, 1), (1, 2), (4, 2), (4, 4), (8, 4)]  # (ROWS, num_warps)
 
 
-@pytest.mark.parametrize("contestant", one_operation.CONTESTANTS)
-def test_layer_norm(benchmark, contestant: str) -> None:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    one_operation.run(benchmark, "layer_norm", 0, contestant, dtype)
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """Rows of the width of ViT-B, or a few short ones."""
+    rows, d = (8192, 768) if large else (65, 48)
+    yield CheckCase("layer_norm", f"{rows} x {d}", (random(rows, d), random(d), random(d), EPS))
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """Every row of a packed batch."""
+    rows, d = workload.tokens(config.patch_shape[0]), config.hidden_size
+    case = OperationCase(
+        operation="layer_norm",
+        shape=f"{rows} x {d}",
+        workload=workload,
+        config=config,
+        device=device,
+        make=lambda generator: [rounded(generator, rows, d), rounded(generator, d), rounded(generator, d)],
+        ours=lambda x, weight, bias: ops.layer_norm(x, weight, bias, EPS),
+        peers={"torch": lambda x, weight, bias: F.layer_norm(x, (d,), weight, bias, EPS)},
+        work=lambda itemsize: flops.layer_norm(rows, d, itemsize),
+        compiles=compiles,
+    )
+    return [case]
+
+
+def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+    """One tile for every size class, chosen where most time goes."""
+    from vilt_fast.kernels.layer_norm import layer_norm
+
+    d = config.hidden_size
+    x, weight, bias = (tuning_input(device, *shape) for shape in ((max(rows), d), (d,), (d,)))
+    candidates = [{"ROWS": count, "num_warps": warps} for count, warps in TILES]
+    key = {"N": d, "dtype": TUNED_DTYPES}
+    yield Task("layer_norm", key, lambda: layer_norm(x, weight, bias, EPS), candidates)

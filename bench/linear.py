@@ -1,18 +1,147 @@
-"""linear beside cuBLAS: the four products of a ViT-B block at the rows of 256 pairs (`one_operation` says how).
+"""linear beside cuBLAS: the four products of a block at the rows of a batch.
 
 Peers: F.linear, F.linear + add, F.gelu(F.linear), and the same under torch.compile, which fuses what follows a product.
 """
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from vilt_fast.bench import one_operation
+from vilt_fast import ops
+from vilt_fast.bench import flops
+from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
 
-PRODUCTS = ("qkv", "attention out + residual", "up + GELU", "down + residual")
+_PARAMETERS = {
+    "descriptor": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "FLATTEN", "programs", "SUBTILES"),
+    "pointer": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"),
+}
+# What wins is known by family: few large tiles for many rows, many small ones for few.
+MANY_ROWS = {
+    "descriptor": [
+        (128, 256, 64, 8, 3, True, 1, 2),
+        (128, 256, 64, 8, 3, False, 1, 2),
+        (128, 256, 64, 8, 4, False, 1, 2),
+        (256, 128, 64, 8, 3, True, 1, 2),
+        (128, 128, 64, 8, 3, True, 2, 2),
+        (128, 128, 64, 8, 3, False, 2, 2),
+        (128, 128, 64, 8, 4, True, 1, 2),
+        (128, 128, 64, 4, 3, False, 2, 2),
+        (64, 256, 64, 4, 3, False, 1, 2),
+        (64, 128, 64, 4, 4, False, 2, 2),
+    ],
+    "pointer": [
+        (128, 128, 64, 8, 3),
+        (128, 128, 32, 4, 4),
+        (128, 256, 64, 8, 3),
+        (64, 128, 64, 4, 4),
+        (64, 64, 64, 4, 4),
+    ],
+}
+FEW_ROWS = {
+    "descriptor": [
+        (64, 64, 128, 4, 3, False, 2, 1),
+        (64, 64, 64, 4, 4, False, 2, 1),
+        (64, 64, 64, 4, 6, False, 2, 1),
+        (64, 32, 128, 4, 4, False, 2, 1),
+        (64, 128, 64, 4, 4, False, 2, 2),
+        (64, 128, 128, 4, 3, False, 1, 2),
+        (128, 64, 64, 8, 4, False, 2, 1),
+        (128, 128, 64, 8, 3, False, 2, 2),
+    ],
+    "pointer": [(64, 64, 64, 4, 4), (64, 64, 128, 4, 3), (64, 32, 64, 4, 4), (64, 128, 64, 4, 3), (128, 64, 64, 4, 3)],
+}
 
 
-@pytest.mark.parametrize("contestant", one_operation.CONTESTANTS)
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_linear(benchmark, product: str, contestant: str) -> None:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    one_operation.run(benchmark, "linear", PRODUCTS.index(product), contestant, dtype)
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """Every epilogue."""
+    rows, d, hidden = (8192, 768, 3072) if large else (65, 48, 96)
+    for activation in (None, "gelu", "gelu_tanh", "relu", "tanh"):
+        options = {"activation": activation, "residual": None if activation else random(rows, hidden)}
+        arguments = (random(rows, d), random(hidden, d, scale=d**-0.5), random(hidden))
+        yield CheckCase(f"linear {activation or ''}".strip(), f"{rows} x {hidden} x {d}", arguments, options)
+
+
+def _products(d: int, hidden: int) -> list[tuple[int, int, str | None, bool]]:
+    """(inputs, outputs, activation, residual) of qkv, attention's output, up and down."""
+    return [(d, 3 * d, None, False), (d, d, None, True), (d, hidden, "gelu", False), (hidden, d, None, True)]
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """Every product of a block with its epilogue."""
+    rows = workload.tokens(config.patch_shape[0])
+    return [
+        _case(rows, *product, workload=workload, config=config, device=device, compiles=compiles)
+        for product in _products(config.hidden_size, config.intermediate_size)
+    ]
+
+
+def _case(rows: int, inputs: int, outputs: int, activation: str | None, residual: bool, **shared: Any) -> OperationCase:
+    def make(generator: torch.Generator) -> list[Tensor]:
+        weight = rounded(generator, outputs, inputs, scale=inputs**-0.5)
+        tensors = [rounded(generator, rows, inputs), weight, rounded(generator, outputs)]
+        return [*tensors, rounded(generator, rows, outputs)] if residual else tensors
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None = None) -> Tensor:
+        return ops.linear(x, weight, bias, activation=activation, residual=extra)
+
+    def torch_way(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None = None) -> Tensor:
+        out = F.linear(x, weight, bias)
+        out = F.gelu(out) if activation else out
+        return out if extra is None else out + extra
+
+    return OperationCase(
+        operation="linear" + (" + residual" if residual else "") + (" + GELU" if activation else ""),
+        shape=f"{rows} x {inputs} -> {outputs}",
+        make=make,
+        ours=ours,
+        peers={"torch": torch_way},
+        work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize, residual=residual),
+        **shared,
+    )
+
+
+def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+    """A tile for each product and size class.
+
+    All must give the same bits as the anchor, which is the same for every size class: a row's answer may not depend on
+    the size of its batch.
+    """
+    from vilt_fast.kernels import launch
+
+    arch = launch.arch_of(torch.empty(0, device=device))
+    kind = "descriptor" if launch.family(arch) in ("sm90", "sm100") else "pointer"
+    for count in rows:
+        bucket = launch.size_bucket(count)
+        tiles = FEW_ROWS[kind] if bucket in ("tiny", "small") else MANY_ROWS[kind]
+        anchor, *candidates = (_configuration(arch, kind, tile) for tile in (FEW_ROWS[kind][0], *tiles))
+        for K, N, activation, has_residual in _products(config.hidden_size, config.intermediate_size):
+            suffix = "_residual" if has_residual and kind == "descriptor" else ""
+            key = {"N": N, "K": K, "bucket": bucket, "dtype": TUNED_DTYPES}
+            call = _tuning_call(device, (count, K, N), activation, has_residual)
+            yield Task(f"linear_{kind}{suffix}", key, call, candidates, anchor)
+
+
+def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any]:
+    from vilt_fast.kernels import launch
+
+    found = dict(zip(_PARAMETERS[kind], tile, strict=True), GROUP_M=8)
+    return found | {"num_stages": 2, "matrix_instr_nonkdim": 16} if launch.family(arch) == "gfx942" else found
+
+
+def _tuning_call(
+    device: torch.device, sizes: tuple[int, int, int], activation: str | None, has_residual: bool
+) -> Callable[[], Tensor]:
+    from vilt_fast.kernels.linear import linear
+
+    rows, K, N = sizes
+    x, weight, bias = (tuning_input(device, *shape) for shape in ((rows, K), (N, K), (N,)))
+    residual = tuning_input(device, rows, N) if has_residual else None
+    return partial(linear, x, weight, bias, activation=activation, residual=residual)

@@ -1,25 +1,85 @@
-"""The operations one by one, at the shapes that a batch gives them, beside what PyTorch offers for each."""
+"""What verifies and times one operation: `bench/<operation>.py` for each entry of `vilt_fast.ops.OPERATIONS`.
+
+Such a file holds three functions, of which an operation that is not tuned lacks the third:
+
+    check_cases(random, device, *, large) -> Iterator[CheckCase]         for `vilt-fast check`
+    cases(workload, config, device, compiles) -> list[OperationCase]     for `vilt-fast bench --suite ops` and pytest
+    tasks(config, rows, device) -> Iterator[Task]                        for `vilt-fast tune`
+
+Kernels are imported where they are called: a bench runs on machines without Triton.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
+from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast import ops
-from vilt_fast.bench import flops, timing, verify
+from vilt_fast.bench import timing, verify
 from vilt_fast.bench.contestant import Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.ops import OPERATIONS
 
-EPS = 1e-12
+EPS = 1e-12  # of LayerNorm in ViLT
+TUNED_DTYPES = ["bfloat16", "float16"]
+
+
+def modules() -> dict[str, ModuleType]:
+    """The bench file of every operation, by its name."""
+    return {name: importlib.import_module(f"vilt_fast.bench.{name}") for name in OPERATIONS}
+
+
+def rounded(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
+    """Random numbers in fp32, rounded to bf16 at once.
+
+    Every dtype then computes on the same numbers, and errors are those of the arithmetic.
+    """
+    return (torch.randn(*shape, generator=generator) * scale).bfloat16().float()
+
+
+# --- check ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CheckCase:
+    """A call of a kernel and of its reference, which take the same arguments.
+
+    Args:
+        name: of the comparison: a key of the operation's `floors`, or the operation if its result is integers.
+        shape: what the table says.
+        arguments, options: of both functions.
+        function: its name in `kernels/<operation>.py` and `reference/<operation>.py`; None: the operation's.
+    """
+
+    name: str
+    shape: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    function: str | None = None
+
+    def call(self, function: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """`function` of the arguments, each tensor changed first; its result as a list."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, list):
+                return [changed(one) for one in value]
+            return change(value) if isinstance(value, Tensor) else value
+
+        options = {name: changed(value) for name, value in self.options.items()}
+        result = function(*map(changed, self.arguments), **options)
+        return [result] if isinstance(result, Tensor) else list(result)
+
+
+# --- bench ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -35,6 +95,9 @@ class OperationCase:
         peers: PyTorch's ways, by name; they may raise Unavailable.
         work: from the size of an element to the cost.
         compiles: whether the compiled ones take part.
+        bounds: the largest relative error of peers that round in other places than we do, by name.
+        waiting: contestants that wait for the device, which no CUDA graph can hold.
+        interpreted: whether the kernels take part without a GPU, in Triton's interpreter.
     """
 
     operation: str
@@ -43,10 +106,13 @@ class OperationCase:
     config: ViltConfig
     device: torch.device
     make: Callable[[torch.Generator], list[Tensor]]
-    ours: Callable[..., Tensor]
-    peers: dict[str, Callable[..., Tensor]]
+    ours: Callable[..., Any]
+    peers: dict[str, Callable[..., Any]]
     work: Callable[[int], Cost]
     compiles: bool = False
+    bounds: dict[str, float] = field(default_factory=dict)
+    waiting: Sequence[str] = ()
+    interpreted: bool = False
 
     is_sampled = False
 
@@ -62,8 +128,8 @@ class OperationCase:
         return [[t.to(dtype) if t.is_floating_point() else t for t in one] for one in self.sets]
 
     @cached_property
-    def wanted(self) -> Tensor:
-        """The reference's result in fp64 for the first set. Inputs count as exact: they are rounded to bf16 before."""
+    def wanted(self) -> Any:
+        """The reference's result in fp64 for the first set; the inputs, rounded to bf16, count as exact."""
         with vilt_fast.backend("reference"), torch.inference_mode():
             return self.ours(*self.sets_in(torch.float64)[0])
 
@@ -72,7 +138,7 @@ class OperationCase:
         return verify.OPERATION_BOUNDS[dtype]
 
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
-        """Of one call."""
+        """Useful work of one call."""
         return self.work(dtype.itemsize)
 
     def describe(self) -> dict[str, Any]:
@@ -94,17 +160,26 @@ class OperationCase:
             for side in ("kernels", "reference")
         ]
         for name, peer in self.peers.items():
-            found.append(Contestant(name, dtype, partial(_peer_calls, dtype=dtype, peer=peer), "operation"))
-            compiled = partial(_peer_calls, dtype=dtype, peer=peer, compile=True)
+            plain = partial(_peer_calls, dtype=dtype, peer=peer)
+            found.append(Contestant(name, dtype, plain, "operation", bound=self.bounds.get(name)))
+            compiled = partial(plain, compile=True)
             found.append(Contestant(f"{name} + torch.compile", dtype, compiled, "operation", compiles=True))
         return found
 
 
-def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Tensor]]:
-    if backend == "kernels" and case.device.type != "cuda":
+class ExactCase(OperationCase):
+    """An operation whose result is integers, which are right or wrong."""
+
+    def bound(self, dtype: torch.dtype) -> float:
+        """No error is allowed."""
+        return 0.0
+
+
+def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Any]]:
+    if backend == "kernels" and case.device.type != "cuda" and not case.interpreted:
         raise Unavailable("needs a GPU: Triton kernels")
 
-    def call(tensors: Sequence[Tensor]) -> Tensor:
+    def call(tensors: Sequence[Tensor]) -> Any:
         with vilt_fast.backend(backend):
             return case.ours(*tensors)
 
@@ -112,92 +187,35 @@ def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Ca
 
 
 def _peer_calls(
-    case: OperationCase, dtype: torch.dtype, peer: Callable[..., Tensor], compile: bool = False
-) -> list[Callable[[], Tensor]]:
+    case: OperationCase, dtype: torch.dtype, peer: Callable[..., Any], compile: bool = False
+) -> list[Callable[[], Any]]:
     function = torch.compile(peer, dynamic=False) if compile else peer
     return [partial(function, *tensors) for tensors in case.sets_in(dtype)]
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
-    """Every product of a block with its epilogue, LayerNorm and attention."""
-    lengths = workload.sequences(config.patch_shape[0])
-    rows, d, hidden = sum(lengths), config.hidden_size, config.intermediate_size
-    shared = {"workload": workload, "config": config, "device": device, "compiles": compiles}
-    found = [
-        _linear_case("linear", rows, d, 3 * d, **shared),
-        _linear_case("linear + residual", rows, d, d, residual=True, **shared),
-        _linear_case("linear + GELU", rows, d, hidden, activation="gelu", **shared),
-        _linear_case("linear + residual", rows, hidden, d, residual=True, **shared),
-        _layer_norm_case(rows, d, **shared),
-        _attention_case(lengths, d, config.num_attention_heads, **shared),
-    ]
-    return found
+# --- tune -------------------------------------------------------------------------------------------------------------
 
 
-def _random(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
-    # Rounded to bf16 at once: every dtype then computes on the same numbers, and errors are those of the arithmetic.
-    return (torch.randn(*shape, generator=generator) * scale).bfloat16().float()
+@dataclass(frozen=True)
+class Task:
+    """One entry of the table to be.
+
+    Args:
+        op: name of the kernel in the tables.
+        key: N, K, bucket and dtype of the entry, as far as it has them.
+        call: runs the operation, with the configuration that is forced meanwhile.
+        candidates: configurations to measure.
+        anchor: configuration whose result every candidate must give, bit for bit; within rounding where None.
+    """
+
+    op: str
+    key: dict[str, Any]
+    call: Callable[[], Tensor]
+    candidates: list[dict[str, Any]]
+    anchor: dict[str, Any] | None = None
 
 
-def _linear_case(
-    name: str, rows: int, inputs: int, outputs: int, *, activation: str | None = None, residual: bool = False,
-    **shared: Any,
-) -> OperationCase:  # fmt: skip
-    def make(generator: torch.Generator) -> list[Tensor]:
-        weight = _random(generator, outputs, inputs, scale=inputs**-0.5)
-        tensors = [_random(generator, rows, inputs), weight, _random(generator, outputs)]
-        return [*tensors, _random(generator, rows, outputs)] if residual else tensors
-
-    def ours(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None = None) -> Tensor:
-        return ops.linear(x, weight, bias, activation=activation, residual=extra)
-
-    def torch_way(x: Tensor, weight: Tensor, bias: Tensor, extra: Tensor | None = None) -> Tensor:
-        out = F.linear(x, weight, bias)
-        out = F.gelu(out) if activation else out
-        return out if extra is None else out + extra
-
-    return OperationCase(
-        operation=name, shape=f"{rows} x {inputs} -> {outputs}", make=make, ours=ours, peers={"torch": torch_way},
-        work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize, residual=residual), **shared,
-    )  # fmt: skip
-
-
-def _layer_norm_case(rows: int, d: int, **shared: Any) -> OperationCase:
-    def torch_way(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.layer_norm(x, (d,), weight, bias, EPS)
-
-    return OperationCase(
-        operation="layer_norm", shape=f"{rows} x {d}",
-        make=lambda generator: [_random(generator, rows, d), _random(generator, d), _random(generator, d)],
-        ours=lambda x, weight, bias: ops.layer_norm(x, weight, bias, EPS), peers={"torch": torch_way},
-        work=lambda itemsize: flops.layer_norm(rows, d, itemsize), **shared,
-    )  # fmt: skip
-
-
-def _attention_case(lengths: Sequence[int], d: int, heads: int, **shared: Any) -> OperationCase:
-    longest, device = max(lengths), shared["device"]
-    spans = torch.tensor([0, *lengths]).cumsum(0).int().to(device)
-    start, at = spans[:-1, None].long(), torch.arange(longest, device=device)
-    real = at < spans.diff()[:, None]
-    padded, mask, flat = torch.where(real, start + at, 0), real[:, None, None], real.flatten().nonzero().flatten()
-
-    def sdpa(qkv: Tensor) -> Tensor:
-        query, key, value = qkv[padded].unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return out.transpose(1, 2).reshape(-1, d)[flat]
-
-    def varlen(qkv: Tensor) -> Tensor:
-        if not qkv.is_cuda:
-            raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
-        from torch.nn.attention.varlen import varlen_attn
-
-        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
-        return varlen_attn(query, key, value, spans, spans, longest, longest).flatten(1)
-
-    return OperationCase(
-        operation="attention", shape=f"{len(lengths)} spans of {min(lengths)}..{longest}, {sum(lengths)} x 3 x {d}",
-        make=lambda generator: [_random(generator, sum(lengths), 3 * d)],
-        ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
-        peers={"torch varlen_attn": varlen, "torch SDPA, unpacked, padded and packed again": sdpa},
-        work=lambda itemsize: flops.attention(lengths, d, itemsize), **shared,
-    )  # fmt: skip
+def tuning_input(device: torch.device, *shape: int) -> Tensor:
+    """Random bf16 numbers whose rows are of length one or so."""
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return values.mul_(shape[-1] ** -0.5).to(device, torch.bfloat16)

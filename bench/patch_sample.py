@@ -1,18 +1,77 @@
-"""patch_sample beside the same plan made by PyTorch, for 256 pictures (`one_operation` says how).
+"""patch_sample beside the same plan made by PyTorch, for the images of a batch: every patch, and a sample.
 
 PyTorch's way waits for the device (`nonzero`), so no graph can hold it: its time has its launches in it.
 """
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
 
-from vilt_fast.bench import one_operation
+from vilt_fast import ops
+from vilt_fast.bench.flops import Cost
+from vilt_fast.bench.operations import CheckCase, ExactCase, OperationCase
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.contracts.plan import Plan
+from vilt_fast.reference.patch_sample import patch_sample as reference
 
-LIMITS = ("every patch", "sampled")
+SAMPLED = 100  # patches per image, or half of a small one's
 
 
-@pytest.mark.parametrize("contestant", ["vilt_fast", "torch"])
-@pytest.mark.parametrize("limit", LIMITS)
-def test_patch_sample(benchmark, limit: str, contestant: str) -> None:
-    graph = contestant == "vilt_fast"
-    one_operation.run(benchmark, "patch_sample", LIMITS.index(limit), contestant, torch.float32, graph=graph)
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """A random ragged batch."""
+    arguments = ragged_batch(large=large)
+    yield CheckCase("patch_sample", f"{len(arguments[0])} pairs", arguments)
+
+
+def ragged_batch(*, large: bool) -> tuple[Any, ...]:
+    """Arguments of `patch_sample` on the CPU for texts and images of random sizes, half of the patches sampled."""
+    batch, words, rows, columns, patch = (64, 16, 20, 20, 32) if large else (3, 5, 3, 4, 8)
+    generator = torch.Generator().manual_seed(1)
+    attention_mask = torch.arange(words) < torch.randint(1, words + 1, (batch, 1), generator=generator)
+    height = torch.randint(1, rows + 1, (batch, 1, 1), generator=generator) * patch
+    width = torch.randint(1, columns + 1, (batch, 1, 1), generator=generator) * patch
+    pixel_mask = (torch.arange(rows * patch)[:, None] < height) & (torch.arange(columns * patch) < width)
+    limit = rows * columns // 2
+    return attention_mask, pixel_mask.long(), None, (rows, columns), limit, 7, torch.arange(batch)
+
+
+def ragged_plan(device: torch.device, *, large: bool) -> tuple[Plan, Tensor, Tensor]:
+    """The reference's plan of that batch, its attention mask and its pixel mask, on the device."""
+    arguments = ragged_batch(large=large)
+    plan = Plan(*(value.to(device) for value in reference(*arguments)))
+    return plan, arguments[0].to(device), arguments[1].to(device)
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """Planning with and without a limit; PyTorch's way is not compiled."""
+    patch, pixel_mask = config.patch_shape[0], workload.pixel_mask()
+    words = torch.arange(max(workload.lengths)) < torch.tensor(workload.lengths)[:, None]
+    batch, grid_size = workload.batch, (pixel_mask.shape[1] // patch, pixel_mask.shape[2] // patch)
+    cells = grid_size[0] * grid_size[1]
+
+    def case(limit: int) -> OperationCase:
+        def ours(words: Tensor, pixel_mask: Tensor, index: Tensor) -> Tensor:
+            return ops.patch_sample(words, pixel_mask, None, grid_size, limit, 0, index).patch_row[:, None]
+
+        def torch_way(words: Tensor, pixel_mask: Tensor, index: Tensor) -> Tensor:
+            return reference(words, pixel_mask, None, grid_size, limit, 0, index).patch_row[:, None]
+
+        return ExactCase(
+            operation="patch_sample",
+            shape=f"{batch} x {grid_size[0]} x {grid_size[1]}, at most {limit} a picture",
+            workload=workload,
+            config=config,
+            device=device,
+            make=lambda generator: [words, pixel_mask, torch.arange(batch)],
+            ours=ours,
+            peers={"torch": torch_way},
+            work=lambda itemsize: Cost(0, 4 * (2 * batch * cells + words.numel())),
+            waiting=["torch"],
+        )
+
+    return [case(-1), case(min(SAMPLED, cells // 2))]

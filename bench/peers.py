@@ -112,13 +112,19 @@ class HandWritten(nn.Module):
 
 _KINDS = ("weight", "bias")
 _LAYER = {
-    "before": "layernorm_before", "out": "attention.output.dense", "after": "layernorm_after",
-    "up": "intermediate.dense", "down": "output.dense",
-}  # fmt: skip
+    "before": "layernorm_before",
+    "out": "attention.output.dense",
+    "after": "layernorm_after",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
 _HEAD = {
-    "last": "vilt.layernorm", "pooler": "vilt.pooler.dense", "head0": "classifier.0", "head1": "classifier.1",
+    "last": "vilt.layernorm",
+    "pooler": "vilt.pooler.dense",
+    "head0": "classifier.0",
+    "head1": "classifier.1",
     "head3": "classifier.3",
-}  # fmt: skip
+}
 
 
 def hand_written(case: Case, dtype: torch.dtype) -> nn.Module:

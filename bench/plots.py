@@ -103,8 +103,15 @@ def waterfall(rows: Rows, path: Path) -> bool:
         if place:  # what this switch bought, or cost, hatched so that print shows it
             low, high = sorted((value, last))
             gain = value >= last
-            axes.barh(place, high - low, left=low, color=COLOURS[0] if gain else COLOURS[1], edgecolor="black",
-                      linewidth=0.6, hatch=None if gain else "///")  # fmt: skip
+            axes.barh(
+                place,
+                high - low,
+                left=low,
+                color=COLOURS[0] if gain else COLOURS[1],
+                edgecolor="black",
+                linewidth=0.6,
+                hatch=None if gain else "///",
+            )
         text = f"{value:,.0f}, " + (f"x {value / last:.2f}, " if place else "") + f"error {row['error']:.1e}"
         axes.text(max(value, last) * 1.01, place, text, va="center", fontsize=8)
     axes.set_yticks(range(len(timed)), [row["contestant"] for row in timed])
@@ -136,8 +143,15 @@ def roofline(rows: Rows, path: Path) -> bool:
     for index, name in enumerate(names):
         mine = [(x, row["tflops"]) for x, row in zip(intensity, timed, strict=True) if label(row) == name]
         style = _style(index)
-        axes.scatter(*zip(*mine, strict=True), color=style["color"], marker=style["marker"], s=26, label=name,
-                     edgecolors="black", linewidths=0.4)  # fmt: skip
+        axes.scatter(
+            *zip(*mine, strict=True),
+            color=style["color"],
+            marker=style["marker"],
+            s=26,
+            label=name,
+            edgecolors="black",
+            linewidths=0.4,
+        )
     for x, row in zip(intensity, timed, strict=True):
         if row["scope"] == "operation" and row["is_ours"]:
             text = f"{row['workload']}, B={row['batch']}"

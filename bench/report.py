@@ -65,8 +65,10 @@ def section(by_device: dict[str, list[dict[str, Any]]], plots: Iterable[str] = (
 def _device_parts(rows: Rows) -> list[str]:
     first = rows[0]
     threads = "" if is_gpu(rows) else f", {first['threads']} threads"
-    parts = [f"torch {first['torch']}, Triton {first['triton']}, transformers {first['transformers']}{threads}; "
-             f"commit {', '.join(sorted({row['commit'] for row in rows}))}."]  # fmt: skip
+    parts = [
+        f"torch {first['torch']}, Triton {first['triton']}, transformers {first['transformers']}{threads}; "
+        f"commit {', '.join(sorted({row['commit'] for row in rows}))}."
+    ]
     for title, suite, scopes in (
         ("Pixels to logits", "model", ("model",)),
         ("Embedded rows to logits, the encoder alone", "model", ("encoder",)),

@@ -1,84 +1,93 @@
-"""resize beside Pillow and torch's antialiased bicubic, from decoded bytes to ViLT's sizes (verify, then time).
+"""resize beside Pillow and torch's antialiased bicubic, from decoded bytes to ViLT's sizes; the host's tables included.
 
-    pytest bench/resize.py --benchmark-json resize.json
-
-256 COCO-like pictures on a GPU, launches and the host's tables included; two small ones in the interpreter without.
 Ours must equal Pillow to the byte. torch's way computes in floats and rounds once, where Pillow rounds and clips after
-each pass: on noise, the worst picture there is for that, it may be off by two steps of 255 on average.
+each pass; the images are noise, the worst case for that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from vilt_fast import ops
-from vilt_fast.bench.workloads import COCO_SIZES
-from vilt_fast.processing.sizes import resize_size
+from vilt_fast.bench.flops import Cost
+from vilt_fast.bench.operations import CheckCase, ExactCase, OperationCase
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.contracts.pillow import RULES
 
-Sizes = list[tuple[int, int]]
-
-
-def _pictures(device: torch.device) -> tuple[list[Tensor], Sizes]:
-    """uint8 (H, W, 3) pictures and the size (height, width) that ViLT wants of each."""
-    generator = torch.Generator().manual_seed(0)
-    if device.type == "cuda":
-        shapes = [size for size, count in COCO_SIZES.items() for _ in range(count)] * 3
-        shapes, sizes = shapes[:256], [resize_size(*shape) for shape in shapes[:256]]
-    else:
-        shapes, sizes = [(48, 64), (60, 40)], [(32, 48), (48, 32)]
-    pictures = [torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8) for shape in shapes]
-    return [picture.to(device) for picture in pictures], sizes
+Sizes = Sequence[tuple[int, int]]
+TORCH = "torch antialiased bicubic"
+# Two steps of 255 on average: bytes of resized noise have a root mean square of 136.
+TORCH_BOUND = 2 / 137
 
 
-def _pillow(pictures: list[Tensor], sizes: Sizes) -> list[Tensor]:
+class ResizeCase(ExactCase):
+    """What is right is what Pillow gives."""
+
+    sizes: Sizes
+
+    @property
+    def wanted(self) -> list[Tensor]:
+        """One tensor per image."""
+        return _pillow(*self.sets[0], sizes=self.sizes)
+
+
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """Each of Pillow's pass orders."""
+    generator = torch.Generator().manual_seed(2)
+    shapes, sizes = [(37, 50), (64, 20), (9, 40)], [(20, 31), (32, 40), (18, 12)]
+    images = [_noise(generator, shape) for shape in shapes]
+    for rule in RULES:
+        yield CheckCase("resize", f"{len(images)} images, {rule}", (images, sizes), {"rule": rule})
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """The images of a batch, a quarter larger on each side: COCO's 640 x 480 become ViLT's 512 x 384."""
+    sizes = workload.sizes
+    shapes = [(height * 5 // 4, width * 5 // 4) for height, width in sizes]
+    pixels = sum(height * width for size in (shapes, sizes) for height, width in size)
+    peers = {"Pillow": partial(_pillow, sizes=sizes), TORCH: partial(_torch, sizes=sizes)}
+    case = ResizeCase(
+        operation="resize",
+        shape=f"{len(sizes)} images, {pixels / 1e6:.3g} megapixels read and written",
+        workload=workload,
+        config=config,
+        device=device,
+        make=lambda generator: [_noise(generator, shape) for shape in shapes],
+        ours=lambda *images: ops.resize(images, sizes),
+        peers=peers,
+        work=lambda itemsize: Cost(0, 3 * pixels),
+        bounds={TORCH: TORCH_BOUND},
+        waiting=["vilt_fast kernels", *peers],
+    )
+    case.sizes = sizes
+    return [case]
+
+
+def _noise(generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
+    """(H, W, 3) bytes."""
+    return torch.randint(0, 256, (*shape, 3), generator=generator, dtype=torch.uint8)
+
+
+def _pillow(*images: Tensor, sizes: Sizes) -> list[Tensor]:
     resized = [
-        Image.fromarray(picture.cpu().numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
-        for picture, size in zip(pictures, sizes, strict=True)
+        Image.fromarray(image.cpu().numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
+        for image, size in zip(images, sizes, strict=True)
     ]
-    return [torch.from_numpy(np.array(picture)) for picture in resized]
+    return [torch.from_numpy(np.array(image)) for image in resized]
 
 
-def _torch(pictures: list[Tensor], sizes: Sizes) -> list[Tensor]:
-    def one(picture: Tensor, size: tuple[int, int]) -> Tensor:
-        planes = picture.permute(2, 0, 1)[None].float()
+def _torch(*images: Tensor, sizes: Sizes) -> list[Tensor]:
+    def one(image: Tensor, size: tuple[int, int]) -> Tensor:
+        planes = image.permute(2, 0, 1)[None].float()
         planes = F.interpolate(planes, size=size, mode="bicubic", antialias=True)
         return planes.round().clamp(0, 255).byte()[0].permute(1, 2, 0)
 
-    return [one(picture, size) for picture, size in zip(pictures, sizes, strict=True)]
-
-
-def _ours(pictures: list[Tensor], sizes: Sizes) -> list[Tensor]:
-    with ops.backend("kernels"):
-        return ops.resize(pictures, sizes)
-
-
-CONTESTANTS: dict[str, tuple[Callable[[list[Tensor], Sizes], list[Tensor]], int]] = {
-    "vilt_fast": (_ours, 0),
-    "Pillow": (_pillow, 0),
-    "torch antialiased bicubic": (_torch, 2),
-}
-
-
-@pytest.mark.parametrize("contestant", CONTESTANTS)
-def test_resize(benchmark, contestant: str) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resize, allowed = CONTESTANTS[contestant]
-    pictures, sizes = _pictures(device)
-    for got, wanted in zip(resize(pictures, sizes), _pillow(pictures, sizes), strict=True):
-        error = (got.cpu().float() - wanted.float()).abs().mean().item()
-        assert error <= allowed, f"{contestant}: {error:.2g} of 255 off, allowed {allowed}; not timed"
-
-    def timed() -> None:
-        resize(pictures, sizes)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    benchmark.group = f"resize, {len(pictures)} pictures, {device.type}"
-    benchmark.pedantic(timed, rounds=50 if device.type == "cuda" else 2, warmup_rounds=1)
+    return [one(image, size) for image, size in zip(images, sizes, strict=True)]

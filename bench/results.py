@@ -14,7 +14,7 @@ from vilt_fast.bench.environment import file_stem
 from vilt_fast.checkpoints.files import write_atomically
 
 # What names a measurement: rows of two files with the same key are compared.
-KEY = ("suite", "workload", "scope", "contestant", "dtype", "batch", "model", "tokens")
+KEY = ("suite", "workload", "scope", "contestant", "dtype", "batch", "model", "tokens", "shape")
 
 
 def write(rows: Sequence[Row], suite: str, environment: dict[str, str], directory: str | Path) -> list[Path]:

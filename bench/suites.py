@@ -17,17 +17,7 @@ from functools import cache, partial
 
 import torch
 
-from vilt_fast.bench import (
-    contestant,
-    embedding_operations,
-    end_to_end,
-    environment,
-    operations,
-    ours,
-    peers,
-    timing,
-    workloads,
-)
+from vilt_fast.bench import contestant, end_to_end, environment, operations, ours, peers, timing, workloads
 from vilt_fast.bench.case import Case, full_config, tiny_config
 from vilt_fast.bench.contestant import Clock, Contestant, Row
 from vilt_fast.bench.workloads import Workload
@@ -36,13 +26,19 @@ from vilt_fast.bench.workloads import Workload
 SUITES = ("model", "latency", "ops", "end-to-end", "memory", "scaling")
 # Contestants whose cost against size is a curve worth drawing.
 CURVES = (
-    "transformers eager", "padded SDPA", "packed varlen_attn", "packed varlen_attn + graph", "vilt_fast kernels",
-    "vilt_fast kernels + graph", "vilt_fast kernels, packed uint8 + graph", "vilt_fast reference",
-)  # fmt: skip
+    "transformers eager",
+    "padded SDPA",
+    "packed varlen_attn",
+    "packed varlen_attn + graph",
+    "vilt_fast kernels",
+    "vilt_fast kernels + graph",
+    "vilt_fast kernels, packed uint8 + graph",
+    "vilt_fast reference",
+)
 
 
 @dataclass
-class Plan:
+class Run:
     """What to run and for how long.
 
     Args:
@@ -100,7 +96,7 @@ class Plan:
             return Case(small, tiny_config(small), self.device, sets, compiles)
         return Case(workload, full_config(workload), self.device, sets, compiles)
 
-    def run(self, suite: str, case: contestant.Case, contestants: Sequence[Contestant]) -> list[Row]:
+    def time(self, suite: str, case: contestant.Case, contestants: Sequence[Contestant]) -> list[Row]:
         """Rows of one case, told as they come."""
         rows = contestant.run(suite, case, contestants, self.clock, self.peaks, self.environment)
         for row in rows:
@@ -108,87 +104,91 @@ class Plan:
         return rows
 
 
-def run_suite(name: str, plan: Plan) -> Iterator[list[Row]]:
+def run_suite(name: str, run: Run) -> Iterator[list[Row]]:
     """The rows of a suite, case by case.
 
     Raises:
         ValueError: an unknown suite.
     """
     runners = {
-        "ops": _ops, "model": _model, "end-to-end": _end_to_end, "latency": _latency, "scaling": _scaling,
+        "ops": _ops,
+        "model": _model,
+        "end-to-end": _end_to_end,
+        "latency": _latency,
+        "scaling": _scaling,
         "memory": _memory,
-    }  # fmt: skip
+    }
     if name not in runners:
         raise ValueError(f"suite: got {name!r}, wanted one of {', '.join(SUITES)}, or all")
-    return runners[name](plan)
+    return runners[name](run)
 
 
-def _ops(plan: Plan) -> Iterator[list[Row]]:
-    for batch in plan.batches or ((2,) if plan.is_small else (1, 64, 256)):
-        whole = plan.case(workloads.vqa_mix(batch))
-        compiles = bool(plan.compiles and batch == 256)
-        found = operations.cases(whole.workload, whole.config, plan.device, compiles)
-        for case in (*found, *embedding_operations.cases(whole.workload, whole.config, plan.device)):
-            yield plan.run("ops", case, case.contestants(plan.dtypes[-1]))
+def _ops(run: Run) -> Iterator[list[Row]]:
+    for batch in run.batches or ((2,) if run.is_small else (1, 64, 256)):
+        whole = run.case(workloads.vqa_mix(batch))
+        compiles = bool(run.compiles and batch == 256)
+        for module in operations.modules().values():
+            for case in module.cases(whole.workload, whole.config, run.device, compiles):
+                yield run.time("ops", case, case.contestants(run.dtypes[-1]))
 
 
-def _model(plan: Plan) -> Iterator[list[Row]]:
-    batches = plan.batches or ((2,) if plan.is_small else (8, 64, 256))
+def _model(run: Run) -> Iterator[list[Row]]:
+    batches = run.batches or ((2,) if run.is_small else (8, 64, 256))
     for batch in batches:
-        case = plan.case(workloads.vqa_mix(batch), compiles=batch == max(batches))
-        yield plan.run("model", case, [*peers.model_peers(plan.dtypes), *ours.contestants(plan.dtypes), *plan.extra])
-        yield plan.run("model", case, _encoders(plan))
-    if plan.is_small and not plan.quick:
+        case = run.case(workloads.vqa_mix(batch), compiles=batch == max(batches))
+        yield run.time("model", case, [*peers.model_peers(run.dtypes), *ours.contestants(run.dtypes), *run.extra])
+        yield run.time("model", case, _encoders(run))
+    if run.is_small and not run.quick:
         return  # on a CPU the full-size model on the other workloads takes an hour
-    low = plan.dtypes[-1:]
+    low = run.dtypes[-1:]
     for name, make in workloads.WORKLOADS.items():
         if name != "vqa-mix":
-            case = plan.case(make(batches[-1] if plan.quick else 64))
-            yield plan.run("model", case, [*peers.model_peers(low), *ours.contestants(low)])
+            case = run.case(make(batches[-1] if run.quick else 64))
+            yield run.time("model", case, [*peers.model_peers(low), *ours.contestants(low)])
 
 
-def _encoders(plan: Plan) -> list[Contestant]:
-    low = plan.dtypes[-1]
+def _encoders(run: Run) -> list[Contestant]:
+    low = run.dtypes[-1]
     return [*peers.encoder_peers(low), *ours.encoder_contestants(low)]
 
 
-def _end_to_end(plan: Plan) -> Iterator[list[Row]]:
-    for batch in plan.batches or ((2,) if plan.is_small else (64,)):
-        case = end_to_end.PictureCase(plan.case(workloads.vqa_mix(batch)), quick=plan.quick)
-        yield plan.run("end-to-end", case, end_to_end.contestants(plan.dtypes[-1], 2 if plan.is_small else 32))
+def _end_to_end(run: Run) -> Iterator[list[Row]]:
+    for batch in run.batches or ((2,) if run.is_small else (64,)):
+        case = end_to_end.PictureCase(run.case(workloads.vqa_mix(batch)), quick=run.quick)
+        yield run.time("end-to-end", case, end_to_end.contestants(run.dtypes[-1], 2 if run.is_small else 32))
 
 
-def _latency(plan: Plan) -> Iterator[list[Row]]:
-    for batch in plan.batches or ((1,) if plan.is_small else (1, 2, 4, 8)):
-        case = plan.case(workloads.vqa_mix(batch), sets=4, compiles=batch == 1)
-        low = plan.dtypes[-1:]
-        yield plan.run("latency", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(plan)])
+def _latency(run: Run) -> Iterator[list[Row]]:
+    for batch in run.batches or ((1,) if run.is_small else (1, 2, 4, 8)):
+        case = run.case(workloads.vqa_mix(batch), sets=4, compiles=batch == 1)
+        low = run.dtypes[-1:]
+        yield run.time("latency", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)])
 
 
-def scaling_cases(plan: Plan) -> Iterator[Workload]:
+def scaling_cases(run: Run) -> Iterator[Workload]:
     """Batch from 1 to 1024; widths that differ by factors up to 19; 16 to 1025 patches at about the same total."""
-    batches = plan.batches or ((1, 2) if plan.is_small else (1, 4, 16, 64, 256, 1024))
+    batches = run.batches or ((1, 2) if run.is_small else (1, 4, 16, 64, 256, 1024))
     yield from (workloads.vqa_mix(batch) for batch in batches)
-    ratios, batch = ((1, 4), 2) if plan.is_small else ((1, 2, 4, 9, 19), 64)
+    ratios, batch = ((1, 4), 2) if run.is_small else ((1, 2, 4, 9, 19), 64)
     yield from (workloads.spread(ratio, batch) for ratio in ratios)
-    counts, total = ((16, 64), 128) if plan.is_small else ((16, 49, 144, 256, 576, 1025), 16400)
+    counts, total = ((16, 64), 128) if run.is_small else ((16, 49, 144, 256, 576, 1025), 16400)
     yield from (workloads.patches(count, max(1, total // count)) for count in counts)
 
 
-def _scaling(plan: Plan) -> Iterator[list[Row]]:
-    low = plan.dtypes[-1:]
-    everybody = [*peers.model_peers(low), *ours.contestants(low), *_encoders(plan)]
+def _scaling(run: Run) -> Iterator[list[Row]]:
+    low = run.dtypes[-1:]
+    everybody = [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)]
     chosen = [one for one in everybody if one.name in CURVES]
-    for workload in scaling_cases(plan):
-        yield plan.run("scaling", plan.case(workload, sets=1), chosen)
+    for workload in scaling_cases(run):
+        yield run.time("scaling", run.case(workload, sets=1), chosen)
 
 
-def _memory(plan: Plan) -> Iterator[list[Row]]:
-    low = plan.dtypes[-1:]
-    for batch in plan.batches or ((2,) if plan.is_small else (64, 256)):
-        case = plan.case(workloads.vqa_mix(batch), sets=1)
-        rows = plan.run("memory", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(plan)])
+def _memory(run: Run) -> Iterator[list[Row]]:
+    low = run.dtypes[-1:]
+    for batch in run.batches or ((2,) if run.is_small else (64, 256)):
+        case = run.case(workloads.vqa_mix(batch), sets=1)
+        rows = run.time("memory", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)])
         for row in rows:
-            if row.status == "ok" and plan.device.type != "cuda":
+            if row.status == "ok" and run.device.type != "cuda":
                 row.note = "peak memory needs a GPU: torch counts it there alone"
         yield rows

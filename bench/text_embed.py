@@ -1,12 +1,67 @@
-"""text_embed beside three embeddings, LayerNorm and a scatter, for 256 questions (`one_operation` says how)."""
+"""text_embed beside three embeddings, LayerNorm and a scatter, for the questions of a batch."""
 
-import pytest
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from vilt_fast.bench import one_operation
+from vilt_fast import ops
+from vilt_fast.bench import flops
+from vilt_fast.bench.operations import EPS, CheckCase, OperationCase, rounded
+from vilt_fast.bench.patch_sample import ragged_plan
+from vilt_fast.bench.workloads import Workload
+from vilt_fast.configs.vilt import ViltConfig
 
 
-@pytest.mark.parametrize("contestant", one_operation.CONTESTANTS)
-def test_text_embed(benchmark, contestant: str) -> None:
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    one_operation.run(benchmark, "text_embed", 0, contestant, dtype)
+def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
+    """The words of a random ragged batch."""
+    d = 768 if large else 48
+    plan, attention_mask, _ = ragged_plan(device, large=large)
+    (batch, words), total = attention_mask.shape, int(plan.cu_seqlens[-1])
+    ids = torch.randint(0, 100, (batch, words), generator=torch.Generator().manual_seed(2)).to(device)
+    types = torch.randint(0, 2, (batch, words), generator=torch.Generator().manual_seed(3)).to(device)
+    tables = (random(100, d), random(words, d), random(2, d), random(d), random(d), random(d))
+    arguments = (random(total, d), plan.text_row, ids, types, None, *tables, EPS)
+    yield CheckCase("text_embed", f"{batch} pairs, {total} rows", arguments)
+
+
+def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+    """The words of a batch, one text behind the other."""
+    ids = workload.words(config, torch.Generator().manual_seed(0))["input_ids"].to(device)
+    d, lengths = config.hidden_size, torch.tensor(workload.lengths, device=device)
+    real = torch.arange(ids.shape[1], device=device) < lengths[:, None]  # (B, L)
+    rows = int(real.sum())
+    text_row = torch.where(real, real.flatten().cumsum(0).view_as(real) - 1, -1).int()
+    types, words, column = torch.zeros_like(ids), ids[real], real.nonzero()[:, 1]
+    at = torch.arange(rows, device=device)
+
+    def make(generator: torch.Generator) -> list[Tensor]:
+        tables = (config.vocab_size, config.max_position_embeddings, config.type_vocab_size)
+        return [rounded(generator, n, d) for n in tables] + [rounded(generator, d) for _ in range(3)]
+
+    def ours(word: Tensor, *tables: Tensor) -> Tensor:
+        return ops.text_embed(word.new_empty(rows, d), text_row, ids, types, None, word, *tables, EPS)
+
+    def torch_way(
+        word: Tensor, position: Tensor, kind: Tensor, weight: Tensor, bias: Tensor, modality: Tensor
+    ) -> Tensor:
+        out = F.embedding(words, word) + F.embedding(column, position) + kind[0]
+        out = F.layer_norm(out, (d,), weight, bias, EPS) + modality
+        return word.new_empty(rows, d).index_copy(0, at, out)
+
+    case = OperationCase(
+        operation="text_embed",
+        shape=f"{rows} words in {len(ids)} x {ids.shape[1]} -> {d}",
+        workload=workload,
+        config=config,
+        device=device,
+        make=make,
+        ours=ours,
+        peers={"torch": torch_way},
+        work=lambda itemsize: flops.text_embed(rows, d, itemsize),
+        compiles=compiles,
+    )
+    return [case]

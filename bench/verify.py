@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +23,7 @@ BOUNDS = {
     torch.bfloat16: 5e-2,
 }
 # For one operation there is one rounding or two, not forty.
-OPERATION_BOUNDS = {
-    torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2,
-}  # fmt: skip
+OPERATION_BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,15 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     return (difference.norm(dim=1) / length.clamp(min=floor)).max().item()
 
 
-def check(run: Callable[[], Tensor], wanted: Tensor, bound: float) -> Verdict:
-    """Run a contestant once and compare its result with the reference's."""
+def check(run: Callable[[], Any], wanted: Tensor | list[Tensor], bound: float) -> Verdict:
+    """Run a contestant once and compare its result with the reference's.
+
+    Where `wanted` is a list, the result is a list too, and each of its tensors counts as one row.
+    """
     with torch.inference_mode():
-        return Verdict(relative_error(run(), wanted), bound)
+        got = run()
+    if isinstance(wanted, Tensor):
+        return Verdict(relative_error(got, wanted), bound)
+    pairs = zip(got, wanted, strict=True)
+    errors = [relative_error(a[None], b[None]) for a, b in pairs]
+    return Verdict(max(errors), bound)

@@ -74,25 +74,29 @@ class Workload:
             two pictures the last two are (B, 2, ...).
         """
         generator = torch.Generator().manual_seed(seed)
-        batch, length = len(self.sizes), max(self.lengths)
-        height, width = (max(size[axis] for size in self.sizes) for axis in (0, 1))
-        mask = torch.arange(length) < torch.tensor(self.lengths)[:, None]
-        ids = torch.randint(1, config.vocab_size, (self.batch, length), generator=generator)
-        pixel_mask = torch.zeros(batch, height, width, dtype=torch.int64)
-        for picture, (rows, columns) in zip(pixel_mask, self.sizes, strict=True):
-            picture[:rows, :columns] = 1
+        words, pixel_mask = self.words(config, generator), self.pixel_mask()
         # Normalised bytes, as ViLT's processor gives them: so that uint8 contestants can have the same pictures.
-        shape = (batch, config.num_channels, height, width)
+        shape = (len(pixel_mask), config.num_channels, *pixel_mask.shape[1:])
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).float()
         pixels = pixels.div_(127.5).sub_(1).mul_(pixel_mask[:, None])
         if self.pictures > 1:
             pixels, pixel_mask = (x.unflatten(0, (self.batch, self.pictures)) for x in (pixels, pixel_mask))
-        return {
-            "input_ids": ids * mask,
-            "attention_mask": mask.long(),
-            "pixel_values": pixels,
-            "pixel_mask": pixel_mask,
-        }
+        return {**words, "pixel_values": pixels, "pixel_mask": pixel_mask}
+
+    def words(self, config: ViltConfig, generator: torch.Generator) -> dict[str, Tensor]:
+        """Random input_ids and the attention_mask, (B, L) int64."""
+        length = max(self.lengths)
+        mask = torch.arange(length) < torch.tensor(self.lengths)[:, None]
+        ids = torch.randint(1, config.vocab_size, (self.batch, length), generator=generator)
+        return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+    def pixel_mask(self) -> Tensor:
+        """(images, H, W) int64: ones where an image is, zeros where it is padded to the largest height and width."""
+        height, width = (max(size[axis] for size in self.sizes) for axis in (0, 1))
+        pixel_mask = torch.zeros(len(self.sizes), height, width, dtype=torch.int64)
+        for mask, (rows, columns) in zip(pixel_mask, self.sizes, strict=True):
+            mask[:rows, :columns] = 1
+        return pixel_mask
 
 
 # --- the workloads; all take the batch size and a seed ----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A plan for the CPU in quick mode, and small cases with the tiny model."""
+"""A run for the CPU in quick mode, and small cases with the tiny model."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def one_thread():
 
 
 @pytest.fixture
-def plan() -> suites.Plan:
-    return suites.Plan(CPU, quick=True)
+def run() -> suites.Run:
+    return suites.Run(CPU, quick=True)
 
 
 @pytest.fixture(scope="session")

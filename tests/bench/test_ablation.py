@@ -11,8 +11,8 @@ from vilt_fast.bench.case import Case, tiny_config
 NEED_GPU = {*ablation.KERNELS, "epilogues", "graphs"}
 
 
-def test_waterfall_on_the_cpu(plan):
-    rows = ablation.run_ablation(plan)
+def test_waterfall_on_the_cpu(run):
+    rows = ablation.run_ablation(run)
     assert [row.contestant for row in rows] == [ablation.BASE, *(f"+ {name}" for name in ablation.SWITCHES)]
     for row, name in zip(rows[1:], ablation.SWITCHES, strict=True):
         assert row.note.startswith(ablation.SWITCHES[name])
@@ -26,8 +26,8 @@ def test_waterfall_on_the_cpu(plan):
 
 
 @pytest.mark.parametrize("chosen", [(), ("packing",), ("packing", "uint8"), ("uint8", "packing", "first-rows")])
-def test_any_subset(chosen, plan):
-    rows = ablation.run_ablation(plan, chosen)
+def test_any_subset(chosen, run):
+    rows = ablation.run_ablation(run, chosen)
     ordered = [name for name in ablation.SWITCHES if name in chosen]
     assert [row.contestant for row in rows] == [ablation.BASE, *(f"+ {name}" for name in ordered)]
 
@@ -41,9 +41,9 @@ def test_any_subset(chosen, plan):
         (("packing", "graphs"), "graphs builds on uint8"),
     ],
 )
-def test_switches_that_make_no_sense(chosen, message, plan):
+def test_switches_that_make_no_sense(chosen, message, run):
     with pytest.raises(ValueError, match=message):
-        ablation.run_ablation(plan, chosen)
+        ablation.run_ablation(run, chosen)
 
 
 @pytest.fixture

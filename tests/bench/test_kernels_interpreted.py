@@ -5,7 +5,7 @@ import torch
 
 from vilt_fast.bench import ablation, ours, verify, workloads
 from vilt_fast.bench.case import Case, tiny_config
-from vilt_fast.bench.suites import Plan
+from vilt_fast.bench.suites import Run
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 FP32 = torch.float32
@@ -37,10 +37,10 @@ def test_kernels_are_right(make, small):
 
 def test_every_switch_is_right(small, monkeypatch):
     """All but graphs, which no interpreter has: cumulative, each with an error of rounding."""
-    plan = Plan(torch.device("cpu"), quick=True)
-    plan.case = lambda workload: small
-    plan.clock.budget = type(plan.clock.budget)(0.0, least=1, most=1, warm_up=0)
+    run = Run(torch.device("cpu"), quick=True)
+    run.case = lambda workload: small
+    run.clock.budget = type(run.clock.budget)(0.0, least=1, most=1, warm_up=0)
     chosen = [name for name in ablation.SWITCHES if name not in ("graphs", "sampling")]
-    rows = ablation.run_ablation(plan, chosen)
+    rows = ablation.run_ablation(run, chosen)
     assert [row.contestant for row in rows if row.status != "ok"] == []
     assert all(row.error < 1e-5 for row in rows)

@@ -1,6 +1,7 @@
 """Result files, and what counts as a regression."""
 
 import csv
+import importlib.metadata
 import json
 from functools import partial
 
@@ -13,23 +14,23 @@ from vilt_fast.bench.environment import commit, environment, file_stem
 
 
 @pytest.fixture
-def rows(case, plan):
+def rows(case, run):
     make = partial(ours.model_calls, dtype=torch.float32)
     both = [
         Contestant(f"vilt_fast {side}", torch.float32, partial(make, backend=side)) for side in ("reference", "kernels")
     ]
-    return plan.run("model", case, both)
+    return run.time("model", case, both)
 
 
-def test_json_and_csv_hold_the_same_rows(rows, plan, tmp_path):
-    as_json, as_csv = results.write(rows, "model", plan.environment, tmp_path / "new")
+def test_json_and_csv_hold_the_same_rows(rows, run, tmp_path):
+    as_json, as_csv = results.write(rows, "model", run.environment, tmp_path / "new")
     content = results.read(as_json)
-    assert content["environment"] == plan.environment and len(content["rows"]) == 2
+    assert content["environment"] == run.environment and len(content["rows"]) == 2
     with open(as_csv, newline="", encoding="utf-8") as stream:
         table = list(csv.DictReader(stream))
     for line, row in zip(table, content["rows"], strict=True):
         assert line == {name: "" if value is None else str(value) for name, value in row.items()}
-        assert row["commit"] == plan.environment["commit"] and row["device"] and row["torch"] and row["shape"]
+        assert row["commit"] == run.environment["commit"] and row["device"] and row["torch"] and row["shape"]
     assert content["rows"][1]["status"] == "not run: needs a GPU: Triton kernels"
 
 
@@ -44,6 +45,15 @@ def test_environment_names_what_matters():
     assert found["torch"] == torch.__version__
     assert all(isinstance(value, str) and value for value in found.values())
     assert found["commit"] == "unknown" or len(found["commit"].split("+")[0]) == 12
+
+
+def test_torch_is_named_as_it_names_itself(monkeypatch):
+    """Wheels from PyPI have "2.11.0" as metadata and "2.11.0+cu130" inside."""
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.11.0")
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    found = environment(torch.device("cpu"))
+    assert found["torch"] == "2.11.0+cu130" and found["triton"] == "2.11.0"
+    assert "torch-2.11.0_" in file_stem("ops", found), "files of one release have one name"
 
 
 def test_commit_can_be_named(monkeypatch):
@@ -85,8 +95,17 @@ def test_compare_rows_that_only_one_file_has():
     assert {(row["batch"], row["verdict"]) for row in rows} == {(1, "gone"), (2, "new")}
 
 
-def test_files_survive_a_round_trip(rows, plan, tmp_path):
-    path, _ = results.write(rows, "model", plan.environment, tmp_path)
+def test_the_shape_tells_two_cases_of_an_operation_apart():
+    """Both products with a residual have the same name."""
+    before = {
+        "rows": [line(shape="8 x 768 -> 768"), line(shape="8 x 3072 -> 768", median_ms=40.0, p20_ms=39, p80_ms=41)]
+    }
+    rows = results.compare(before, before)
+    assert [row["before_ms"] for row in rows] == [10.0, 40.0]
+
+
+def test_files_survive_a_round_trip(rows, run, tmp_path):
+    path, _ = results.write(rows, "model", run.environment, tmp_path)
     once = path.read_text()
     assert json.loads(once)["suite"] == "model" and not list(tmp_path.glob(".*"))
     assert {row["verdict"] for row in results.compare(results.read(path), results.read(path))} == {"same"}

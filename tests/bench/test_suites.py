@@ -28,8 +28,8 @@ RUN_ON_CPU = {
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 @pytest.mark.parametrize("name", suites.SUITES)
-def test_suite_on_the_cpu(name, plan):
-    rows = [row for some in suites.run_suite(name, plan) for row in some]
+def test_suite_on_the_cpu(name, run):
+    rows = [row for some in suites.run_suite(name, run) for row in some]
     ran = {row.contestant for row in rows if row.status == "ok"}
     assert ran >= RUN_ON_CPU[name], RUN_ON_CPU[name] - ran
     assert {row.suite for row in rows} == {name}
@@ -49,22 +49,22 @@ def test_suite_on_the_cpu(name, plan):
             assert row.status.startswith("not run: needs a GPU"), row.status
 
 
-def test_model_suite_has_every_workload(plan, monkeypatch):
+def test_model_suite_has_every_workload(run, monkeypatch):
     """The names alone: nothing is run."""
     seen = []
-    monkeypatch.setattr(plan, "run", lambda suite, case, contestants: seen.append(case.workload) or [])
-    assert list(suites.run_suite("model", plan))
+    monkeypatch.setattr(run, "time", lambda suite, case, contestants: seen.append(case.workload) or [])
+    assert list(suites.run_suite("model", run))
     assert {work.name for work in seen} == set(suites.workloads.WORKLOADS)
     assert {work.pictures for work in seen} == {1, 2}
     assert sum(work.max_image_length >= 0 for work in seen) == 3
 
 
-def test_gpu_plan_has_the_sizes_of_the_issue(monkeypatch):
+def test_gpu_run_has_the_sizes_of_the_issue(monkeypatch):
     """The suites that a GPU runs, without one: batches to 1024, patches 16 to 1025, every dtype."""
-    plan = suites.Plan(torch.device("cpu"), quick=True)
-    plan.quick, plan.device = False, torch.device("cuda")
-    assert plan.dtypes == (torch.float32, torch.float16, torch.bfloat16)
-    works = list(suites.scaling_cases(plan))
+    run = suites.Run(torch.device("cpu"), quick=True)
+    run.quick, run.device = False, torch.device("cuda")
+    assert run.dtypes == (torch.float32, torch.float16, torch.bfloat16)
+    works = list(suites.scaling_cases(run))
     batches = [work.batch for work in works if work.name == "vqa-mix"]
     assert (min(batches), max(batches)) == (1, 1024)
     patches = [max(work.sequences()) - 11 for work in works if work.name.startswith("patches")]
@@ -118,56 +118,56 @@ WRONG = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_contestant_is_caught_and_not_timed(name, dtype, case, plan):
+def test_wrong_contestant_is_caught_and_not_timed(name, dtype, case, run):
     """Also under the widest bound, that of bf16: a mistake is larger than rounding."""
     cheat = Contestant("cheat", dtype, WRONG[name])
     honest = Contestant("honest", torch.float32, partial(ours.model_calls, dtype=torch.float32, backend="reference"))
-    bad, good = plan.run("model", case, [cheat, honest])
+    bad, good = run.time("model", case, [cheat, honest])
     assert bad.status.startswith("wrong: error") and "not timed" in bad.status
     assert bad.error > bad.bound and bad.median_ms is None and bad.pairs_per_s is None
     assert good.status == "ok" and good.median_ms > 0
 
 
-def test_wrong_contestant_never_meets_the_clock(case, plan, monkeypatch):
+def test_wrong_contestant_never_meets_the_clock(case, run, monkeypatch):
     timed = []
     monkeypatch.setattr(timing, "measure", lambda contestants, *rest: timed.append(len(contestants)) or [])
-    plan.run("model", case, [Contestant("cheat", torch.float32, WRONG["zeros"])])
+    run.time("model", case, [Contestant("cheat", torch.float32, WRONG["zeros"])])
     assert timed == [0]
 
 
-def test_bfloat16_passes_its_bound(case, plan):
+def test_bfloat16_passes_its_bound(case, run):
     """The bound catches mistakes and lets honest rounding pass."""
     make = partial(ours.model_calls, dtype=torch.bfloat16, backend="reference")
-    (row,) = plan.run("model", case, [Contestant("bf16", torch.bfloat16, make)])
+    (row,) = run.time("model", case, [Contestant("bf16", torch.bfloat16, make)])
     assert row.status == "ok" and 1e-4 < row.error < row.bound
 
 
-def test_contestant_that_cannot_run_says_why(case, plan):
+def test_contestant_that_cannot_run_says_why(case, run):
     def unavailable(case):
         raise Unavailable("no such library")
 
     def broken(case):
         raise RuntimeError("something\n broke")
 
-    rows = plan.run(
+    rows = run.time(
         "model", case, [Contestant("a", torch.float32, unavailable), Contestant("b", torch.float32, broken)]
     )
     assert [row.status for row in rows] == ["not run: no such library", "not run: raised RuntimeError: something broke"]
 
 
-def test_time_limit(case, plan):
-    plan.clock.deadline = 0.0
+def test_time_limit(case, run):
+    run.clock.deadline = 0.0
     make = partial(ours.model_calls, dtype=torch.float32, backend="reference")
-    (row,) = plan.run("model", case, [Contestant("late", torch.float32, make)])
+    (row,) = run.time("model", case, [Contestant("late", torch.float32, make)])
     assert row.status == "not run: the time limit of this run was spent"
 
 
-def test_unknown_suite(plan):
+def test_unknown_suite(run):
     with pytest.raises(ValueError, match="suite: got 'speed', wanted one of model"):
-        suites.run_suite("speed", plan)
+        suites.run_suite("speed", run)
 
 
-def test_figures_follow_from_the_time(case, plan):
+def test_figures_follow_from_the_time(case, run):
     """Units: 2 ms a call of 3 pairs are 1500 pairs/s."""
     make = partial(ours.model_calls, dtype=torch.float32, backend="reference")
     row = contestant.new_row("model", case, Contestant("x", torch.float32, make), {})
@@ -180,7 +180,7 @@ def test_figures_follow_from_the_time(case, plan):
     assert row.gbps == row.copy_share == pytest.approx(cost.bytes * 500 / 1e9)
 
 
-def test_backend_is_restored(case, plan):
+def test_backend_is_restored(case, run):
     before = dict(vilt_fast.ops._chosen)
-    plan.run("model", case, [replace(c, scope="model") for c in ours.contestants((torch.float32,))])
+    run.time("model", case, [replace(c, scope="model") for c in ours.contestants((torch.float32,))])
     assert vilt_fast.ops._chosen == before

@@ -4,17 +4,19 @@ import json
 
 import pytest
 
-from vilt_fast import cli
+from vilt_fast import cli, ops
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-OPERATIONS = set("linear layer_norm attention attention_rows text_embed patch_embed patch_sample resize".split())
+# Every name with a floor, and every operation whose result is integers.
+OPERATIONS = {kind.split()[0] for name, operation in ops.OPERATIONS.items() for kind in operation.floors or [name]}
 
 
 def test_check_runs_every_kernel_in_every_dtype(capsys) -> None:
     assert cli.main(["check", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["operation"].split()[0] for row in rows} == OPERATIONS
+    assert OPERATIONS >= {"linear", "attention", "attention_rows", "patch_sample", "resize"}
     assert {row["dtype"] for row in rows} == {"float32", "float16", "bfloat16", "int32", "uint8"}
     assert all(row["passed"] and row["error"] <= row["bound"] for row in rows)
     assert all(row["error"] > 0 for row in rows if row["operation"] == "linear gelu")  # something was compared

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from vilt_fast.bench import attention, layer_norm
+from vilt_fast.bench import linear as products
 from vilt_fast.bench import tune as module
 
 pytest.importorskip("triton", reason="the kernels need Triton")
@@ -16,10 +18,10 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
 @pytest.fixture
 def clock(monkeypatch, device):
     """A pretended clock: a call takes as long as the tile in force says, 100 where none is."""
-    monkeypatch.setattr(module, "_ATTENTION", module._ATTENTION[:2])
-    monkeypatch.setattr(module, "_LAYER_NORM", module._LAYER_NORM[:2])
-    tiles = {kind: [tiles[0], tiles[1], tiles[-1]] for kind, tiles in module._FEW_ROWS.items()}
-    monkeypatch.setattr(module, "_FEW_ROWS", tiles)
+    monkeypatch.setattr(attention, "TILES", attention.TILES[:2])
+    monkeypatch.setattr(layer_norm, "TILES", layer_norm.TILES[:2])
+    tiles = {kind: [tiles[0], tiles[1], tiles[-1]] for kind, tiles in products.FEW_ROWS.items()}
+    monkeypatch.setattr(products, "FEW_ROWS", tiles)
 
     def measure(call) -> float:
         config = next(iter(launch._forced.values()), None)
@@ -34,13 +36,19 @@ def test_the_fastest_goes_into_a_table_that_launchers_read(clock, tmp_path) -> N
     table = json.loads(path.read_text())
     entries = launch.read_table(path)
     assert table["triton"] == launch.triton.__version__ and len(entries) == len(lines) == 6
-    shapes = [(entry["N"], entry["K"]) for entry in entries if entry["op"].startswith("linear")]
+    linears = _linears(entries)
+    shapes = [(entry["N"], entry["K"]) for entry in linears]
     assert shapes == [(96, 32), (32, 32), (64, 32), (32, 64)]
-    for entry in entries[:4]:
+    for entry in linears:
         # 64 x 64 columns by 64 of K is the least of the three by this clock.
         assert (entry["config"]["BLOCK_N"], entry["config"]["BLOCK_K"], entry["bucket"]) == (64, 64, "tiny")
         assert entry["why"].startswith("128.0000 ms, 100.0000 before; 3 measured, 0 left out")
-    assert [entry["config"].get("ROWS") for entry in entries[4:]] == [1, None]
+    others = {entry["op"]: entry["config"].get("ROWS") for entry in entries if entry not in linears}
+    assert others == {"layer_norm": 1, "attention": None}
+
+
+def _linears(entries: list[dict]) -> list[dict]:
+    return [entry for entry in entries if entry["op"].startswith("linear")]
 
 
 def test_other_bits_are_left_out(clock, tmp_path, monkeypatch) -> None:
@@ -54,7 +62,9 @@ def test_other_bits_are_left_out(clock, tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(linear, "linear", off_by_a_bit)
     path = module.tune(**SIZES, rows=(20,), directory=tmp_path, measure=lambda call: 1000 - clock(call), report=len)
-    for entry in launch.read_table(path)[:4]:
+    linears = _linears(launch.read_table(path))
+    assert len(linears) == 4
+    for entry in linears:
         assert entry["config"]["BLOCK_K"] == 64 and "3 measured, 1 left out" in entry["why"]
 
 

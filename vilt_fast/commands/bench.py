@@ -19,17 +19,17 @@ def bench(arguments: argparse.Namespace) -> None:
         return
     from vilt_fast.bench import results, suites
 
-    plan = _plan(arguments)
+    run = _run(arguments)
     names = suites.SUITES if arguments.suite == "all" else (arguments.suite,)
     every: list[Any] = []
     for name in names:
         print(f"{name}:")
         started = time.perf_counter()
         rows: list[Any] = []
-        for some in suites.run_suite(name, plan):
+        for some in suites.run_suite(name, run):
             # Filed after every case, so that a run that is cut short keeps what it has measured.
             rows += some
-            files = results.write(rows, name, plan.environment, arguments.out)
+            files = results.write(rows, name, run.environment, arguments.out)
         print(f"  {len(rows)} rows in {time.perf_counter() - started:.0f} s: {files[0]}")
         every += rows
     _end(every)
@@ -43,10 +43,10 @@ def ablate(arguments: argparse.Namespace) -> None:
     without = arguments.without.split(",") if arguments.without else []
     ablation.check_switches([*without, "packing", "linear"])
     chosen = ablation.check_switches([name for name in names if name not in without])
-    plan = _plan(arguments)
+    run = _run(arguments)
     print("ablate:")
-    rows = ablation.run_ablation(plan, chosen)
-    files = results.write(rows, "ablate", plan.environment, arguments.out)
+    rows = ablation.run_ablation(run, chosen)
+    files = results.write(rows, "ablate", run.environment, arguments.out)
     print()
     print(results.table(_waterfall(rows), ("step", "ms", "times", "of the first", "error", "status")))
     print(files[0])
@@ -70,14 +70,14 @@ def _waterfall(rows: Sequence[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _plan(arguments: argparse.Namespace) -> Any:
+def _run(arguments: argparse.Namespace) -> Any:
     import torch
 
     from vilt_fast.bench import suites
     from vilt_fast.commands.loading import parse_device
 
     device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return suites.Plan(
+    return suites.Run(
         device=device,
         quick=arguments.quick,
         batches=tuple(arguments.batch) if arguments.batch else None,
