@@ -229,6 +229,14 @@ def test_no_import_circle():
     assert not graph, {name: sorted(imported & graph.keys()) for name, imported in graph.items()}
 
 
+@pytest.mark.parametrize("operation", vilt_fast.ops.OPERATIONS)
+def test_an_operation_is_a_file_in_every_room(operation):
+    """One name everywhere; the five files of CONTRIBUTING are these and ops.py."""
+    for path in (f"kernels/{operation}.py", f"reference/{operation}.py", f"bench/{operation}.py"):
+        assert (ROOT / path).is_file(), path
+    assert (ROOT / "tests" / "ops" / f"test_{operation}.py").is_file()
+
+
 def test_few_modules_stand_at_the_root():
     """Eight at most, `__init__.py` counted: everything else is in a room."""
     assert len(list((ROOT / "vilt_fast").glob("*.py"))) <= 8

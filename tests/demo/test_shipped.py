@@ -96,6 +96,17 @@ def test_card_gives_the_figures():
         assert word in card, word
 
 
+@pytest.mark.slow
+def test_accuracy_is_what_the_card_says(loaded):
+    """All 12,000 questions; another CPU rounds differently, which may move a few answers of each kind."""
+    stated = re.findall(r"^\| (\w+) \| ([\d,]+) \| ([\d.]+) % \|", CARD.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    scores = evaluate(*loaded, 2000)
+    assert {kind for kind, *_ in stated} == set(scores)
+    for kind, questions, percent in stated:
+        assert scores[kind].questions == int(questions.replace(",", "")), kind
+        assert abs(100 * scores[kind].accuracy - float(percent)) < 0.3, kind
+
+
 def test_pictures_open():
     for picture, question in demo.examples():
         assert isinstance(picture, Image.Image) and picture.mode == "RGB" and min(picture.size) >= 200
