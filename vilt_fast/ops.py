@@ -11,17 +11,18 @@ where each operation has a file of its own; `vilt_fast.kernels` has a file of th
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, wraps
+from functools import cache
 from types import ModuleType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import PIL
 from torch import Tensor
 
 from vilt_fast.contracts.pillow import pillow_rule
+from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference import attention as _attention
 from vilt_fast.reference import layer_norm as _layer_norm
 from vilt_fast.reference import linear as _linear
@@ -30,8 +31,6 @@ from vilt_fast.reference import patch_sample as _patch_sample
 from vilt_fast.reference import resize as _resize
 from vilt_fast.reference import text_embed as _text_embed
 
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 _EPS = 2.0**-23  # of fp32
 
 
@@ -143,7 +142,7 @@ def uses_kernels(operation: str, tensor: Tensor) -> bool:
 
 
 def _side(reference: ModuleType, tensor: Tensor) -> Any:
-    """A file of `reference`, or the file of that name in `kernels`, as the switch and `tensor` say."""
+    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this."""
     operation = reference.__name__.rpartition(".")[2]
     if not uses_kernels(operation, tensor):
         return reference
@@ -152,25 +151,141 @@ def _side(reference: ModuleType, tensor: Tensor) -> Any:
     return getattr(operations, operation)
 
 
-def _switched(reference: ModuleType, function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`function` of that file, on the side that its first argument is sent to; torch.compile traces this."""
-    name = function.__name__
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `vilt_fast.reference.linear`."""
+    return _side(_linear, input).linear(input, weight, bias, activation=activation, residual=residual)
 
-    @wraps(function)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        side = _side(reference, cast(Tensor, args[0]))
-        return getattr(side, name)(*args, **kwargs)
 
-    return call
+def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """See `vilt_fast.reference.layer_norm`."""
+    return _side(_layer_norm, input).layer_norm(input, weight, bias, eps)
 
 
-linear = _switched(_linear, _linear.linear)
-layer_norm = _switched(_layer_norm, _layer_norm.layer_norm)
-attention = _switched(_attention, _attention.attention)
-attention_rows = _switched(_attention, _attention.attention_rows)  # follows the switch of "attention"
-text_embed = _switched(_text_embed, _text_embed.text_embed)
-patch_embed = _switched(_patch_embed, _patch_embed.patch_embed)
-patch_sample = _switched(_patch_sample, _patch_sample.patch_sample)
+def attention(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """See `vilt_fast.reference.attention`."""
+    return _side(_attention, qkv).attention(
+        qkv, cu_seqlens, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale, dropout_p=dropout_p
+    )
+
+
+def attention_rows(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    query_rows: Tensor,
+    num_heads: int,
+    *,
+    max_seqlen: int,
+    scale: float | None = None,
+    head_scale: Tensor | None = None,
+) -> Tensor:
+    """See `vilt_fast.reference.attention`; follows the switch of "attention"."""
+    return _side(_attention, qkv).attention_rows(
+        qkv, cu_seqlens, query_rows, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale
+    )
+
+
+def text_embed(
+    tokens: Tensor,
+    text_row: Tensor,
+    input_ids: Tensor | None,
+    token_type_ids: Tensor,
+    inputs_embeds: Tensor | None,
+    word: Tensor,
+    position: Tensor,
+    token_type: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    modality: Tensor,
+    eps: float,
+) -> Tensor:
+    """See `vilt_fast.reference.text_embed`."""
+    return _side(_text_embed, tokens).text_embed(
+        tokens,
+        text_row=text_row,
+        input_ids=input_ids,
+        token_type_ids=token_type_ids,
+        inputs_embeds=inputs_embeds,
+        word=word,
+        position=position,
+        token_type=token_type,
+        ln_weight=ln_weight,
+        ln_bias=ln_bias,
+        modality=modality,
+        eps=eps,
+    )
+
+
+def patch_embed(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor,
+    cls_token: Tensor,
+    modality: Tensor,
+    pair_modality: Tensor,
+    grid: Tensor,
+    patch_index: Tensor,
+    patch_row: Tensor,
+    cls_row: Tensor,
+    *,
+    table_size: tuple[int, int],
+    grid_size: tuple[int, int] | None = None,
+    pixel_offset: Tensor | None = None,
+    pixel_scale: float = 1.0,
+) -> Tensor:
+    """See `vilt_fast.reference.patch_embed`."""
+    return _side(_patch_embed, tokens).patch_embed(
+        tokens,
+        pixels=pixels,
+        weight=weight,
+        bias=bias,
+        position=position,
+        cls_token=cls_token,
+        modality=modality,
+        pair_modality=pair_modality,
+        grid=grid,
+        patch_index=patch_index,
+        patch_row=patch_row,
+        cls_row=cls_row,
+        table_size=table_size,
+        grid_size=grid_size,
+        pixel_offset=pixel_offset,
+        pixel_scale=pixel_scale,
+    )
+
+
+def patch_sample(
+    attention_mask: Tensor,
+    pixel_mask: Tensor | None,
+    patch_mask: Tensor | None,
+    grid_size: tuple[int, int],
+    max_patches: int,
+    seed: int,
+    image_index: Tensor,
+    *,
+    has_cls: bool = True,
+) -> Plan:
+    """See `vilt_fast.reference.patch_sample`."""
+    return _side(_patch_sample, attention_mask).patch_sample(
+        attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
+    )
 
 
 @cache
