@@ -58,13 +58,14 @@ def patch_embed(
         tensor([[ 1.0000,  4.5000, 10.5000]])
     """
     patch = weight.shape[-1]
-    ragged = pixel_offset is not None
-    grid_height, grid_width = grid_size if ragged else (pixels.shape[2] // patch, pixels.shape[3] // patch)
+    if grid_size is None or pixel_offset is None:
+        grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+    grid_height, grid_width = grid_size
     chosen = patch_index >= 0
     cell = patch_index[chosen].long()
     image, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
 
-    if ragged:
+    if pixel_offset is not None:
         rows = _project_bytes(pixels, weight, pixel_offset[image], grid[image, 1], y, x) * pixel_scale
         rows = rows if bias is None else rows + bias
     else:

@@ -46,7 +46,8 @@ def _resample(image: Tensor, out_size: int, dim: int) -> Tensor:
 
 
 def _resize_one(image: Tensor, size: tuple[int, int], rule: str) -> Tensor:
-    order = (0, 1) if vertical_first(*image.shape[:2], *size, rule) else (1, 0)
+    height, width, _ = image.shape
+    order = (0, 1) if vertical_first(height, width, *size, rule) else (1, 0)
     out = image
     for dim in order:
         out = _resample(out, size[dim], dim)

@@ -48,7 +48,11 @@ def text_embed(
     """
     kept = text_row >= 0  # (B, L)
     column = kept.nonzero()[:, 1]
-    words = word[input_ids[kept]] if inputs_embeds is None else inputs_embeds[kept].to(word.dtype)
+    if inputs_embeds is None:
+        assert input_ids is not None
+        words = word[input_ids[kept]]
+    else:
+        words = inputs_embeds[kept].to(word.dtype)
     rows = words + position[column] + token_type[token_type_ids[kept]]
     rows = F.layer_norm(rows, (rows.shape[-1],), ln_weight, ln_bias, eps) + modality
     return tokens.index_copy(0, text_row[kept].long(), rows)

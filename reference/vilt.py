@@ -74,6 +74,7 @@ def encode(
     text = text_embedding(body, config, input_ids, token_type_ids, inputs_embeds)
     text_mask = torch.ones(text.shape[:2]) if attention_mask is None else attention_mask
     if image_embeds is None:
+        assert pixel_values is not None
         image, image_mask = visual_embedding(body, config, pixel_values, pixel_mask, patch_mask)
     else:
         image = image_embeds
@@ -247,10 +248,10 @@ def classify_pictures(state: State, config: Any, images: Mapping[str, Tensor], t
 
     `images` holds what `encode` takes of images, with an axis n after the batch: pixel_values (B, n, C, H, W), ...
     """
-    pooled = []
+    pooled: list[Any] = []
     for i in range(next(iter(images.values())).shape[1]):
-        picture = {name: value[:, i] for name, value in images.items()}
-        pooled.append(encode(state, config, image_token_type_idx=i + 1, **picture, **text).pooler_output)
+        pair: dict[str, Any] = {**text, **{name: value[:, i] for name, value in images.items()}}
+        pooled.append(encode(state, config, image_token_type_idx=i + 1, **pair).pooler_output)
     return classify(state, torch.cat(pooled, dim=-1))
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from types import ModuleType
 from typing import Any
 
 import PIL
@@ -140,8 +141,14 @@ def uses_kernels(operation: str, tensor: Tensor) -> bool:
     return kernels
 
 
-# Each function takes the file of that name out of `reference` or `kernels` and passes its arguments on. The kernels are
-# imported where they are used, so that `import vilt_fast` needs no Triton; torch.compile traces this.
+def _side(reference: ModuleType, tensor: Tensor) -> Any:
+    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this."""
+    operation = reference.__name__.rpartition(".")[2]
+    if not uses_kernels(operation, tensor):
+        return reference
+    from vilt_fast.kernels import operations  # here, so that `import vilt_fast` needs no Triton
+
+    return getattr(operations, operation)
 
 
 def linear(
@@ -153,18 +160,12 @@ def linear(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.linear`."""
-    side: Any = _linear
-    if uses_kernels("linear", input):
-        from vilt_fast.kernels import linear as side
-    return side.linear(input, weight, bias, activation=activation, residual=residual)
+    return _side(_linear, input).linear(input, weight, bias, activation=activation, residual=residual)
 
 
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `vilt_fast.reference.layer_norm`."""
-    side: Any = _layer_norm
-    if uses_kernels("layer_norm", input):
-        from vilt_fast.kernels import layer_norm as side
-    return side.layer_norm(input, weight, bias, eps)
+    return _side(_layer_norm, input).layer_norm(input, weight, bias, eps)
 
 
 def attention(
@@ -178,10 +179,7 @@ def attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """See `vilt_fast.reference.attention`."""
-    side: Any = _attention
-    if uses_kernels("attention", qkv):
-        from vilt_fast.kernels import attention as side
-    return side.attention(
+    return _side(_attention, qkv).attention(
         qkv, cu_seqlens, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale, dropout_p=dropout_p
     )
 
@@ -197,10 +195,7 @@ def attention_rows(
     head_scale: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.attention`; follows the switch of "attention"."""
-    side: Any = _attention
-    if uses_kernels("attention", qkv):
-        from vilt_fast.kernels import attention as side
-    return side.attention_rows(
+    return _side(_attention, qkv).attention_rows(
         qkv, cu_seqlens, query_rows, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale
     )
 
@@ -220,10 +215,7 @@ def text_embed(
     eps: float,
 ) -> Tensor:
     """See `vilt_fast.reference.text_embed`."""
-    side: Any = _text_embed
-    if uses_kernels("text_embed", tokens):
-        from vilt_fast.kernels import text_embed as side
-    return side.text_embed(
+    return _side(_text_embed, tokens).text_embed(
         tokens,
         text_row=text_row,
         input_ids=input_ids,
@@ -259,10 +251,7 @@ def patch_embed(
     pixel_scale: float = 1.0,
 ) -> Tensor:
     """See `vilt_fast.reference.patch_embed`."""
-    side: Any = _patch_embed
-    if uses_kernels("patch_embed", tokens):
-        from vilt_fast.kernels import patch_embed as side
-    return side.patch_embed(
+    return _side(_patch_embed, tokens).patch_embed(
         tokens,
         pixels=pixels,
         weight=weight,
@@ -294,10 +283,7 @@ def patch_sample(
     has_cls: bool = True,
 ) -> Plan:
     """See `vilt_fast.reference.patch_sample`."""
-    side: Any = _patch_sample
-    if uses_kernels("patch_sample", attention_mask):
-        from vilt_fast.kernels import patch_sample as side
-    return side.patch_sample(
+    return _side(_patch_sample, attention_mask).patch_sample(
         attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
     )
 
@@ -313,9 +299,7 @@ def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[T
 
     See `vilt_fast.reference.resize`.
     """
-    side: Any = _resize
-    if images and uses_kernels("resize", images[0]):
-        from vilt_fast.kernels import resize as side
+    side = _side(_resize, images[0]) if images else _resize
     return side.resize(images, sizes, rule=_installed_rule())
 
 
@@ -327,7 +311,4 @@ def resize_packed(
     offsets: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[int]]:
     """`resize` from one flat buffer into another, see `vilt_fast.reference.resize`; follows the switch of "resize"."""
-    side: Any = _resize
-    if uses_kernels("resize", source):
-        from vilt_fast.kernels import resize as side
-    return side.resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())
+    return _side(_resize, source).resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())
