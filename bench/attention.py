@@ -6,6 +6,7 @@ Peers: the flash kernel for packed spans, and scaled dot-product attention on th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +68,8 @@ def _varlen(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tenso
         from torch.nn.attention.varlen import varlen_attn
 
         query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
-        return varlen_attn(query, key, value, spans, spans, longest, longest).flatten(1)
+        out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
+        return out.flatten(1)
 
     return varlen
 

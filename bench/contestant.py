@@ -16,6 +16,7 @@ from vilt_fast.bench import timing, verify
 from vilt_fast.bench.flops import Cost
 
 MEBIBYTE = 2**20
+Calls = list[Callable[[], Any]]  # from nothing to the answer, one for each input set
 
 
 class Unavailable(Exception):
@@ -27,11 +28,14 @@ class Case(Protocol):
 
     device: torch.device
     compiles: bool  # whether contestants that compile for minutes take part
-    wanted: Any  # the right answer for the first input set: a tensor, or a list of them
 
     @property
     def is_sampled(self) -> bool:
         """Whether `max_image_length` leaves patches out."""
+
+    @property
+    def wanted(self) -> Any:
+        """The right answer for the first input set: a tensor, or a list of them."""
 
     def describe(self) -> dict[str, Any]:
         """workload, batch, tokens, padded_tokens, shape and model of a row."""
@@ -63,7 +67,7 @@ class Contestant:
 
     name: str
     dtype: torch.dtype
-    make: Callable[[Any], list[Callable[[], Any]]]
+    make: Callable[[Any], Calls]
     scope: str = "model"
     is_ours: bool = False
     compiles: bool = False
@@ -72,7 +76,7 @@ class Contestant:
     repeats: int = 1
     bound: float | None = None
 
-    def calls(self, case: Case) -> list[Callable[[], Tensor]]:
+    def calls(self, case: Case) -> Calls:
         """The calls to time.
 
         Raises:
@@ -197,7 +201,7 @@ def run(
     return rows
 
 
-def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> list[Callable[[], Tensor]]:
+def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> Calls:
     """The calls of a contestant that is right; none, and the reason in the row, of another."""
     if clock.is_over():
         row.status = "not run: the time limit of this run was spent"

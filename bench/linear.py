@@ -24,7 +24,7 @@ _PARAMETERS = {
     "pointer": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"),
 }
 # What wins is known by family: few large tiles for many rows, many small ones for few.
-MANY_ROWS = {
+MANY_ROWS: dict[str, list[tuple[Any, ...]]] = {
     "descriptor": [
         (128, 256, 64, 8, 3, True, 1, 2),
         (128, 256, 64, 8, 3, False, 1, 2),
@@ -45,7 +45,7 @@ MANY_ROWS = {
         (64, 64, 64, 4, 4),
     ],
 }
-FEW_ROWS = {
+FEW_ROWS: dict[str, list[tuple[Any, ...]]] = {
     "descriptor": [
         (64, 64, 128, 4, 3, False, 2, 1),
         (64, 64, 64, 4, 4, False, 2, 1),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast.bench import timing, verify
-from vilt_fast.bench.contestant import Contestant, Unavailable
+from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
@@ -175,7 +175,7 @@ class ExactCase(OperationCase):
         return 0.0
 
 
-def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Any]]:
+def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> Calls:
     if backend == "kernels" and case.device.type != "cuda" and not case.interpreted:
         raise Unavailable("needs a GPU: Triton kernels")
 
@@ -186,9 +186,7 @@ def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Ca
     return [partial(call, tensors) for tensors in case.sets_in(dtype)]
 
 
-def _peer_calls(
-    case: OperationCase, dtype: torch.dtype, peer: Callable[..., Any], compile: bool = False
-) -> list[Callable[[], Any]]:
+def _peer_calls(case: OperationCase, dtype: torch.dtype, peer: Callable[..., Any], compile: bool = False) -> Calls:
     function = torch.compile(peer, dynamic=False) if compile else peer
     return [partial(function, *tensors) for tensors in case.sets_in(dtype)]
 

@@ -49,7 +49,7 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
 def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
     """Pixels to rows, and the product of the patches alone; PyTorch's ways are not compiled."""
     batch = _Batch(workload, config, device)
-    shared = {"workload": workload, "config": config, "device": device, "shape": batch.shape}
+    shared: dict[str, Any] = {"workload": workload, "config": config, "device": device, "shape": batch.shape}
     count, values, d = len(batch.cell), batch.values, config.hidden_size
     whole = OperationCase(
         operation="patch_embed",
@@ -77,7 +77,7 @@ class _Batch:
         inputs = workload.inputs(config)
         self.pixels = inputs["pixel_values"].bfloat16().float()
         self.config, self.device, self.patch = config, device, config.patch_shape[0]
-        self.grid_size = grid = tuple(side // self.patch for side in self.pixels.shape[2:])
+        self.grid_size = grid = self.pixels.shape[2] // self.patch, self.pixels.shape[3] // self.patch
         self.d, self.values = config.hidden_size, config.num_channels * self.patch**2
         index = torch.arange(workload.batch)
         no_words = torch.zeros(workload.batch, 0, dtype=torch.bool)
@@ -97,7 +97,7 @@ class _Batch:
         weight = rounded(generator, d, config.num_channels, self.patch, self.patch, scale=self.values**-0.5)
         position = rounded(generator, 1 + config.table_size[0] * config.table_size[1], d)
         tables = [rounded(generator, d), position, rounded(generator, d), rounded(generator, 2, d)]
-        plain = (torch.zeros_like(weight), None, *tables[1:], self.kind.cpu(), *(t.cpu() for t in self.places))
+        plain: Any = (torch.zeros_like(weight), None, *tables[1:], self.kind.cpu(), *(t.cpu() for t in self.places))
         tokens, black = torch.zeros(self.rows, d), torch.zeros_like(self.pixels)
         return [self.pixels, weight, *tables, reference(tokens, black, *plain, table_size=config.table_size)]
 
@@ -108,7 +108,8 @@ class _Batch:
 
     def ours(self, pixels: Tensor, weight: Tensor, *tables: Tensor) -> Tensor:
         tokens, size = weight.new_empty(self.rows, self.d), self.config.table_size
-        return ops.patch_embed(tokens, pixels, weight, *tables[:-1], self.kind, *self.places, table_size=size)
+        rest: Any = (*tables[:-1], self.kind, *self.places)
+        return ops.patch_embed(tokens, pixels, weight, *rest, table_size=size)
 
     def _gathered(self, pixels: Tensor) -> Tensor:
         (height, width), patch = self.grid_size, self.patch

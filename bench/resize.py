@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,10 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
     sizes = workload.sizes
     shapes = [(height * 5 // 4, width * 5 // 4) for height, width in sizes]
     pixels = sum(height * width for size in (shapes, sizes) for height, width in size)
-    peers = {"Pillow": partial(_pillow, sizes=sizes), TORCH: partial(_torch, sizes=sizes)}
+    peers: dict[str, Callable[..., Any]] = {
+        "Pillow": partial(_pillow, sizes=sizes),
+        TORCH: partial(_torch, sizes=sizes),
+    }
     case = ResizeCase(
         operation="resize",
         shape=f"{len(sizes)} images, {pixels / 1e6:.3g} megapixels read and written",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +44,8 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
         return [rounded(generator, n, d) for n in tables] + [rounded(generator, d) for _ in range(3)]
 
     def ours(word: Tensor, *tables: Tensor) -> Tensor:
-        return ops.text_embed(word.new_empty(rows, d), text_row, ids, types, None, word, *tables, EPS)
+        rest: Any = (word, *tables, EPS)
+        return ops.text_embed(word.new_empty(rows, d), text_row, ids, types, None, *rest)
 
     def torch_way(
         word: Tensor, position: Tensor, kind: Tensor, weight: Tensor, bias: Tensor, modality: Tensor
