@@ -106,6 +106,8 @@ class Case:
     sets: int = 2
     compiles: bool = False
 
+    bounds = verify.BOUNDS
+
     @cached_property
     def key(self) -> str:
         """Names the weights: cases with the same key share models."""
@@ -204,10 +206,6 @@ class Case:
     def is_sampled(self) -> bool:
         """Whether `max_image_length` leaves patches out."""
         return self.workload.max_image_length >= 0
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """Largest relative error of a row of logits."""
-        return verify.BOUNDS[dtype]
 
     def describe(self) -> dict[str, Any]:
         """Columns of a row."""

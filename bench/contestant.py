@@ -28,6 +28,7 @@ class Case(Protocol):
 
     device: torch.device
     compiles: bool  # whether contestants that compile for minutes take part
+    bounds: dict[torch.dtype, float]  # largest error
 
     @property
     def is_sampled(self) -> bool:
@@ -39,9 +40,6 @@ class Case(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """workload, batch, tokens, padded_tokens, shape and model of a row."""
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """Largest error in that dtype."""
 
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
         """Useful work of a call."""
@@ -208,9 +206,9 @@ def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) ->
         return []
     try:
         calls = contestant.calls(case)
-        row.bound = case.bound(contestant.dtype) if contestant.bound is None else contestant.bound
+        row.bound = case.bounds[contestant.dtype] if contestant.bound is None else contestant.bound
         wanted = case.wanted if contestant.repeats == 1 else torch.cat([case.wanted] * contestant.repeats)
-        verdict = verify.check(calls[0], wanted, row.bound)
+        row.error = verify.error_of(calls[0], wanted)
     except Unavailable as reason:
         row.status = f"not run: {reason}"
         return []
@@ -218,11 +216,10 @@ def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) ->
         row.status = f"not run: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _release(case.device)
         return []
-    row.error = verdict.error
-    if contestant.approximates and math.isfinite(verdict.error):
+    if contestant.approximates and math.isfinite(row.error):
         row.note = "an approximation: its error is its price"
-    elif not verdict.passed:
-        row.status = f"wrong: error {verdict.error:.1e} is above {verdict.bound:.0e}; not timed"
+    elif not row.error <= row.bound:  # NaN is wrong too
+        row.status = f"wrong: error {row.error:.1e} is above {row.bound:.0e}; not timed"
         return []
     return calls
 

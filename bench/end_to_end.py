@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast.bench import ours, peers, workloads
+from vilt_fast.bench import ours, peers, verify, workloads
 from vilt_fast.bench.case import Case, full_precision, padded_logits
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
@@ -38,6 +38,7 @@ class PictureCase:
     quick: bool = False
 
     is_sampled = False
+    bounds = verify.BOUNDS
 
     def __post_init__(self) -> None:
         self.device, self.compiles, self.config = (
@@ -86,10 +87,6 @@ class PictureCase:
         sizes = tuple((int(m[:, 0].sum()), int(m[0].sum())) for m in self.padded["pixel_mask"])
         lengths = tuple(int(n) for n in self.padded["attention_mask"].sum(1))
         return Case(workloads.Workload("vqa-mix", sizes, lengths), self.config, self.device)
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """As for the model; the dtype of the pixels is uint8 for everybody."""
-        return self.as_run.bound(dtype)
 
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
         """Of the model alone: preparation has no formula here."""

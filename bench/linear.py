@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 
 _PARAMETERS = {
@@ -74,16 +74,14 @@ def _products(d: int, hidden: int) -> list[tuple[int, int, str | None, bool]]:
     return [(d, 3 * d, None, False), (d, d, None, True), (d, hidden, "gelu", False), (hidden, d, None, True)]
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Every product of a block with its epilogue."""
-    rows = workload.tokens(config.patch_shape[0])
-    return [
-        _case(rows, *product, workload=workload, config=config, device=device, compiles=compiles)
-        for product in _products(config.hidden_size, config.intermediate_size)
-    ]
+    return [_case(batch, *product) for product in _products(batch.config.hidden_size, batch.config.intermediate_size)]
 
 
-def _case(rows: int, inputs: int, outputs: int, activation: str | None, residual: bool, **shared: Any) -> OperationCase:
+def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residual: bool) -> OperationCase:
+    rows = sum(batch.lengths)
+
     def make(generator: torch.Generator) -> list[Tensor]:
         weight = rounded(generator, outputs, inputs, scale=inputs**-0.5)
         tensors = [rounded(generator, rows, inputs), weight, rounded(generator, outputs)]
@@ -98,13 +96,13 @@ def _case(rows: int, inputs: int, outputs: int, activation: str | None, residual
         return out if extra is None else out + extra
 
     return OperationCase(
+        batch,
         operation="linear" + (" + residual" if residual else "") + (" + GELU" if activation else ""),
         shape=f"{rows} x {inputs} -> {outputs}",
         make=make,
         ours=ours,
         peers={"torch": torch_way},
         work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize, residual=residual),
-        **shared,
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import CheckCase, OperationCase, rounded
 from vilt_fast.bench.patch_sample import ragged_plan
 from vilt_fast.bench.workloads import Workload
@@ -46,31 +47,34 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
     yield CheckCase("patch_embed", f"{shape}, bytes", (tokens, data, weight, *rest, *places), options)
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Pixels to rows, and the product of the patches alone; PyTorch's ways are not compiled."""
-    batch = _Batch(workload, config, device)
-    shared: dict[str, Any] = {"workload": workload, "config": config, "device": device, "shape": batch.shape}
-    count, values, d = len(batch.cell), batch.values, config.hidden_size
+    patches = _Patches(batch.workload, batch.config, batch.device)
+    count, images, values, d = len(patches.cell), batch.workload.batch, patches.values, patches.d
     whole = OperationCase(
+        batch,
         operation="patch_embed",
-        make=batch.make,
-        ours=batch.ours,
-        peers={GATHER: batch.gather, CONVOLUTION: batch.convolution},
-        work=lambda itemsize: flops.patch_embed(count, workload.batch, values, d, itemsize),
-        **shared,
+        shape=patches.shape,
+        make=patches.make,
+        ours=patches.ours,
+        peers={GATHER: patches.gather, CONVOLUTION: patches.convolution},
+        work=lambda itemsize: flops.patch_embed(count, images, values, d, itemsize),
+        can_compile=False,
     )
     product = OperationCase(
+        batch,
         operation="patch_embed, the product alone on ready patches",
-        make=batch.ready,
+        shape=patches.shape,
+        make=patches.ready,
         ours=ops.linear,
         peers={"torch": F.linear},
         work=lambda itemsize: flops.linear(count, values, d, itemsize),
-        **shared,
+        can_compile=False,
     )
     return [whole, product]
 
 
-class _Batch:
+class _Patches:
     """The pixels of a batch, which patches of them are tokens, and the ways from one to the other."""
 
     def __init__(self, workload: Workload, config: ViltConfig, device: torch.device) -> None:
