@@ -7,7 +7,7 @@ idea on top of those before it. Any subset can be chosen; what is left out stays
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ import vilt_fast
 from vilt_fast import ops
 from vilt_fast.bench import ours, workloads
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Contestant, Row, Unavailable
+from vilt_fast.bench.contestant import Calls, Contestant, Row, Unavailable
 from vilt_fast.bench.suites import Run
 from vilt_fast.ops import OPERATIONS
 from vilt_fast.reference.linear import ACTIVATIONS
@@ -89,7 +89,7 @@ def _reason_against(name: str, device: torch.device) -> str | None:
     return None
 
 
-def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Callable[[], Tensor]]:
+def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Calls:
     """The packed model with these switches on."""
     reason = _reason_against(switches[-1], case.device)
     if reason is not None:
@@ -108,7 +108,7 @@ def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> list[Ca
     return [partial(call, one) for one in inputs]
 
 
-def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> torch.nn.Module:
+def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Any:
     model = copy.deepcopy(case.model(dtype))
     if "sampling" in switches:
         config, patch = case.config, case.config.patch_shape[0]

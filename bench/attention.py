@@ -6,6 +6,7 @@ Peers: the flash kernel for packed spans, and scaled dot-product attention on th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,9 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Unavailable
 from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 
 TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
@@ -34,16 +35,14 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
     yield CheckCase("attention_rows", shape, (qkv, cu_seqlens, queries, heads), options, "attention_rows")
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """The spans of a packed batch."""
-    lengths, d, heads = workload.sequences(config.patch_shape[0]), config.hidden_size, config.num_attention_heads
-    spans, longest, total = _cu_seqlens(lengths, device), max(lengths), sum(lengths)
+    lengths, d, heads = batch.lengths, batch.config.hidden_size, batch.config.num_attention_heads
+    spans, longest, total = _cu_seqlens(lengths, batch.device), max(lengths), sum(lengths)
     case = OperationCase(
+        batch,
         operation="attention",
         shape=f"{len(lengths)} spans of {min(lengths)}..{longest}, {total} x 3 x {d}",
-        workload=workload,
-        config=config,
-        device=device,
         make=lambda generator: [rounded(generator, total, 3 * d)],
         ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
         peers={
@@ -51,7 +50,6 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
             "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
         },
         work=lambda itemsize: flops.attention(lengths, d, itemsize),
-        compiles=compiles,
     )
     return [case]
 
@@ -67,7 +65,8 @@ def _varlen(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tenso
         from torch.nn.attention.varlen import varlen_attn
 
         query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
-        return varlen_attn(query, key, value, spans, spans, longest, longest).flatten(1)
+        out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
+        return out.flatten(1)
 
     return varlen
 

@@ -77,11 +77,11 @@ def telling_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-_MODELS: dict[str, torch.nn.Module] = {}
+_MODELS: dict[str, Any] = {}
 _MOST_MODELS = 12  # a gigabyte each at most
 
 
-def _shared(key: str, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+def _shared(key: str, make: Callable[[], Any]) -> Any:
     if key not in _MODELS:
         while len(_MODELS) >= _MOST_MODELS:  # the oldest goes
             _MODELS.pop(next(iter(_MODELS)))
@@ -106,21 +106,23 @@ class Case:
     sets: int = 2
     compiles: bool = False
 
+    bounds = verify.BOUNDS
+
     @cached_property
     def key(self) -> str:
         """Names the weights: cases with the same key share models."""
         return json.dumps([self.workload.pictures, self.config.to_dict()], sort_keys=True, default=str)
 
     @property
-    def master(self) -> torch.nn.Module:
+    def master(self) -> Any:
         """Our model in fp32 on the CPU: the weights that everybody gets."""
         return _shared(self.key, self._make_master)
 
-    def model(self, dtype: torch.dtype) -> torch.nn.Module:
+    def model(self, dtype: torch.dtype) -> Any:
         """Our model with those weights, on the device. It is shared: who changes it copies it first."""
         return self.shared("vilt_fast", dtype, lambda: copy.deepcopy(self.master))
 
-    def shared(self, name: str, dtype: torch.dtype, make: Callable[[], torch.nn.Module]) -> torch.nn.Module:
+    def shared(self, name: str, dtype: torch.dtype, make: Callable[[], torch.nn.Module]) -> Any:
         """What `make` gives, on the device in `dtype`, kept for the cases that follow.
 
         Making a model takes seconds; a suite has fifty cases.
@@ -179,7 +181,8 @@ class Case:
 
         model = self.model(torch.float32)
         with ops.backend("reference"), torch.inference_mode():
-            inputs = model._prepare(Inputs(**self.inputs[0]))
+            first: dict[str, Any] = self.inputs[0]
+            inputs = model._prepare(Inputs(**first))
             batch = inputs.check(self.config, self.device)
             layout = batch.layout(self.config, False, [])
             tokens = model.vilt.embeddings(
@@ -203,10 +206,6 @@ class Case:
     def is_sampled(self) -> bool:
         """Whether `max_image_length` leaves patches out."""
         return self.workload.max_image_length >= 0
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """Largest relative error of a row of logits."""
-        return verify.BOUNDS[dtype]
 
     def describe(self) -> dict[str, Any]:
         """Columns of a row."""
@@ -262,17 +261,13 @@ def padded_logits(
     device = inputs["input_ids"].device
     state = {name: value.to(device, dtype) for name, value in state.items()}
     inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
-    several = inputs["pixel_values"].ndim == 5
-    kept = None if several else patch_mask(config, inputs)
-    if kept is not None:
-        inputs["patch_mask"] = kept
+    images = {name: inputs.pop(name) for name in ("pixel_values", "pixel_mask")}
+    if images["pixel_values"].ndim == 4:
+        kept = patch_mask(config, {**inputs, **images})
+        images |= {} if kept is None else {"patch_mask": kept}
+        images = {name: value[:, None] for name, value in images.items()}
     logits = []
-    batch = len(inputs["input_ids"])
-    for start in range(0, batch, chunk):
-        part = {name: value[start : start + chunk] for name, value in inputs.items()}
-        if several:
-            images = {name: part.pop(name) for name in ("pixel_values", "pixel_mask")}
-            logits.append(reference.classify_pictures(state, config, images, part))
-        else:
-            logits.append(reference.classify(state, reference.encode(state, config, **part).pooler_output))
+    for start in range(0, len(inputs["input_ids"]), chunk):
+        some, texts = ({name: x[start : start + chunk] for name, x in part.items()} for part in (images, inputs))
+        logits.append(reference.classify_pictures(state, config, some, texts))
     return torch.cat(logits)

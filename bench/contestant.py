@@ -16,6 +16,7 @@ from vilt_fast.bench import timing, verify
 from vilt_fast.bench.flops import Cost
 
 MEBIBYTE = 2**20
+Calls = list[Callable[[], Any]]  # from nothing to the answer, one for each input set
 
 
 class Unavailable(Exception):
@@ -27,17 +28,18 @@ class Case(Protocol):
 
     device: torch.device
     compiles: bool  # whether contestants that compile for minutes take part
-    wanted: Any  # the right answer for the first input set: a tensor, or a list of them
+    bounds: dict[torch.dtype, float]  # largest error
 
     @property
     def is_sampled(self) -> bool:
         """Whether `max_image_length` leaves patches out."""
 
+    @property
+    def wanted(self) -> Any:
+        """The right answer for the first input set: a tensor, or a list of them."""
+
     def describe(self) -> dict[str, Any]:
         """workload, batch, tokens, padded_tokens, shape and model of a row."""
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """Largest error in that dtype."""
 
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
         """Useful work of a call."""
@@ -63,7 +65,7 @@ class Contestant:
 
     name: str
     dtype: torch.dtype
-    make: Callable[[Any], list[Callable[[], Any]]]
+    make: Callable[[Any], Calls]
     scope: str = "model"
     is_ours: bool = False
     compiles: bool = False
@@ -72,7 +74,7 @@ class Contestant:
     repeats: int = 1
     bound: float | None = None
 
-    def calls(self, case: Case) -> list[Callable[[], Tensor]]:
+    def calls(self, case: Case) -> Calls:
         """The calls to time.
 
         Raises:
@@ -197,16 +199,16 @@ def run(
     return rows
 
 
-def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> list[Callable[[], Tensor]]:
+def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> Calls:
     """The calls of a contestant that is right; none, and the reason in the row, of another."""
     if clock.is_over():
         row.status = "not run: the time limit of this run was spent"
         return []
     try:
         calls = contestant.calls(case)
-        row.bound = case.bound(contestant.dtype) if contestant.bound is None else contestant.bound
+        row.bound = case.bounds[contestant.dtype] if contestant.bound is None else contestant.bound
         wanted = case.wanted if contestant.repeats == 1 else torch.cat([case.wanted] * contestant.repeats)
-        verdict = verify.check(calls[0], wanted, row.bound)
+        row.error = verify.error_of(calls[0], wanted)
     except Unavailable as reason:
         row.status = f"not run: {reason}"
         return []
@@ -214,11 +216,10 @@ def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) ->
         row.status = f"not run: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         _release(case.device)
         return []
-    row.error = verdict.error
-    if contestant.approximates and math.isfinite(verdict.error):
+    if contestant.approximates and math.isfinite(row.error):
         row.note = "an approximation: its error is its price"
-    elif not verdict.passed:
-        row.status = f"wrong: error {verdict.error:.1e} is above {verdict.bound:.0e}; not timed"
+    elif not row.error <= row.bound:  # NaN is wrong too
+        row.status = f"wrong: error {row.error:.1e} is above {row.bound:.0e}; not timed"
         return []
     return calls
 

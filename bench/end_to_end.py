@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast.bench import ours, peers, workloads
+from vilt_fast.bench import ours, peers, verify, workloads
 from vilt_fast.bench.case import Case, full_precision, padded_logits
-from vilt_fast.bench.contestant import Contestant, Unavailable
+from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.processing import BertTokenizer, ViltImageProcessor, ViltProcessor
 
@@ -38,6 +38,7 @@ class PictureCase:
     quick: bool = False
 
     is_sampled = False
+    bounds = verify.BOUNDS
 
     def __post_init__(self) -> None:
         self.device, self.compiles, self.config = (
@@ -87,10 +88,6 @@ class PictureCase:
         lengths = tuple(int(n) for n in self.padded["attention_mask"].sum(1))
         return Case(workloads.Workload("vqa-mix", sizes, lengths), self.config, self.device)
 
-    def bound(self, dtype: torch.dtype) -> float:
-        """As for the model; the dtype of the pixels is uint8 for everybody."""
-        return self.as_run.bound(dtype)
-
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
         """Of the model alone: preparation has no formula here."""
         return self.as_run.cost("model", dtype)
@@ -109,7 +106,7 @@ def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return np.clip(np.stack(smooth, -1) + noise, 0, 255).astype(np.uint8)
 
 
-def padded_way(case: PictureCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Tensor]]:
+def padded_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
     """Our processor as Hugging Face calls it, Pillow on the host, then our model."""
     ours.need_kernels(case.model_case, backend)
     model, processor = case.model_case.model(dtype), case.processor()
@@ -124,7 +121,7 @@ def padded_way(case: PictureCase, dtype: torch.dtype, backend: str) -> list[Call
     return [call]
 
 
-def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Tensor]]:
+def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
     """Our processor with a device: pictures stay uint8 and unpadded, and are resized where the model runs."""
     ours.need_kernels(case.model_case, backend)
     model, processor = case.model_case.model(dtype), case.processor(case.device)
@@ -137,7 +134,7 @@ def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> list[Call
     return [call]
 
 
-def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> list[Callable[[], Tensor]]:
+def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> Calls:
     """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every picture an object of its own."""
     from vilt_fast.engine import Engine
 
@@ -152,7 +149,7 @@ def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> list[Call
     return [call]
 
 
-def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> list[Callable[[], Tensor]]:
+def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
     """transformers' picture processor `kind` with its tokenizer and model."""
     model = peers.transformers_model(case.model_case, dtype)
     import transformers
@@ -176,7 +173,7 @@ def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> list[C
 
 def contestants(dtype: torch.dtype, repeats: int) -> list[Contestant]:
     """Theirs, then ours; the engine answers `repeats` batches a call."""
-    makes: dict[str, tuple[Callable[..., list[Callable[[], Tensor]]], dict[str, str], bool]] = {
+    makes: dict[str, tuple[Callable[..., Calls], dict[str, str], bool]] = {
         "transformers, PIL processor": (transformers_way, {"kind": "ViltImageProcessorPil"}, False),
         "transformers, torchvision processor": (transformers_way, {"kind": "ViltImageProcessor"}, False),
         "vilt_fast reference, Pillow, padded": (padded_way, {"backend": "reference"}, True),

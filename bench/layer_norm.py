@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import EPS, TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 
 TILES = [(1, 1), (2, 1), (4, 1), (1, 2), (4, 2), (4, 4), (8, 4)]  # (ROWS, num_warps)
@@ -23,20 +23,17 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
     yield CheckCase("layer_norm", f"{rows} x {d}", (random(rows, d), random(d), random(d), EPS))
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Every row of a packed batch."""
-    rows, d = workload.tokens(config.patch_shape[0]), config.hidden_size
+    rows, d = sum(batch.lengths), batch.config.hidden_size
     case = OperationCase(
+        batch,
         operation="layer_norm",
         shape=f"{rows} x {d}",
-        workload=workload,
-        config=config,
-        device=device,
         make=lambda generator: [rounded(generator, rows, d), rounded(generator, d), rounded(generator, d)],
         ours=lambda x, weight, bias: ops.layer_norm(x, weight, bias, EPS),
         peers={"torch": lambda x, weight, bias: F.layer_norm(x, (d,), weight, bias, EPS)},
         work=lambda itemsize: flops.layer_norm(rows, d, itemsize),
-        compiles=compiles,
     )
     return [case]
 

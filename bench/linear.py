@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 
 _PARAMETERS = {
@@ -24,7 +24,7 @@ _PARAMETERS = {
     "pointer": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"),
 }
 # What wins is known by family: few large tiles for many rows, many small ones for few.
-MANY_ROWS = {
+MANY_ROWS: dict[str, list[tuple[Any, ...]]] = {
     "descriptor": [
         (128, 256, 64, 8, 3, True, 1, 2),
         (128, 256, 64, 8, 3, False, 1, 2),
@@ -45,7 +45,7 @@ MANY_ROWS = {
         (64, 64, 64, 4, 4),
     ],
 }
-FEW_ROWS = {
+FEW_ROWS: dict[str, list[tuple[Any, ...]]] = {
     "descriptor": [
         (64, 64, 128, 4, 3, False, 2, 1),
         (64, 64, 64, 4, 4, False, 2, 1),
@@ -74,16 +74,14 @@ def _products(d: int, hidden: int) -> list[tuple[int, int, str | None, bool]]:
     return [(d, 3 * d, None, False), (d, d, None, True), (d, hidden, "gelu", False), (hidden, d, None, True)]
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Every product of a block with its epilogue."""
-    rows = workload.tokens(config.patch_shape[0])
-    return [
-        _case(rows, *product, workload=workload, config=config, device=device, compiles=compiles)
-        for product in _products(config.hidden_size, config.intermediate_size)
-    ]
+    return [_case(batch, *product) for product in _products(batch.config.hidden_size, batch.config.intermediate_size)]
 
 
-def _case(rows: int, inputs: int, outputs: int, activation: str | None, residual: bool, **shared: Any) -> OperationCase:
+def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residual: bool) -> OperationCase:
+    rows = sum(batch.lengths)
+
     def make(generator: torch.Generator) -> list[Tensor]:
         weight = rounded(generator, outputs, inputs, scale=inputs**-0.5)
         tensors = [rounded(generator, rows, inputs), weight, rounded(generator, outputs)]
@@ -98,13 +96,13 @@ def _case(rows: int, inputs: int, outputs: int, activation: str | None, residual
         return out if extra is None else out + extra
 
     return OperationCase(
+        batch,
         operation="linear" + (" + residual" if residual else "") + (" + GELU" if activation else ""),
         shape=f"{rows} x {inputs} -> {outputs}",
         make=make,
         ours=ours,
         peers={"torch": torch_way},
         work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize, residual=residual),
-        **shared,
     )
 
 

@@ -3,7 +3,7 @@
 Such a file holds three functions, of which an operation that is not tuned lacks the third:
 
     check_cases(random, device, *, large) -> Iterator[CheckCase]         for `vilt-fast check`
-    cases(workload, config, device, compiles) -> list[OperationCase]     for `vilt-fast bench --suite ops` and pytest
+    cases(batch) -> list[OperationCase]                                  for `vilt-fast bench --suite ops` and pytest
     tasks(config, rows, device) -> Iterator[Task]                        for `vilt-fast tune`
 
 Kernels are imported where they are called: a bench runs on machines without Triton.
@@ -23,10 +23,9 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast.bench import timing, verify
-from vilt_fast.bench.contestant import Contestant, Unavailable
+from vilt_fast.bench.case import Case
+from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
-from vilt_fast.bench.workloads import Workload
-from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.ops import OPERATIONS
 
 EPS = 1e-12  # of LayerNorm in ViLT
@@ -87,34 +86,39 @@ class OperationCase:
     """One operation at one shape.
 
     Args:
+        batch: where the shape comes from.
         operation, shape: what a table says.
-        workload: where the shape comes from.
-        config, device: of the model, of the tensors.
         make: from a generator to the tensors, fp32 on the CPU.
         ours: from those tensors to the result, through `vilt_fast.ops`.
         peers: PyTorch's ways, by name; they may raise Unavailable.
         work: from the size of an element to the cost.
-        compiles: whether the compiled ones take part.
-        bounds: the largest relative error of peers that round in other places than we do, by name.
+        right: from the tensors to the right result; None: `ours` on the reference, in fp64.
+        is_exact: whether the result is integers, which are right or wrong.
+        can_compile: whether the peers also take part under torch.compile.
+        peer_bounds: the largest relative error of peers that round in other places than we do, by name.
         waiting: contestants that wait for the device, which no CUDA graph can hold.
         interpreted: whether the kernels take part without a GPU, in Triton's interpreter.
     """
 
+    batch: Case
     operation: str
     shape: str
-    workload: Workload
-    config: ViltConfig
-    device: torch.device
     make: Callable[[torch.Generator], list[Tensor]]
     ours: Callable[..., Any]
     peers: dict[str, Callable[..., Any]]
     work: Callable[[int], Cost]
-    compiles: bool = False
-    bounds: dict[str, float] = field(default_factory=dict)
+    right: Callable[..., Any] | None = None
+    is_exact: bool = False
+    can_compile: bool = True
+    peer_bounds: dict[str, float] = field(default_factory=dict)
     waiting: Sequence[str] = ()
     interpreted: bool = False
 
     is_sampled = False
+
+    def __post_init__(self) -> None:
+        self.device, self.compiles = self.batch.device, self.batch.compiles and self.can_compile
+        self.bounds = dict.fromkeys(verify.OPERATION_BOUNDS, 0.0) if self.is_exact else verify.OPERATION_BOUNDS
 
     @cached_property
     def sets(self) -> list[list[Tensor]]:
@@ -129,13 +133,11 @@ class OperationCase:
 
     @cached_property
     def wanted(self) -> Any:
-        """The reference's result in fp64 for the first set; the inputs, rounded to bf16, count as exact."""
+        """The right result for the first set; the inputs, rounded to bf16, count as exact."""
+        if self.right is not None:
+            return self.right(*self.sets[0])
         with vilt_fast.backend("reference"), torch.inference_mode():
             return self.ours(*self.sets_in(torch.float64)[0])
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """Largest relative error of a row."""
-        return verify.OPERATION_BOUNDS[dtype]
 
     def cost(self, scope: str, dtype: torch.dtype) -> Cost:
         """Useful work of one call."""
@@ -143,15 +145,8 @@ class OperationCase:
 
     def describe(self) -> dict[str, Any]:
         """Columns of a row."""
-        patch = self.config.patch_shape[0]
-        return {
-            "workload": self.operation,
-            "batch": self.workload.batch,
-            "tokens": self.workload.tokens(patch),
-            "padded_tokens": self.workload.padded_tokens(patch),
-            "shape": self.shape,
-            "model": self.workload.name,
-        }
+        names = {"workload": self.operation, "shape": self.shape, "model": self.batch.workload.name}
+        return {**self.batch.describe(), **names}
 
     def contestants(self, dtype: torch.dtype) -> list[Contestant]:
         """Ours on both backends, then PyTorch's ways, each also under torch.compile."""
@@ -161,21 +156,13 @@ class OperationCase:
         ]
         for name, peer in self.peers.items():
             plain = partial(_peer_calls, dtype=dtype, peer=peer)
-            found.append(Contestant(name, dtype, plain, "operation", bound=self.bounds.get(name)))
+            found.append(Contestant(name, dtype, plain, "operation", bound=self.peer_bounds.get(name)))
             compiled = partial(plain, compile=True)
             found.append(Contestant(f"{name} + torch.compile", dtype, compiled, "operation", compiles=True))
         return found
 
 
-class ExactCase(OperationCase):
-    """An operation whose result is integers, which are right or wrong."""
-
-    def bound(self, dtype: torch.dtype) -> float:
-        """No error is allowed."""
-        return 0.0
-
-
-def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Callable[[], Any]]:
+def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> Calls:
     if backend == "kernels" and case.device.type != "cuda" and not case.interpreted:
         raise Unavailable("needs a GPU: Triton kernels")
 
@@ -186,9 +173,7 @@ def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> list[Ca
     return [partial(call, tensors) for tensors in case.sets_in(dtype)]
 
 
-def _peer_calls(
-    case: OperationCase, dtype: torch.dtype, peer: Callable[..., Any], compile: bool = False
-) -> list[Callable[[], Any]]:
+def _peer_calls(case: OperationCase, dtype: torch.dtype, peer: Callable[..., Any], compile: bool = False) -> Calls:
     function = torch.compile(peer, dynamic=False) if compile else peer
     return [partial(function, *tensors) for tensors in case.sets_in(dtype)]
 

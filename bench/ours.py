@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast.bench.case import Case, padded_logits
-from vilt_fast.bench.contestant import Contestant, Unavailable, graphed
+from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
 from vilt_fast.models.vilt import Encoded
 from vilt_fast.pixels import PackedPixels
 
 
-def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> list[Callable[[], Tensor]]:
+def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
     """The whole model: on the padded inputs of Hugging Face's form, or on the same pictures as packed bytes."""
     need_kernels(case, backend)
     model = case.model(dtype)
@@ -28,9 +27,7 @@ def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool
     return [partial(call, inputs) for inputs in (case.packed_inputs if is_packed else case.inputs_in(dtype))]
 
 
-def bucketed_calls(
-    case: Case, dtype: torch.dtype, *, backend: str, graphs: bool, model: Any = None
-) -> list[Callable[[], Tensor]]:
+def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool, model: Any = None) -> Calls:
     """As the engine runs a batch: planned on the host in every call, padded to a bucket, on a GPU replayed as a graph.
 
     Args:
@@ -57,16 +54,17 @@ def bucketed_calls(
         with vilt_fast.backend(side):
             plan = plan_batch(ids, pixels, config, limits.grid_size)
             bucket = runner.bucket_of(plan)
+            assert bucket is not None  # the limits are those of these batches
             return runner.run(*runner.pad(plan, bucket), bucket, len(ids))
 
-    calls = []
+    calls: Calls = []
     for one in case.packed_inputs:
         rows = zip(one["input_ids"].tolist(), case.workload.lengths, strict=True)
         calls.append(partial(call, [row[:length] for row, length in rows], one["pixel_values"]))
     return calls
 
 
-def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False) -> list[Callable[[], Tensor]]:
+def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False) -> Calls:
     """Embedded rows to logits, every row through every block, as the peers do it."""
     need_kernels(case, backend)
     model = case.model(dtype)
@@ -81,7 +79,7 @@ def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool 
     return [graphed(call, case.device) if graphs else call]
 
 
-def padded_reference_calls(case: Case, dtype: torch.dtype) -> list[Callable[[], Tensor]]:
+def padded_reference_calls(case: Case, dtype: torch.dtype) -> Calls:
     """`vilt_fast.reference.vilt`: the whole batch padded at once, every attention matrix in memory."""
     state = case.model(dtype).state_dict()
     batch = case.workload.batch
@@ -120,7 +118,7 @@ def contestants(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
 
 def encoder_contestants(dtype: torch.dtype) -> list[Contestant]:
     """The encoder alone, beside `peers.encoder_peers`."""
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "vilt_fast reference": {"backend": "reference"},
         "vilt_fast kernels": {"backend": "kernels"},
         "vilt_fast kernels + graph": {"backend": "kernels", "graphs": True},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import CheckCase, OperationCase, rounded
 from vilt_fast.bench.patch_sample import ragged_plan
 from vilt_fast.bench.workloads import Workload
@@ -46,38 +47,41 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
     yield CheckCase("patch_embed", f"{shape}, bytes", (tokens, data, weight, *rest, *places), options)
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Pixels to rows, and the product of the patches alone; PyTorch's ways are not compiled."""
-    batch = _Batch(workload, config, device)
-    shared = {"workload": workload, "config": config, "device": device, "shape": batch.shape}
-    count, values, d = len(batch.cell), batch.values, config.hidden_size
+    patches = _Patches(batch.workload, batch.config, batch.device)
+    count, images, values, d = len(patches.cell), batch.workload.batch, patches.values, patches.d
     whole = OperationCase(
+        batch,
         operation="patch_embed",
-        make=batch.make,
-        ours=batch.ours,
-        peers={GATHER: batch.gather, CONVOLUTION: batch.convolution},
-        work=lambda itemsize: flops.patch_embed(count, workload.batch, values, d, itemsize),
-        **shared,
+        shape=patches.shape,
+        make=patches.make,
+        ours=patches.ours,
+        peers={GATHER: patches.gather, CONVOLUTION: patches.convolution},
+        work=lambda itemsize: flops.patch_embed(count, images, values, d, itemsize),
+        can_compile=False,
     )
     product = OperationCase(
+        batch,
         operation="patch_embed, the product alone on ready patches",
-        make=batch.ready,
+        shape=patches.shape,
+        make=patches.ready,
         ours=ops.linear,
         peers={"torch": F.linear},
         work=lambda itemsize: flops.linear(count, values, d, itemsize),
-        **shared,
+        can_compile=False,
     )
     return [whole, product]
 
 
-class _Batch:
+class _Patches:
     """The pixels of a batch, which patches of them are tokens, and the ways from one to the other."""
 
     def __init__(self, workload: Workload, config: ViltConfig, device: torch.device) -> None:
         inputs = workload.inputs(config)
         self.pixels = inputs["pixel_values"].bfloat16().float()
         self.config, self.device, self.patch = config, device, config.patch_shape[0]
-        self.grid_size = grid = tuple(side // self.patch for side in self.pixels.shape[2:])
+        self.grid_size = grid = self.pixels.shape[2] // self.patch, self.pixels.shape[3] // self.patch
         self.d, self.values = config.hidden_size, config.num_channels * self.patch**2
         index = torch.arange(workload.batch)
         no_words = torch.zeros(workload.batch, 0, dtype=torch.bool)
@@ -97,7 +101,7 @@ class _Batch:
         weight = rounded(generator, d, config.num_channels, self.patch, self.patch, scale=self.values**-0.5)
         position = rounded(generator, 1 + config.table_size[0] * config.table_size[1], d)
         tables = [rounded(generator, d), position, rounded(generator, d), rounded(generator, 2, d)]
-        plain = (torch.zeros_like(weight), None, *tables[1:], self.kind.cpu(), *(t.cpu() for t in self.places))
+        plain: Any = (torch.zeros_like(weight), None, *tables[1:], self.kind.cpu(), *(t.cpu() for t in self.places))
         tokens, black = torch.zeros(self.rows, d), torch.zeros_like(self.pixels)
         return [self.pixels, weight, *tables, reference(tokens, black, *plain, table_size=config.table_size)]
 
@@ -108,7 +112,8 @@ class _Batch:
 
     def ours(self, pixels: Tensor, weight: Tensor, *tables: Tensor) -> Tensor:
         tokens, size = weight.new_empty(self.rows, self.d), self.config.table_size
-        return ops.patch_embed(tokens, pixels, weight, *tables[:-1], self.kind, *self.places, table_size=size)
+        rest: Any = (*tables[:-1], self.kind, *self.places)
+        return ops.patch_embed(tokens, pixels, weight, *rest, table_size=size)
 
     def _gathered(self, pixels: Tensor) -> Tensor:
         (height, width), patch = self.grid_size, self.patch

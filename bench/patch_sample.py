@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from vilt_fast import ops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.flops import Cost
-from vilt_fast.bench.operations import CheckCase, ExactCase, OperationCase
-from vilt_fast.bench.workloads import Workload
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import CheckCase, OperationCase
 from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference.patch_sample import patch_sample as reference
 
@@ -47,11 +46,11 @@ def ragged_plan(device: torch.device, *, large: bool) -> tuple[Plan, Tensor, Ten
     return plan, arguments[0].to(device), arguments[1].to(device)
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """Planning with and without a limit; PyTorch's way is not compiled."""
-    patch, pixel_mask = config.patch_shape[0], workload.pixel_mask()
-    words = torch.arange(max(workload.lengths)) < torch.tensor(workload.lengths)[:, None]
-    batch, grid_size = workload.batch, (pixel_mask.shape[1] // patch, pixel_mask.shape[2] // patch)
+    patch, pixel_mask, lengths = batch.config.patch_shape[0], batch.workload.pixel_mask(), batch.workload.lengths
+    words = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    pairs, grid_size = len(lengths), (pixel_mask.shape[1] // patch, pixel_mask.shape[2] // patch)
     cells = grid_size[0] * grid_size[1]
 
     def case(limit: int) -> OperationCase:
@@ -61,16 +60,16 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
         def torch_way(words: Tensor, pixel_mask: Tensor, index: Tensor) -> Tensor:
             return reference(words, pixel_mask, None, grid_size, limit, 0, index).patch_row[:, None]
 
-        return ExactCase(
+        return OperationCase(
+            batch,
             operation="patch_sample",
-            shape=f"{batch} x {grid_size[0]} x {grid_size[1]}, at most {limit} a picture",
-            workload=workload,
-            config=config,
-            device=device,
-            make=lambda generator: [words, pixel_mask, torch.arange(batch)],
+            shape=f"{pairs} x {grid_size[0]} x {grid_size[1]}, at most {limit} a picture",
+            make=lambda generator: [words, pixel_mask, torch.arange(pairs)],
             ours=ours,
             peers={"torch": torch_way},
-            work=lambda itemsize: Cost(0, 4 * (2 * batch * cells + words.numel())),
+            work=lambda itemsize: Cost(0, 4 * (2 * pairs * cells + words.numel())),
+            is_exact=True,
+            can_compile=False,
             waiting=["torch"],
         )
 

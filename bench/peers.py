@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Contestant, Unavailable, graphed
+from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -25,7 +25,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 # --- transformers -----------------------------------------------------------------------------------------------------
 
 
-def transformers_calls(case: Case, dtype: torch.dtype, *, compile: bool = False) -> list[Callable[[], Tensor]]:
+def transformers_calls(case: Case, dtype: torch.dtype, *, compile: bool = False) -> Calls:
     """transformers' own class with our weights on the padded inputs."""
     model = transformers_model(case, dtype)
     forward = torch.compile(model) if compile else model
@@ -138,7 +138,7 @@ def hand_written(case: Case, dtype: torch.dtype) -> nn.Module:
 
 def padded_calls(
     case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False, cudnn: bool = False
-) -> list[Callable[[], Tensor]]:
+) -> Calls:
     """(B, S, d) rows, every sequence as long as the longest, and F.scaled_dot_product_attention with a key mask."""
     tokens, layout = case.packed
     places, length = layout.padded_row, layout.max_seqlen
@@ -168,9 +168,7 @@ def padded_calls(
     return [with_cudnn]
 
 
-def packed_calls(
-    case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False
-) -> list[Callable[[], Tensor]]:
+def packed_calls(case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False) -> Calls:
     """(rows, d) packed and torch.nn.attention.varlen.varlen_attn (FlashAttention)."""
     tokens, layout = case.packed
     if case.device.type != "cuda":
@@ -184,12 +182,13 @@ def packed_calls(
     spans, longest = layout.cu_seqlens, layout.max_seqlen
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return varlen_attn(query, key, value, spans, spans, longest, longest)
+        out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
+        return out
 
     return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs)
 
 
-def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> list[Callable[[], Tensor]]:
+def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> Calls:
     """(rows, d) packed and FlexAttention with a document mask: compiled on a GPU, eager on the CPU for tiny cases."""
     tokens, layout = case.packed
     if case.device.type != "cuda" and len(tokens) > 1024:
@@ -224,7 +223,7 @@ def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> list[
 
 def _encoder_calls(
     case: Case, dtype: torch.dtype, x: Tensor, first: Tensor, attend: Attend, mode: str | None, graphs: bool
-) -> list[Callable[[], Tensor]]:
+) -> Calls:
     module = hand_written(case, dtype)
     forward = module if mode is None else torch.compile(module, mode=mode, dynamic=False)
     call = partial(forward, x, first, attend)
@@ -248,7 +247,7 @@ def model_peers(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
 
 def encoder_peers(dtype: torch.dtype) -> list[Contestant]:
     """From embedded rows to logits."""
-    makes: dict[str, tuple[Callable[..., list[Callable[[], Tensor]]], dict[str, Any]]] = {
+    makes: dict[str, tuple[Callable[..., Calls], dict[str, Any]]] = {
         "padded SDPA": (padded_calls, {}),
         "padded SDPA + graph": (padded_calls, {"graphs": True}),
         "padded SDPA + torch.compile": (padded_calls, {"mode": "default"}),

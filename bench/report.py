@@ -141,7 +141,11 @@ def _cases(rows: Rows) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
 def _fastest(group: Rows) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Of ours and of the peers; None where nobody ran."""
     ours, peers = ([row for row in group if row["is_ours"] == side] for side in (True, False))
-    return tuple(min(side, key=lambda row: row["median_ms"], default=None) for side in (ours, peers))
+    return min(ours, key=_median, default=None), min(peers, key=_median, default=None)
+
+
+def _median(row: dict[str, Any]) -> float:
+    return row["median_ms"]
 
 
 def _waterfall(rows: Rows) -> str:
@@ -179,7 +183,7 @@ def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
             if cheapest is not None:
                 least, most = row["p20_ms"] / row["tokens"], cheapest["p80_ms"] / cheapest["tokens"]
                 if least > GROWTH * most:
-                    found.append((name, *map(_size, (cheapest, row)), _per_token(row) / _per_token(cheapest)))
+                    found.append((name, _size(cheapest), _size(row), _per_token(row) / _per_token(cheapest)))
             if cheapest is None or _per_token(row) < _per_token(cheapest):
                 cheapest = row
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,27 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from vilt_fast import ops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.flops import Cost
-from vilt_fast.bench.operations import CheckCase, ExactCase, OperationCase
-from vilt_fast.bench.workloads import Workload
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import CheckCase, OperationCase
 from vilt_fast.contracts.pillow import RULES
 
 Sizes = Sequence[tuple[int, int]]
 TORCH = "torch antialiased bicubic"
 # Two steps of 255 on average: bytes of resized noise have a root mean square of 136.
 TORCH_BOUND = 2 / 137
-
-
-class ResizeCase(ExactCase):
-    """What is right is what Pillow gives."""
-
-    sizes: Sizes
-
-    @property
-    def wanted(self) -> list[Tensor]:
-        """One tensor per image."""
-        return _pillow(*self.sets[0], sizes=self.sizes)
 
 
 def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
@@ -48,26 +37,29 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
         yield CheckCase("resize", f"{len(images)} images, {rule}", (images, sizes), {"rule": rule})
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """The images of a batch, a quarter larger on each side: COCO's 640 x 480 become ViLT's 512 x 384."""
-    sizes = workload.sizes
+    sizes = batch.workload.sizes
     shapes = [(height * 5 // 4, width * 5 // 4) for height, width in sizes]
     pixels = sum(height * width for size in (shapes, sizes) for height, width in size)
-    peers = {"Pillow": partial(_pillow, sizes=sizes), TORCH: partial(_torch, sizes=sizes)}
-    case = ResizeCase(
+    peers: dict[str, Callable[..., Any]] = {
+        "Pillow": partial(_pillow, sizes=sizes),
+        TORCH: partial(_torch, sizes=sizes),
+    }
+    case = OperationCase(
+        batch,
         operation="resize",
         shape=f"{len(sizes)} images, {pixels / 1e6:.3g} megapixels read and written",
-        workload=workload,
-        config=config,
-        device=device,
         make=lambda generator: [_noise(generator, shape) for shape in shapes],
         ours=lambda *images: ops.resize(images, sizes),
         peers=peers,
         work=lambda itemsize: Cost(0, 3 * pixels),
-        bounds={TORCH: TORCH_BOUND},
+        right=peers["Pillow"],
+        is_exact=True,
+        can_compile=False,
+        peer_bounds={TORCH: TORCH_BOUND},
         waiting=["vilt_fast kernels", *peers],
     )
-    case.sizes = sizes
     return [case]
 
 

@@ -125,10 +125,9 @@ def run_suite(name: str, run: Run) -> Iterator[list[Row]]:
 
 def _ops(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((2,) if run.is_small else (1, 64, 256)):
-        whole = run.case(workloads.vqa_mix(batch))
-        compiles = bool(run.compiles and batch == 256)
+        whole = run.case(workloads.vqa_mix(batch), compiles=batch == 256)
         for module in operations.modules().values():
-            for case in module.cases(whole.workload, whole.config, run.device, compiles):
+            for case in module.cases(whole):
                 yield run.time("ops", case, case.contestants(run.dtypes[-1]))
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from vilt_fast.bench import case as models
 from vilt_fast.bench import check, contestant, environment, operations, timing, workloads
+from vilt_fast.bench.case import Case, full_config, tiny_config
 from vilt_fast.bench.contestant import Contestant
 from vilt_fast.bench.operations import OperationCase
 from vilt_fast.ops import OPERATIONS
@@ -33,11 +33,11 @@ def cases(operation: str, device: str) -> list[OperationCase]:
     """An operation's cases: 256 pairs of vqa-mix, or tiny ones on the CPU."""
     if device == "cuda":
         workload = workloads.vqa_mix(256)
-        config = models.full_config(workload)
+        config = full_config(workload)
     else:
         workload = workloads.shrunk(workloads.vqa_mix(2), 8, side=96)
-        config = models.tiny_config(workload)
-    found = operations.modules()[operation].cases(workload, config, torch.device(device), compiles=GPU)
+        config = tiny_config(workload)
+    found = operations.modules()[operation].cases(Case(workload, config, torch.device(device), compiles=GPU))
     for case in found:
         case.interpreted = device != "cuda"
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,9 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import EPS, CheckCase, OperationCase, rounded
 from vilt_fast.bench.patch_sample import ragged_plan
-from vilt_fast.bench.workloads import Workload
-from vilt_fast.configs.vilt import ViltConfig
 
 
 def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
@@ -28,8 +28,9 @@ def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: b
     yield CheckCase("text_embed", f"{batch} pairs, {total} rows", arguments)
 
 
-def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles: bool = False) -> list[OperationCase]:
+def cases(batch: Case) -> list[OperationCase]:
     """The words of a batch, one text behind the other."""
+    workload, config, device = batch.workload, batch.config, batch.device
     ids = workload.words(config, torch.Generator().manual_seed(0))["input_ids"].to(device)
     d, lengths = config.hidden_size, torch.tensor(workload.lengths, device=device)
     real = torch.arange(ids.shape[1], device=device) < lengths[:, None]  # (B, L)
@@ -43,7 +44,8 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
         return [rounded(generator, n, d) for n in tables] + [rounded(generator, d) for _ in range(3)]
 
     def ours(word: Tensor, *tables: Tensor) -> Tensor:
-        return ops.text_embed(word.new_empty(rows, d), text_row, ids, types, None, word, *tables, EPS)
+        rest: Any = (word, *tables, EPS)
+        return ops.text_embed(word.new_empty(rows, d), text_row, ids, types, None, *rest)
 
     def torch_way(
         word: Tensor, position: Tensor, kind: Tensor, weight: Tensor, bias: Tensor, modality: Tensor
@@ -53,15 +55,12 @@ def cases(workload: Workload, config: ViltConfig, device: torch.device, compiles
         return word.new_empty(rows, d).index_copy(0, at, out)
 
     case = OperationCase(
+        batch,
         operation="text_embed",
         shape=f"{rows} words in {len(ids)} x {ids.shape[1]} -> {d}",
-        workload=workload,
-        config=config,
-        device=device,
         make=make,
         ours=ours,
         peers={"torch": torch_way},
         work=lambda itemsize: flops.text_embed(rows, d, itemsize),
-        compiles=compiles,
     )
     return [case]

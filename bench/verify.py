@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,19 +25,6 @@ BOUNDS = {
 OPERATION_BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How far off a result is, and whether that is within the bound; NaN is not."""
-
-    error: float
-    bound: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether it may be timed."""
-        return self.error <= self.bound
-
-
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     """The largest error of a row, relative to its length: max over b of |got_b - wanted_b| / |wanted_b|.
 
@@ -58,15 +44,13 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     return (difference.norm(dim=1) / length.clamp(min=floor)).max().item()
 
 
-def check(run: Callable[[], Any], wanted: Tensor | list[Tensor], bound: float) -> Verdict:
-    """Run a contestant once and compare its result with the reference's.
+def error_of(call: Callable[[], Any], wanted: Tensor | list[Tensor]) -> float:
+    """The relative error of what a contestant's call returns.
 
     Where `wanted` is a list, the result is a list too, and each of its tensors counts as one row.
     """
     with torch.inference_mode():
-        got = run()
+        got = call()
     if isinstance(wanted, Tensor):
-        return Verdict(relative_error(got, wanted), bound)
-    pairs = zip(got, wanted, strict=True)
-    errors = [relative_error(a[None], b[None]) for a, b in pairs]
-    return Verdict(max(errors), bound)
+        return relative_error(got, wanted)
+    return max(relative_error(a[None], b[None]) for a, b in zip(got, wanted, strict=True))
