@@ -221,14 +221,14 @@ class ViltImageProcessor:
         """
         hub, overrides = split_options(kwargs)
         if Path(pretrained_model_name_or_path).is_file():
-            saved = read_json(pretrained_model_name_or_path)
+            saved: Any = read_json(pretrained_model_name_or_path)
             saved = saved.get("image_processor", saved)
         else:
             # 5.x nests the settings in processor_config.json and reads that first.
-            nested = find_json(pretrained_model_name_or_path, "processor_config.json", hub) or {}
+            nested = find_json(pretrained_model_name_or_path, "processor_config.json", **hub) or {}
             saved = nested.get("image_processor")
             if saved is None:
-                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", hub)
+                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", **hub)
         if saved is None:
             raise FileNotFoundError(
                 f"{pretrained_model_name_or_path}: no preprocessor_config.json, and no processor_config.json with an "
@@ -350,7 +350,7 @@ def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | 
             "return_tensors=None for a list"
         )
     largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-    data = {"pixel_values": _stack(prepared, largest, layout)}
+    data: dict[str, Any] = {"pixel_values": _stack(prepared, largest, layout)}
     if do_pad:
         data["pixel_mask"] = np.zeros((len(prepared), *largest), dtype=np.int64)
         for mask, (height, width) in zip(data["pixel_mask"], sizes, strict=True):

@@ -185,8 +185,8 @@ class ViltProcessor:
         device = overrides.pop("device", None)
         names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
         for_images = {name: overrides.pop(name) for name in names}
-        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **vars(hub), **for_images)
-        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **vars(hub), **overrides)
+        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
+        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
         return cls(image_processor, tokenizer, device)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:

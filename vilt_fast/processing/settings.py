@@ -21,14 +21,14 @@ class Settings:
     """
 
     do_resize: bool
-    size: dict[str, int]
+    size: Any  # {"shortest_edge": pixels}
     size_divisor: int
     resample: int
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
-    image_mean: float | list[float]
-    image_std: float | list[float]
+    image_mean: Any  # a number, or a list of 3
+    image_std: Any
     do_pad: bool
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ def _check_channels(name: str, value: Any) -> float | list[float]:
     if isinstance(values, list | tuple):
         if len(values) != 3:
             raise ValueError(f"{name}: got {len(values)} numbers, wanted one or 3 (red, green, blue)")
-        checked = [_check_number(name, number) for number in values]
+        checked: Any = [_check_number(name, number) for number in values]
     else:
         checked = _check_number(name, values)
     if name == "image_std" and 0 in (checked if isinstance(checked, list) else [checked]):
