@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import vilt_fast
-from vilt_fast.checkpoints.hub import HubOptions, find_file, is_hub_id
+from vilt_fast import checkpoints
+from vilt_fast.checkpoints.hub import find_file, is_hub_id
 
 
 @pytest.fixture
@@ -115,24 +117,39 @@ def test_a_sharded_revision(hub_server, model_on_hub, helpers):
     assert helpers.same(offline.state_dict(), model_on_hub["old"].state_dict())
 
 
+def test_weights_of_a_revision(hub_server, model_on_hub, helpers, tmp_path):
+    hub = {"revision": "old", "cache_dir": tmp_path / "mine", "token": None, "local_files_only": False}
+    assert checkpoints.stored_dtype("team/small", **hub) == torch.float32
+    model = vilt_fast.ViltForQuestionAnswering(model_on_hub["old"].config)
+    checkpoints.load_weights(model, "team/small", **{**hub, "local_files_only": True})
+    assert helpers.same(model.state_dict(), model_on_hub["old"].state_dict())
+
+
+def test_an_unknown_option_of_the_hub(tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    for name in ("team/small", tmp_path / "weights.safetensors"):
+        with pytest.raises(TypeError, match="version"):
+            checkpoints.load_weights(torch.nn.Linear(1, 1), name, version="old")
+        with pytest.raises(TypeError, match="version"):
+            checkpoints.stored_dtype(name, version="old")
+
+
 def test_a_cache_of_ones_own(hub_server, model_on_hub, tmp_path):
-    path = find_file("team/small", "config.json", HubOptions(cache_dir=tmp_path / "mine"))
+    path = find_file("team/small", "config.json", cache_dir=tmp_path / "mine")
     assert path.is_relative_to(tmp_path / "mine") and not (tmp_path / "cache").exists()
-    assert (
-        find_file("team/small", "config.json", HubOptions(cache_dir=tmp_path / "mine", local_files_only=True)) == path
-    )
+    assert find_file("team/small", "config.json", cache_dir=tmp_path / "mine", local_files_only=True) == path
 
 
 def test_what_the_hub_has_not(hub_server, model_on_hub):
     with pytest.raises(FileNotFoundError, match=r"no vocab\.txt in the hub repository 'team/small'"):
         find_file("team/small", "vocab.txt")
     assert find_file("team/small", "vocab.txt", required=False) is None
-    assert find_file("team/small", "vocab.txt", HubOptions(local_files_only=True), required=False) is None
+    assert find_file("team/small", "vocab.txt", local_files_only=True, required=False) is None
     for required in (True, False):
         with pytest.raises(FileNotFoundError, match=r"no directory 'team/absent', and no hub repository of that name"):
             find_file("team/absent", "config.json", required=required)
         with pytest.raises(FileNotFoundError, match="no revision 'v9' of the hub repository 'team/small'"):
-            find_file("team/small", "config.json", HubOptions(revision="v9"), required=required)
+            find_file("team/small", "config.json", revision="v9", required=required)
         hub_server.gated.add("team/small")
         with pytest.raises(FileNotFoundError, match="gated"):
             find_file("team/small", "new.json", required=required)
@@ -157,13 +174,13 @@ def test_a_private_repository_needs_its_token(hub_server, model_on_hub):
     hub_server.tokens["team/small"] = "hf_secret"
     with pytest.raises(FileNotFoundError, match="token="):
         find_file("team/small", "config.json")
-    assert find_file("team/small", "config.json", HubOptions(token="hf_secret")).is_file()
+    assert find_file("team/small", "config.json", token="hf_secret").is_file()
 
 
 @pytest.mark.parametrize("required", [True, False])
 def test_offline_and_not_cached(hub_server, required):
     with pytest.raises(FileNotFoundError, match="config.json of the hub repository 'team/small' is not in the local"):
-        find_file("team/small", "config.json", HubOptions(local_files_only=True), required=required)
+        find_file("team/small", "config.json", local_files_only=True, required=required)
     assert hub_server.requests == []
 
 

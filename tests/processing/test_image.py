@@ -238,6 +238,8 @@ def test_bad_arguments_of_a_call():
         OURS(picture, input_data_format="channels_first")
     with pytest.raises(TypeError, match="do_rezize"):
         OURS(picture, do_rezize=True)
+    with pytest.raises(TypeError, match="multiple values for argument 'do_resize'"):
+        OURS(picture, False, do_resize=False)
 
 
 # --- settings in and out
@@ -373,3 +375,12 @@ def test_pictures_are_not_changed():
     OURS([picture, Image.fromarray(picture)], **SMALL)
     OURS(picture, do_resize=False, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values.fill_(0)
     np.testing.assert_array_equal(picture, before)
+
+
+def test_settings_by_place():
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    places = (True, {"shortest_edge": 32}, 16, 2, False)
+    named = dict(zip(("do_resize", "size", "size_divisor", "resample", "do_rescale"), places, strict=True))
+    wanted = OURS(picture, **named, return_tensors="pt")["pixel_values"]
+    assert torch.equal(OURS(picture, *places, return_tensors="pt")["pixel_values"], wanted)
+    assert torch.equal(ViltImageProcessor(*places)(picture, return_tensors="pt")["pixel_values"], wanted)

@@ -62,6 +62,10 @@ def test_calls_equal_transformers(arguments, ours, theirs, pictures, assert_same
 
 def test_one_pair_text_only_and_pictures_only(ours, theirs, pictures, assert_same):
     assert_same(ours(pictures[0], TEXTS[0], return_tensors="pt"), theirs(pictures[0], TEXTS[0], return_tensors="pt"))
+    assert_same(
+        ours(pictures, TEXTS, False, "max_length", True, 4),
+        ours(pictures, TEXTS, add_special_tokens=False, padding="max_length", truncation=True, max_length=4),
+    )
     assert_same(ours(text=TEXTS[0], return_tensors="pt"), theirs(text=TEXTS[0], return_tensors="pt"))
     assert_same(ours(images=pictures, return_tensors="pt"), theirs(images=pictures, return_tensors="pt"))
     assert ours(pictures[0], TEXTS[0])["input_ids"] == theirs(pictures[0], TEXTS[0])["input_ids"]  # no batch axis
@@ -96,6 +100,10 @@ def test_bad_input(ours, pictures, vocab_file):
         ours()
     with pytest.raises(TypeError, match="paddding"):
         ours(pictures, TEXTS, paddding=True)
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'padding'"):
+        ours(pictures, TEXTS, True, True, padding=True)
+    with pytest.raises(TypeError, match="at most 16 arguments by place"):
+        ours(pictures, TEXTS, *[None] * 15)
     with pytest.raises(ValueError, match=r"images\[1\]: got int"):
         ours([pictures[0], 3], TEXTS)
     with pytest.raises(ValueError, match=r"text\[0\]: got int"):

@@ -35,31 +35,27 @@ class HubOptions:
     subfolder: str | None = None
 
     @classmethod
-    def split(cls, keywords: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+    def split(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The hub's options among the keywords of a from_pretrained, and the others."""
-        names = {field.name for field in fields(cls)}
-        others = {name: value for name, value in keywords.items() if name not in names}
-        return cls(**{name: value for name, value in keywords.items() if name in names}), others
+        hub = {field.name: keywords[field.name] for field in fields(cls) if field.name in keywords}
+        return hub, {name: value for name, value in keywords.items() if name not in hub}
 
 
-DEFAULTS = HubOptions()
-
-
-def find_file(
-    name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions = DEFAULTS, *, required: bool = True
-) -> Path | None:
-    """Return the path of one file of a model, downloading it into the hub's cache where needed.
+def find_file(name_or_path: str | os.PathLike[str], filename: str, *, required: bool = True, **options: Any) -> Any:
+    """Return the `Path` of one file of a model, downloading it into the hub's cache where needed.
 
     Args:
         name_or_path: a local directory, or a hub id ("namespace/name"). What exists locally is never sent to the
             hub, nor is a `pathlib.Path` or a string that can only be a path ("./model", an absolute path).
         filename: the file's name inside the directory or repository.
         required: False returns None where the model has no such file. A model that does not exist raises either way.
+        **options: those of `HubOptions`.
 
     Raises:
         FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
         OSError: the hub answered with another error, or the download failed.
     """
+    hub = HubOptions(**options)
     filename = f"{hub.subfolder}/{filename}" if hub.subfolder else filename
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")

@@ -8,12 +8,12 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
-from vilt_fast.checkpoints.hub import DEFAULTS, HubOptions
 from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, listing, open_weights
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,7 @@ _ARCHITECTURES = tuple(
 )
 
 
-def load_weights(
-    model: nn.Module,
-    name_or_path: str | os.PathLike[str],
-    *,
-    strict: bool = True,
-    hub: HubOptions = DEFAULTS,
-) -> None:
+def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, strict: bool = True, **hub: Any) -> None:
     """Copy the weights of a checkpoint into a model, cast to the dtype and moved to the device of its parameters.
 
     The masked-word decoder shares the word table where the checkpoint holds no decoder weight, or where
@@ -51,13 +45,14 @@ def load_weights(
             .safetensors, .bin or .ckpt file, also of the original repository.
         strict: True: every parameter must be there and every tensor must fit, except those of the family's heads
             that the model lacks (a warning names them). False: what does not fit is left out, and named in a warning.
+        **hub: revision, cache_dir, token, local_files_only: see `HubOptions`.
 
     Raises:
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
             another shape or not floating point; it names them.
     """
     decoder = family_of(model).DECODER
-    with open_weights(name_or_path, hub) as stored:
+    with open_weights(name_or_path, **hub) as stored:
         fit = _fit(model, stored)
         fit.refuse(model, stored, strict)
         tied = _is_tied(model, fit)
@@ -69,9 +64,9 @@ def load_weights(
                     parameter.copy_(fit.tensors[name].read())
 
 
-def stored_dtype(name_or_path: str | os.PathLike[str], hub: HubOptions = DEFAULTS) -> torch.dtype:
-    """The dtype that the first floating-point tensor of a checkpoint is stored in."""
-    with open_weights(name_or_path, hub) as stored:
+def stored_dtype(name_or_path: str | os.PathLike[str], **hub: Any) -> torch.dtype:
+    """The dtype that the first floating-point tensor of a checkpoint is stored in; `hub` as for `load_weights`."""
+    with open_weights(name_or_path, **hub) as stored:
         return next((t.dtype for t in stored.tensors.values() if t.dtype in _FLOATS), torch.float32)
 
 
@@ -182,7 +177,7 @@ def _is_tied(model: nn.Module, fit: _Fit) -> bool | None:
     return torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
 
 
-def _set_tied(model: nn.Module, tied: bool) -> None:
+def _set_tied(model: Any, tied: bool) -> None:
     if tied != shares_words(model):
         if tied:
             model.tie_weights()

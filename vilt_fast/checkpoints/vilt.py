@@ -116,12 +116,12 @@ def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
 
 def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The retrieval head before its training: row 1 of the matching head, as the original starts it."""
-    if "rank_output.weight" in tensors:
+    sources = {f"rank_output.{kind}": f"itm_score.fc.{kind}" for kind in ("weight", "bias")}
+    if "rank_output.weight" in tensors or any(
+        name not in tensors or tensors[name].shape[:1] != (2,) for name in sources.values()
+    ):
         return {}
-    sources = {kind: tensors.get(f"itm_score.fc.{kind}") for kind in ("weight", "bias")}
-    if not all(source is not None and source.shape[:1] == (2,) for source in sources.values()):
-        return {}
-    return {f"rank_output.{kind}": replace(_rows(source, 1, 2), derived=True) for kind, source in sources.items()}
+    return {name: replace(_rows(tensors[source], 1, 2), derived=True) for name, source in sources.items()}
 
 
 def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:

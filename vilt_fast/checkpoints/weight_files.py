@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.checkpoints.hub import DEFAULTS, HubOptions, find_file
+from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 # In this order, as in transformers: the first that is there holds the weights.
@@ -56,20 +56,21 @@ class StoredWeights:
 
 
 @contextmanager
-def open_weights(name_or_path: str | os.PathLike[str], hub: HubOptions = DEFAULTS) -> Iterator[StoredWeights]:
+def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[StoredWeights]:
     """Open the weights of a directory, a hub id or one file; tensors can be read until the context ends.
 
     Args:
         name_or_path: a directory or hub id that holds one of `WEIGHT_NAMES`, or a file (.safetensors, .bin, .ckpt).
+        **hub: those of `HubOptions`.
 
     Raises:
         FileNotFoundError: nothing there, or a shard that the index names is absent.
         ValueError: a file is truncated or no weight file, or holds Python objects; names the file.
     """
-    path = _weight_file(name_or_path, hub)
+    path = _weight_file(name_or_path, HubOptions(**hub))
     with ExitStack() as stack:
         if path.name.endswith(".index.json"):
-            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, hub=hub), stack))
+            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
         else:
             yield _open_file(path, stack)
 
@@ -79,7 +80,7 @@ def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
     if path.is_file():
         return path
     for name in WEIGHT_NAMES:
-        found = find_file(name_or_path, name, hub, required=False)
+        found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
     held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""
@@ -118,7 +119,7 @@ def _open_shards(index: Path, find: Callable[[str], Path], stack: ExitStack) -> 
         shards = {name: [n for n, s in weight_map.items() if s == name] for name in sorted(set(weight_map.values()))}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is no index of shards (an object with a weight_map): {error!r}") from error
-    tensors = {}
+    tensors: dict[str, StoredTensor] = {}
     for shard, names in shards.items():
         if Path(shard).name != shard:
             raise ValueError(f"{index}: shards must lie beside it, got {shard!r}")
@@ -146,7 +147,7 @@ class _Inert:
 class _InertDict:
     """Stands in for a trainer's kind of dictionary (Lightning's AttributeDict): becomes an ordinary one."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:  # a type that PyTorch's unpickler fills
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # a type that PyTorch's unpickler fills
         return OrderedDict()
 
 

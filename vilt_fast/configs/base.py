@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound="PreTrainedConfig")
 def configuration(cls: type[Config]) -> type[Config]:
     """Let the constructor of a family's dataclass take `num_labels`, and keep unknown keywords in `extra`."""
     assign: Callable[..., None] = cls.__init__
-    names = {field.name for field in fields(cls)}
+    names = {field.name for field in fields(cls) if field.init}
 
     @wraps(assign)
     def __init__(self: Config, *values: Any, num_labels: int | None = None, **keywords: Any) -> None:  # noqa: N807
@@ -33,7 +33,7 @@ def configuration(cls: type[Config]) -> type[Config]:
         self.extra = {name: value for name, value in keywords.items() if name not in ignored}
         self._check()
 
-    cls.__init__ = __init__
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]  # as dataclass itself does
     return cls
 
 
@@ -44,11 +44,12 @@ class PreTrainedConfig:
     model_type: ClassVar[str]
 
     pad_token_id: int | None = None
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
+    id2label: Any = None  # dict[int, str], once constructed
+    label2id: Any = None  # dict[str, int]
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
+    extra: dict[str, Any] = field(init=False)
 
     def _check(self) -> None:
         """Raise ValueError for fields that mean nothing."""
@@ -99,9 +100,9 @@ class PreTrainedConfig:
             FileNotFoundError: there is no config.json. ValueError: it is not JSON, or not of this architecture.
         """
         hub, overrides = HubOptions.split(kwargs)
-        path = find_file(name_or_path, "config.json", hub)
+        path = find_file(name_or_path, "config.json", **hub)
         try:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(config, dict):
@@ -134,8 +135,6 @@ class PreTrainedConfig:
             return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING}
 
         return isinstance(other, type(self)) and essence(self) == essence(other)
-
-    __hash__ = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"

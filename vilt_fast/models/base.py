@@ -20,6 +20,7 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 class PreTrainedModel(nn.Module):
     """A model with a configuration, that reads and writes checkpoints. Parameter names are Hugging Face's."""
 
+    config: Any  # an instance of config_class
     config_class: type[PreTrainedConfig] = ViltConfig
     base_model_prefix = "vilt"
 
@@ -65,7 +66,7 @@ class PreTrainedModel(nn.Module):
             dtype = overrides.pop("torch_dtype") if dtype is None else dtype
         if "ignore_mismatched_sizes" in overrides:
             strict = strict and not overrides.pop("ignore_mismatched_sizes")
-        hub = HubOptions(revision, cache_dir, token, local_files_only)
+        hub = vars(HubOptions(revision, cache_dir, token, local_files_only))
         # What the constructor takes beside the configuration, such as add_pooling_layer.
         constructor = {
             name: overrides.pop(name) for name in [*inspect.signature(cls).parameters][1:] if name in overrides
@@ -75,9 +76,9 @@ class PreTrainedModel(nn.Module):
         elif overrides:
             raise ValueError(f"give config or fields of it, got both: config and {', '.join(sorted(overrides))}")
         if dtype == "auto":
-            dtype = checkpoints.stored_dtype(name_or_path, hub)
+            dtype = checkpoints.stored_dtype(name_or_path, **hub)
         model = cls(config, **constructor).to(dtype=_as_dtype(dtype))
-        checkpoints.load_weights(model, name_or_path, strict=strict, hub=hub)
+        checkpoints.load_weights(model, name_or_path, strict=strict, **hub)
         return model.to(device=device).eval()
 
     def save_pretrained(
@@ -115,6 +116,7 @@ class PreTrainedModel(nn.Module):
 
     def gradient_checkpointing_enable(self, enable: bool = True) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""
+        module: Any
         for module in self.modules():
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = enable
@@ -141,7 +143,7 @@ class PreTrainedModel(nn.Module):
 
 
 def _read_config(
-    config_class: type[PreTrainedConfig], name_or_path: str | Path, hub: HubOptions, overrides: dict[str, Any]
+    config_class: type[PreTrainedConfig], name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
 ) -> PreTrainedConfig:
     known = set(config_class().__dict__) | {"num_labels"}
     unknown = sorted(set(overrides) - known)
@@ -151,7 +153,7 @@ def _read_config(
         return config_class.from_dict(checkpoints.read_original_config(name_or_path), **overrides)
     if Path(name_or_path).is_file():
         name_or_path = Path(name_or_path).parent
-    return config_class.from_pretrained(name_or_path, **vars(hub), **overrides)
+    return config_class.from_pretrained(name_or_path, **hub, **overrides)
 
 
 def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from vilt_fast.pixels import PackedPixels
+
+Feature = TypeVar("Feature", bound="BatchFeature")
 
 
 def tensor_kind(return_tensors: Any) -> str | None:
@@ -51,7 +53,7 @@ class BatchFeature(UserDict):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
-    def convert_to_tensors(self, tensor_type: str | None = None) -> BatchFeature:
+    def convert_to_tensors(self: Feature, tensor_type: str | None = None) -> Feature:
         """Turn the values into tensors ("pt") or arrays ("np") in place, and return self.
 
         Raises:
@@ -63,12 +65,12 @@ class BatchFeature(UserDict):
         return self
 
     def to(
-        self,
+        self: Feature,
         device: str | int | torch.device | torch.dtype | None = None,
         dtype: torch.dtype | None = None,
         *,
         non_blocking: bool = False,
-    ) -> BatchFeature:
+    ) -> Feature:
         """Move every tensor to `device` and cast the floating ones to `dtype`, in place; return self.
 
         Ids, masks and packed pictures keep their integer dtype. As in `torch.Tensor.to`, a dtype may come first.

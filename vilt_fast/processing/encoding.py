@@ -23,7 +23,7 @@ class Strategy(NamedTuple):
 
     padding: str  # one of PADDING
     truncation: str  # one of TRUNCATION
-    max_length: int | None  # tokens; None where neither needs it
+    max_length: int  # tokens; 0 where neither needs it
 
 
 def choose_strategy(
@@ -53,8 +53,8 @@ def choose_strategy(
             _warn(verbose, f"truncation={truncation!r} {advice}")
         if pad == "max_length":
             _warn(verbose, f"padding={padding!r} {advice}")
-        return Strategy("do_not_pad" if pad == "max_length" else pad, "do_not_truncate", None)
-    return Strategy(pad, cut, max_length)
+        return Strategy("do_not_pad" if pad == "max_length" else pad, "do_not_truncate", 0)
+    return Strategy(pad, cut, max_length or 0)
 
 
 def _one_of(argument: str, value: Any, shorthands: Mapping[Any, str], names: Sequence[str]) -> str:
@@ -133,18 +133,18 @@ def _check_string(text: Any, name: str) -> str:
 
 
 def pad_rows(
-    batch: Mapping[str, list[list[Any]]], length: int | None, fill: Mapping[str, int], side: str
+    batch: Mapping[str, list[list[Any]]], length: int, fill: Mapping[str, int], side: str
 ) -> dict[str, list[list[Any]]]:
     """Pad the rows of every value named in `fill` to `length`; longer rows and other values stay.
 
     Args:
         batch: name -> rows.
-        length: tokens; None pads nothing.
+        length: tokens.
         fill: name -> what to pad with.
         side: "right" or "left".
     """
     padded = dict(batch)
-    for key in batch.keys() & fill.keys() if length is not None else ():
+    for key in batch.keys() & fill.keys():
         rows = []
         for row in batch[key]:
             filler = [fill[key]] * (length - len(row))

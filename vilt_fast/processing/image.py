@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class _Prepared(NamedTuple):
                 np.take(row, channel, out=target, mode="clip")
 
 
-class ViltImageProcessor:
+class ViltImageProcessor(Settings):
     """Resize, rescale, normalise and pad pictures for ViLT, with the PIL arithmetic of transformers 4.37.
 
     Output equals transformers' PIL class bit for bit wherever that one accepts the picture. Beyond it, greyscale,
@@ -79,33 +80,9 @@ class ViltImageProcessor:
 
     model_input_names = ["pixel_values", "pixel_mask"]
 
-    def __init__(
-        self,
-        do_resize: bool = True,
-        size: int | Mapping[str, int] | None = None,
-        size_divisor: int = 32,
-        resample: int = Image.Resampling.BICUBIC,
-        do_rescale: bool = True,
-        rescale_factor: float = 1 / 255,
-        do_normalize: bool = True,
-        image_mean: float | list[float] | None = None,
-        image_std: float | list[float] | None = None,
-        do_pad: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        settings = Settings(
-            do_resize=do_resize,
-            size={"shortest_edge": 384} if size is None else size,
-            size_divisor=size_divisor,
-            resample=resample,
-            do_rescale=do_rescale,
-            rescale_factor=rescale_factor,
-            do_normalize=do_normalize,
-            image_mean=[0.5, 0.5, 0.5] if image_mean is None else image_mean,
-            image_std=[0.5, 0.5, 0.5] if image_std is None else image_std,
-            do_pad=kwargs.pop(_OLD_DO_PAD, do_pad),
-        )
-        self.__dict__.update(vars(settings))
+    def __init__(self, *settings: Any, **kwargs: Any) -> None:
+        kwargs = _without_old_name(kwargs)
+        super().__init__(*settings, **{name: kwargs.pop(name) for name in SETTINGS if name in kwargs})
         for name, value in kwargs.items():
             if name not in _BOOKKEEPING and not name.startswith("_"):
                 if callable(getattr(type(self), name, None)):
@@ -119,27 +96,19 @@ class ViltImageProcessor:
     def preprocess(
         self,
         images: Any,
-        do_resize: bool | None = None,
-        size: int | Mapping[str, int] | None = None,
-        size_divisor: int | None = None,
-        resample: int | None = None,
-        do_rescale: bool | None = None,
-        rescale_factor: float | None = None,
-        do_normalize: bool | None = None,
-        image_mean: float | list[float] | None = None,
-        image_std: float | list[float] | None = None,
-        do_pad: bool | None = None,
+        *settings: Any,
         return_tensors: str | None = None,
         data_format: str = "channels_first",
         input_data_format: str | None = None,
-        **kwargs: Any,
+        **overrides: Any,
     ) -> BatchFeature:
-        """Turn pictures into model inputs; an argument left None takes the processor's own setting.
+        """Turn pictures into model inputs.
 
         Args:
             images: a path, a PIL image, a NumPy array or torch tensor (H, W), (H, W, C) or (C, H, W), a batch of
                 these in four dimensions, or a list of these. Nested lists are flattened, as in transformers 5.x;
                 `pixel_values.unflatten(0, (batch, num_images))` gives them back.
+            settings, overrides: the constructor's, in its order, for this call; None takes the processor's own.
             return_tensors: "pt", "np", or None for lists of arrays.
             data_format: "channels_first" or "channels_last", the layout of `pixel_values`.
             input_data_format: the layout of 3-D arrays, where it should not be inferred.
@@ -151,25 +120,12 @@ class ViltImageProcessor:
             FileNotFoundError: a path does not exist.
             ValueError: a picture cannot be used, named by its index; or a setting is out of range.
         """
-        settings = self._settings(
-            "preprocess",
-            do_resize=do_resize,
-            size=size,
-            size_divisor=size_divisor,
-            resample=resample,
-            do_rescale=do_rescale,
-            rescale_factor=rescale_factor,
-            do_normalize=do_normalize,
-            image_mean=image_mean,
-            image_std=image_std,
-            do_pad=kwargs.pop(_OLD_DO_PAD, do_pad),
-            **kwargs,
-        )
+        chosen = self._settings("preprocess", *settings, **overrides)
         kind = tensor_kind(return_tensors)
         layout = check_data_format(data_format, "data_format") or "channels_first"
         pictures = flatten_pictures(images)
-        prepared = [_prepare(name, picture, input_data_format, settings) for name, picture in pictures]
-        return _assemble(prepared, settings.do_pad, layout, kind)
+        prepared = [_prepare(name, picture, input_data_format, chosen) for name, picture in pictures]
+        return _assemble(prepared, chosen.do_pad, layout, kind)
 
     def pack(
         self,
@@ -194,16 +150,18 @@ class ViltImageProcessor:
             FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
             TypeError: an argument that is no setting.
         """
-        settings = self._settings("pack", **{name: v for name, v in overrides.items() if name != _OLD_DO_PAD})
+        settings = self._settings("pack", **overrides)
         return pack_pictures(images, settings, device, picture=picture, input_data_format=input_data_format)
 
-    def _settings(self, method: str, **overrides: Any) -> Settings:
+    def _settings(self, method: str, *values: Any, **overrides: Any) -> Settings:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
+        overrides = _without_old_name(overrides)
         unknown = sorted(set(overrides) - {*SETTINGS, *_WITHOUT_EFFECT})
         if unknown:
             raise TypeError(f"{method}() got an unexpected keyword argument {unknown[0]!r}")
-        given = {name: overrides.get(name) for name in SETTINGS}
-        return Settings(**{name: getattr(self, name) if v is None else v for name, v in given.items()})
+        named = {name: value for name, value in overrides.items() if name in SETTINGS}
+        given = inspect.signature(Settings).bind_partial(*values, **named).arguments
+        return Settings(**{name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -221,14 +179,14 @@ class ViltImageProcessor:
         """
         hub, overrides = split_options(kwargs)
         if Path(pretrained_model_name_or_path).is_file():
-            saved = read_json(pretrained_model_name_or_path)
+            saved: Any = read_json(pretrained_model_name_or_path)
             saved = saved.get("image_processor", saved)
         else:
             # 5.x nests the settings in processor_config.json and reads that first.
-            nested = find_json(pretrained_model_name_or_path, "processor_config.json", hub) or {}
+            nested = find_json(pretrained_model_name_or_path, "processor_config.json", **hub) or {}
             saved = nested.get("image_processor")
             if saved is None:
-                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", hub)
+                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", **hub)
         if saved is None:
             raise FileNotFoundError(
                 f"{pretrained_model_name_or_path}: no preprocessor_config.json, and no processor_config.json with an "
@@ -299,6 +257,12 @@ class ViltFeatureExtractor(ViltImageProcessor):
         super().__init__(*args, **kwargs)
 
 
+def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
+    if _OLD_DO_PAD in settings:
+        settings["do_pad"] = settings.pop(_OLD_DO_PAD)
+    return settings
+
+
 def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
     decoded = decode(picture, input_data_format, name, floats="unit" if settings.do_resize else "keep")
     if settings.do_rescale and decoded.is_scaled:
@@ -350,7 +314,7 @@ def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | 
             "return_tensors=None for a list"
         )
     largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-    data = {"pixel_values": _stack(prepared, largest, layout)}
+    data: dict[str, Any] = {"pixel_values": _stack(prepared, largest, layout)}
     if do_pad:
         data["pixel_mask"] = np.zeros((len(prepared), *largest), dtype=np.int64)
         for mask, (height, width) in zip(data["pixel_mask"], sizes, strict=True):

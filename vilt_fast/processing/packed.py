@@ -28,7 +28,7 @@ def pack_pictures(
     settings: Settings,
     device: torch.device | str | int,
     *,
-    picture: Sequence[int] | None = None,
+    picture: Any = None,
     input_data_format: str | None = None,
 ) -> PackedPixels:
     """Decode pictures and resize them on `device`.
@@ -61,7 +61,7 @@ def pack_pictures(
     data = _flat_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
     if settings.do_resize:
         data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
-    mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else (0.0, 1.0)
+    mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
 

@@ -67,7 +67,7 @@ class Decoded:
     @property
     def is_exact(self) -> bool:
         """Whether the pixels equal the values that came."""
-        return self.pixels is self.source or np.array_equal(self.pixels, self.source)
+        return self.pixels is self.source or np.array_equal(self.array, np.asarray(self.source))
 
     @property
     def is_scaled(self) -> bool:
@@ -236,7 +236,7 @@ def _bomb_message(name: str, reason: str) -> str:
 
 def _turn_upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # EXIF blocks are often broken in ways of their own; the pixels are fine without them
         return image
     method = _UPRIGHT.get(orientation)

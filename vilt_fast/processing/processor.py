@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +18,12 @@ from .text import BertTokenizer
 
 _TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
 _IMAGE_ARGUMENTS = (*SETTINGS, "return_tensors", "data_format", "input_data_format")
+# What follows `images` and `text` in transformers 4.37.
+_BY_PLACE = (
+    "add_special_tokens padding truncation max_length stride pad_to_multiple_of return_token_type_ids "
+    "return_attention_mask return_overflowing_tokens return_special_tokens_mask return_offsets_mapping return_length "
+    "verbose return_tensors"
+).split()
 # Hugging Face 5.x's way to say which argument is whose.
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
@@ -66,20 +71,7 @@ class ViltProcessor:
         self,
         images: Any = None,
         text: Any = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
-        truncation: bool | str | None = None,
-        max_length: int | None = None,
-        stride: int = 0,
-        pad_to_multiple_of: int | None = None,
-        return_token_type_ids: bool | None = None,
-        return_attention_mask: bool | None = None,
-        return_overflowing_tokens: bool = False,
-        return_special_tokens_mask: bool = False,
-        return_offsets_mapping: bool = False,
-        return_length: bool = False,
-        verbose: bool = True,
-        return_tensors: str | None = None,
+        *by_place: Any,
         device: torch.device | str | int | None = None,
         picture: Any = None,
         **kwargs: Any,
@@ -93,7 +85,8 @@ class ViltProcessor:
                 bytes without padding, see `ViltImageProcessor.pack`.
             picture: with a device, which picture each text is about, (batch,) or (batch, num_images); None: text i is
                 about picture i. A picture is prepared and embedded once, however many texts are about it.
-            kwargs: further arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
+            by_place: arguments of the tokenizer in the order of transformers 4.37, from `add_special_tokens` on.
+            kwargs: arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
                 `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
 
         Returns:
@@ -105,27 +98,13 @@ class ViltProcessor:
             FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
             TypeError: an argument that neither has.
         """
-        arguments = {
-            "add_special_tokens": add_special_tokens,
-            "padding": padding,
-            "truncation": truncation,
-            "max_length": max_length,
-            "stride": stride,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "return_token_type_ids": return_token_type_ids,
-            "return_attention_mask": return_attention_mask,
-            "return_overflowing_tokens": return_overflowing_tokens,
-            "return_special_tokens_mask": return_special_tokens_mask,
-            "return_offsets_mapping": return_offsets_mapping,
-            "return_length": return_length,
-            "verbose": verbose,
-            "return_tensors": return_tensors,
-        }
         device = self.device if device is None else device
         if images is None and text is None:
             raise ValueError("images, text: got neither, wanted at least one")
-        for_text, for_images = _split_arguments({**arguments, **kwargs})
-        kind = tensor_kind(for_text["return_tensors"])
+        if len(by_place) > len(_BY_PLACE):
+            raise TypeError(f"ViltProcessor() takes at most {2 + len(_BY_PLACE)} arguments by place")
+        for_text, for_images = _split_arguments(**dict(zip(_BY_PLACE, by_place, strict=False)), **kwargs)
+        kind = tensor_kind(for_text.get("return_tensors"))
         if device is not None:
             kind = for_text["return_tensors"] = _check_packed(kind, for_images)
         elif picture is not None:
@@ -185,8 +164,8 @@ class ViltProcessor:
         device = overrides.pop("device", None)
         names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
         for_images = {name: overrides.pop(name) for name in names}
-        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **vars(hub), **for_images)
-        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **vars(hub), **overrides)
+        image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
+        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)
         return cls(image_processor, tokenizer, device)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
@@ -217,9 +196,8 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
     return "pt"
 
 
-def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_arguments(**flat: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tokenizer's arguments and the picture processor's, out of flat ones and Hugging Face's groups."""
-    flat = dict(arguments)
     text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
     unknown = sorted(set(flat) - _TEXT_ARGUMENTS - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
     if unknown:

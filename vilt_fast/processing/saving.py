@@ -17,7 +17,7 @@ IGNORED_OPTIONS = (
 ).split()
 
 
-def split_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Split the keywords of from_pretrained into those that say where the files are and the rest."""
     options = dict(options)
     if "use_auth_token" in options:  # the old name; it must never be taken for a setting, and saved
@@ -41,9 +41,9 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def find_json(name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions) -> dict[str, Any] | None:
+def find_json(name_or_path: str | os.PathLike[str], filename: str, **hub: Any) -> dict[str, Any] | None:
     """The content of one optional JSON file of a directory or hub repository; None where there is none."""
-    path = find_file(name_or_path, filename, hub, required=False)
+    path = find_file(name_or_path, filename, required=False, **hub)
     return None if path is None else read_json(path)
 
 

@@ -3,41 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from PIL import Image
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of one call, as plain Python values that JSON can hold; see `ViltImageProcessor`.
-
-    Raises:
-        ValueError: a value is out of range; the message names the setting.
-    """
-
-    do_resize: bool
-    size: dict[str, int]
-    size_divisor: int
-    resample: int
-    do_rescale: bool
-    rescale_factor: float
-    do_normalize: bool
-    image_mean: float | list[float]
-    image_std: float | list[float]
-    do_pad: bool
-
-    def __post_init__(self) -> None:
-        for name, check in _CHECKS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
-
-
-# In Hugging Face's order of arguments.
-SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 def _check_flag(name: str, value: Any) -> bool:
@@ -47,6 +19,7 @@ def _check_flag(name: str, value: Any) -> bool:
 
 
 def _check_size(name: str, value: Any) -> dict[str, int]:
+    value = 384 if value is None else value
     if isinstance(value, Mapping) and "shortest_edge" in value:
         return {**value, "shortest_edge": _check_positive(f'{name}["shortest_edge"]', value["shortest_edge"])}
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -73,11 +46,12 @@ def _check_number(name: str, value: Any) -> float:
 
 
 def _check_channels(name: str, value: Any) -> float | list[float]:
+    value = (0.5, 0.5, 0.5) if value is None else value
     values = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(values, list | tuple):
         if len(values) != 3:
             raise ValueError(f"{name}: got {len(values)} numbers, wanted one or 3 (red, green, blue)")
-        checked = [_check_number(name, number) for number in values]
+        checked: Any = [_check_number(name, number) for number in values]
     else:
         checked = _check_number(name, values)
     if name == "image_std" and 0 in (checked if isinstance(checked, list) else [checked]):
@@ -85,15 +59,33 @@ def _check_channels(name: str, value: Any) -> float | list[float]:
     return checked
 
 
-_CHECKS = {
-    "do_resize": _check_flag,
-    "size": _check_size,
-    "size_divisor": _check_positive,
-    "resample": _check_resample,
-    "do_rescale": _check_flag,
-    "rescale_factor": _check_number,
-    "do_normalize": _check_flag,
-    "image_mean": _check_channels,
-    "image_std": _check_channels,
-    "do_pad": _check_flag,
-}
+def _setting(default: Any, check: Callable[[str, Any], Any]) -> Any:
+    return field(default=default, metadata={"check": check})
+
+
+@dataclass(eq=False, repr=False)
+class Settings:
+    """All settings, as plain Python values that JSON can hold; see `ViltImageProcessor`.
+
+    Raises:
+        ValueError: a value is out of range; the message names the setting.
+    """
+
+    # In Hugging Face's order of arguments.
+    do_resize: bool = _setting(True, _check_flag)
+    size: Any = _setting(None, _check_size)  # {"shortest_edge": pixels}
+    size_divisor: int = _setting(32, _check_positive)
+    resample: int = _setting(Image.Resampling.BICUBIC, _check_resample)
+    do_rescale: bool = _setting(True, _check_flag)
+    rescale_factor: float = _setting(1 / 255, _check_number)
+    do_normalize: bool = _setting(True, _check_flag)
+    image_mean: Any = _setting(None, _check_channels)  # a number, or a list of 3
+    image_std: Any = _setting(None, _check_channels)
+    do_pad: bool = _setting(True, _check_flag)
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            setattr(self, entry.name, entry.metadata["check"](entry.name, getattr(self, entry.name)))
+
+
+SETTINGS = tuple(entry.name for entry in fields(Settings))

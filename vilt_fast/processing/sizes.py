@@ -17,10 +17,8 @@ def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor:
     """
     longest = int(_LONGER / _SHORTER * shortest_edge)
     scale = shortest_edge / min(height, width)
-    if height < width:
-        new_height, new_width = shortest_edge, scale * width
-    else:
-        new_height, new_width = scale * height, shortest_edge
+    new_height: float = shortest_edge if height < width else scale * height
+    new_width: float = scale * width if height < width else shortest_edge
     if max(new_height, new_width) > longest:
         scale = longest / max(new_height, new_width)
         new_height, new_width = scale * new_height, scale * new_width

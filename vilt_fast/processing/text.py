@@ -225,12 +225,12 @@ class BertTokenizer(TokenTable):
         if self._is_input("attention_mask", return_attention_mask):
             batch.setdefault("attention_mask", [[1] * len(row) for row in rows])
         strategy = choose_strategy(padding, False, max_length, self.model_max_length, verbose)
-        length = strategy.max_length if strategy.padding == "max_length" else max(map(len, rows), default=0)
-        if pad_to_multiple_of:
-            length = -(-length // pad_to_multiple_of) * pad_to_multiple_of
         side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
         fill = {"input_ids": self._pad_id(), "token_type_ids": 0, "attention_mask": 0, "special_tokens_mask": 1}
-        batch = pad_rows(batch, None if strategy.padding == "do_not_pad" else length, fill, side)
+        if strategy.padding != "do_not_pad":
+            length = strategy.max_length if strategy.padding == "max_length" else max(map(len, rows), default=0)
+            multiple = pad_to_multiple_of or 1
+            batch = pad_rows(batch, -(-length // multiple) * multiple, fill, side)
         return BatchEncoding(batch if is_batch else {key: value[0] for key, value in batch.items()}, tensor_type=kind)
 
     @property
@@ -257,7 +257,7 @@ class BertTokenizer(TokenTable):
             ValueError: a file is broken, or an argument out of range.
         """
         hub, overrides = split_options(kwargs)
-        settings = read_saved(pretrained_model_name_or_path, hub)
+        settings = read_saved(pretrained_model_name_or_path, **hub)
         for key in _BOOKKEEPING:
             settings.pop(key, None)
         return cls(**{**settings, "name_or_path": str(pretrained_model_name_or_path), **overrides})
@@ -339,7 +339,7 @@ class BertTokenizer(TokenTable):
 
     def _warn_if_too_long(self, rows: list[list[int]], strategy: Strategy, verbose: bool) -> None:
         longest = max(map(len, rows))
-        if strategy.max_length is None and longest > self.model_max_length and verbose and not self._warned_too_long:
+        if not strategy.max_length and longest > self.model_max_length and verbose and not self._warned_too_long:
             self._warned_too_long = True
             warnings.warn(
                 f"a text of {longest} tokens is longer than the model's {self.model_max_length}; the model will refuse "

@@ -274,7 +274,7 @@ class TokenTable:
 
     def decode(
         self, token_ids: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
-    ) -> str | list[str]:
+    ) -> Any:
         """The text of a row of ids, or a list of texts for a batch of rows (as in transformers 5.x).
 
         Args:

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from vilt_fast.checkpoints.hub import HubOptions, find_file
+from vilt_fast.checkpoints.hub import find_file
 
 from .saving import find_json, read_json, to_json
 
@@ -168,7 +168,7 @@ def token_to_dict(token: AddedToken) -> dict[str, Any]:
     return {flag: getattr(token, flag) for flag in _TOKEN_FLAGS}
 
 
-def read_saved(name_or_path: str | os.PathLike[str], hub: HubOptions) -> dict[str, Any]:
+def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
     """The constructor's keywords for what transformers 4.37 (slow and fast) or 5.x saved under a name.
 
     Raises:
@@ -178,20 +178,20 @@ def read_saved(name_or_path: str | os.PathLike[str], hub: HubOptions) -> dict[st
     if Path(name_or_path).is_file():
         key = "tokenizer_file" if str(name_or_path).endswith(".json") else "vocab_file"
         return {key: str(name_or_path)}
-    settings = find_json(name_or_path, "tokenizer_config.json", hub) or {}
+    settings = find_json(name_or_path, "tokenizer_config.json", **hub) or {}
     # Paths in a downloaded config are not followed: they could point anywhere.
     for key in ("vocab_file", "tokenizer_file", "special_tokens_map_file", "name_or_path", "vocab"):
         settings.pop(key, None)
     if "added_tokens_decoder" not in settings:  # until 4.33, these were files of their own
-        settings.update(find_json(name_or_path, "special_tokens_map.json", hub) or {})
-        added = find_json(name_or_path, "added_tokens.json", hub) or {}
+        settings.update(find_json(name_or_path, "special_tokens_map.json", **hub) or {})
+        added = find_json(name_or_path, "added_tokens.json", **hub) or {}
         specials = {_content(settings.get(name)) for name in SPECIAL_NAMES}
         settings["added_tokens_decoder"] = {
             index: to_added_token(token, "added_tokens.json", special=token in specials)
             for token, index in added.items()
         }
     for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
-        path = find_file(name_or_path, filename, hub, required=False)
+        path = find_file(name_or_path, filename, required=False, **hub)
         if path is not None:
             return {**settings, key: str(path)}
     raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")
