@@ -162,7 +162,7 @@ def fold_normalisation(
         weight = torch.stack([weight[:, c].to(wide) * (std[0] / s) for c, s in enumerate(std)], 1).to(weight.dtype)
     sums = weight.sum((2, 3), dtype=torch.float64)  # (d, C)
     # Python numbers: a tensor of them would have to be copied to the device, and be waited for.
-    total = sum(sums[:, c] * (scale * (MIDDLE - m / rescale_factor)) for c, m in enumerate(mean))
+    total: Any = sum(sums[:, c] * (scale * (MIDDLE - m / rescale_factor)) for c, m in enumerate(mean))
     total = total if bias is None else total + bias
     bias = total.to(torch.promote_types(weight.dtype, torch.float32))
     return weight.contiguous(memory_format=torch.channels_last), bias, scale

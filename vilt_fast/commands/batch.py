@@ -125,7 +125,7 @@ def _parse(line: bytes, folder: Path, where: str) -> Entry:
     except ValueError as error:
         return Entry({"image": None, "question": None}, error=f"{where}: not JSON: {error}")
     content = content if isinstance(content, dict) else {}
-    asked = {name: content.get(name) for name in ("image", "question")}
+    asked: dict[str, Any] = {name: content.get(name) for name in ("image", "question")}
     asked |= {"id": content["id"]} if "id" in content else {}
     for name in ("image", "question"):
         if not isinstance(asked[name], str):

@@ -81,6 +81,7 @@ def _draw_card(one: Answered) -> Image.Image:
     card = Image.new("RGB", (width, height), CARD)
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, width - 1, height - 1), outline=LINE)
+    assert one.attention is not None  # a board is drawn of answers that were asked for with it
     picture = ImageOps.contain(one.picture, (BOX, BOX), Image.Resampling.LANCZOS)
     for column, shown in enumerate((picture, overlay(picture, one.attention))):
         x, y = GAP + column * (BOX + GAP), GAP
@@ -134,7 +135,8 @@ def _clip(text: str, size: int, width: int) -> str:
 
 def _wrap(text: str, size: int, width: int, most: int) -> list[str]:
     """`text` in at most `most` lines of `width` pixels; the rest is cut off with an ellipsis."""
-    font, lines, words = _font(size), [], text.split()
+    font, words = _font(size), text.split()
+    lines: list[str] = []
     while words and len(lines) < most - 1:
         count = 1
         while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:

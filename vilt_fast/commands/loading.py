@@ -74,6 +74,7 @@ def _architectures(name_or_path: str) -> list[str]:
     if Path(name_or_path).suffix == ".ckpt":
         return []
     path = find_file(_folder(name_or_path), "config.json")
+    assert path is not None  # it is required
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -117,7 +118,7 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    pictures = [load_picture(path, name="IMAGE") for path in paths]
+    pictures: list[Any] = [load_picture(path, name="IMAGE") for path in paths]
     return pictures, *load(arguments)
 
 

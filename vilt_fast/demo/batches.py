@@ -75,7 +75,7 @@ def make_round(
 def _group(processor: ViltProcessor, pictures: list[_Picture]) -> Group:
     questions = [(i, question) for i, picture in enumerate(pictures) for question in picture.questions]
     encoded = processor.tokenizer([text for _, (text, *_) in questions])["input_ids"]
-    asked = [Asked(i, ids, *meant) for (i, (_, *meant)), ids in zip(questions, encoded, strict=True)]
+    asked = [Asked(i, ids, *question[1:]) for (i, question), ids in zip(questions, encoded, strict=True)]
     pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
     return Group(pixels, torch.from_numpy(np.stack([picture.things for picture in pictures])), asked)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 from vilt_fast.checkpoints.files import write_atomically
@@ -29,7 +30,7 @@ def write_examples(directory: str | Path) -> None:
     entries = []
     for name, sample, asked in make_examples():
         image, question = sample.image, sample.questions[asked]
-        write_atomically(directory / name, lambda path, image=image: image.save(path, "PNG", optimize=True))
+        write_atomically(directory / name, partial(image.save, format="PNG", optimize=True))
         entries.append({"picture": name, "question": question.text, "answer": question.answer, "kind": question.kind})
     write_atomically(directory / "examples.json", json.dumps(entries, indent=2) + "\n")
 

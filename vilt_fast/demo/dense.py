@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from vilt_fast.layers.embeddings import ViltEmbeddings
+from vilt_fast.layers.encoder import Layer
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 
 
@@ -47,7 +49,7 @@ def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_valu
     return DenseOutput(model.classifier(pooled).float(), patches)
 
 
-def _embed_text(embeddings: nn.Module, input_ids: Tensor) -> Tensor:
+def _embed_text(embeddings: ViltEmbeddings, input_ids: Tensor) -> Tensor:
     text = embeddings.text_embeddings
     rows = text.word_embeddings(input_ids) + text.position_embeddings.weight[: input_ids.shape[1]]
     rows = text.LayerNorm(rows + text.token_type_embeddings.weight[0])
@@ -68,7 +70,7 @@ def _embed_image(model: ViltForQuestionAnswering, pixel_values: Tensor) -> Tenso
     return torch.cat((first, rows.to(first.dtype)), 1) + embeddings.token_type_embeddings.weight[1]
 
 
-def _block(layer: nn.Module, x: Tensor, bias: Tensor, num_heads: int, rows: int | None = None) -> Tensor:
+def _block(layer: Layer, x: Tensor, bias: Tensor, num_heads: int, rows: int | None = None) -> Tensor:
     """One block; `rows`: how many rows to compute, from the first on."""
     attention, normed = layer.attention.attention, layer.layernorm_before(x)
     query = attention.query(normed[:, :rows]).unflatten(-1, (num_heads, -1)).transpose(1, 2)

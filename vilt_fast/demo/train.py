@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -104,7 +104,8 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
     nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=(3 * recipe.patch_size**2) ** -0.5)
     with torch.no_grad():
         embeddings.position_embeddings[0, 1:] = _waves(config.table_size, recipe.hidden_size)
-    nn.init.constant_(model.classifier[3].bias, -math.log(len(ANSWERS) - 1))  # one answer is right: the others are not
+    *_, answer_bias = model.classifier.parameters()
+    nn.init.constant_(answer_bias, -math.log(len(ANSWERS) - 1))  # one answer is right: the others are not
     return model
 
 
@@ -146,16 +147,17 @@ class _Run:
         size = -(-len(batch.answer) // self.recipe.shards)
         shards = [Batch(*parts) for parts in zip(*(tensor.split(size) for tensor in batch), strict=True)]
         weights = [len(shard.answer) / len(batch.answer) for shard in shards]
-        results = list(self.threads.map(self._gradients, shards))
-        for i, parameter in enumerate(self.parameters):
-            parameter.grad = sum(gradients[i] * weight for (gradients, _), weight in zip(results, weights, strict=True))
+        gradients, losses = zip(*self.threads.map(self._gradients, shards), strict=True)
+
+        def mean(parts: Iterable[Any]) -> Any:
+            return sum(part * weight for part, weight in zip(parts, weights, strict=True))
+
+        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
+            parameter.grad = mean(parts)
         nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         self.optimizer.step()
         self.step, self.batch, self.questions = self.step + 1, self.batch + 1, self.questions + len(batch.answer)
-        return {
-            name: sum(losses[name] * weight for (_, losses), weight in zip(results, weights, strict=True))
-            for name in results[0][1]
-        }
+        return {name: mean(part[name] for part in losses) for name in losses[0]}
 
     def _gradients(self, shard: Batch) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         """The mean loss's gradients over a shard, and its losses. Writes nothing shared: threads may run it at once."""
@@ -263,7 +265,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16; a PyTorch that cannot say counts as no."""
     if device.type != "cpu":
         return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(value is True for name, value in capabilities.items() if "bf16" in name)
 
 

@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def pair_up(images: Any, texts: Any) -> Pairs:
 
 def in_order(
     submit: Callable[[Any, Any], Future], pairs: Iterable[tuple[Any, Any]], ahead: int, on_error: str
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
 
     Args:
@@ -82,7 +82,7 @@ def in_order(
             _cancel(futures.get())
 
 
-def with_bar(results: Iterator[Any], length: int | None, progress: bool | None) -> Iterator[Any]:
+def with_bar(results: Generator[Any, None, None], length: int | None, progress: bool | None) -> Iterator[Any]:
     """The same results, with a progress bar if wanted; None: for a long list on a terminal."""
     if progress is None:
         progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()

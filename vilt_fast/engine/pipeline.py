@@ -38,7 +38,7 @@ class _Batch:
     items: list[Item] = field(default_factory=list)
     tokens: int = 0
     since: float = 0.0
-    prepared: Future | None = None
+    prepared: Future = field(init=False)
 
     def append(self, item: Item) -> None:
         if not self.items:
@@ -206,7 +206,7 @@ class Pipeline:
 
     def _loaded(self, picture: Picture) -> None:
         with self._changed:
-            self._ready.extend(picture.waiting)
+            self._ready.extend(picture.waiting or ())
             picture.waiting = None
             self._changed.notify_all()
 

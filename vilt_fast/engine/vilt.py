@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,18 +32,17 @@ class _Words:
     """The text of a pair, and its masks filled so far."""
 
     ids: Tensor  # (L,) int64
-    open_places: Tensor | None = None  # (L,) bool
+    open_places: Tensor = field(init=False)  # (L,) bool, where masks are to be filled
     filled: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Prepared(NamedTuple):
-    """A batch's inputs: images on the device; the rest of the plan still on the host, padded if there is a bucket."""
+    """A batch that is planned and padded on the host, with its images on the device."""
 
     kind: str
     pairs: int
     plan: PlannedBatch
-    bucket: Bucket | None
-    offsets: Tensor | None
+    compute: Callable[[PlannedBatch], Tensor]  # the logits
     copied: Any  # CUDA event: the images are on the device; None without CUDA
 
 
@@ -129,23 +129,21 @@ class ViltStages:
             if self._copying is not None:
                 copied = self._copying.record_event()
         ids = [item.state.ids.tolist() for item in items]
-        plan = plan_batch(ids, pixels, self.config, self.bucketed and self.bucketed.limits.grid_size)
-        bucket = self.bucketed and self.bucketed.bucket_of(plan)
-        offsets = None
-        if bucket is not None:
-            plan, offsets = self.bucketed.pad(plan, bucket)
-        return Prepared(items[0].kind, len(items), plan, bucket, offsets, copied)
+        bucketed = self.bucketed
+        plan = plan_batch(ids, pixels, self.config, None if bucketed is None else bucketed.limits.grid_size)
+        compute: Callable[[PlannedBatch], Tensor] = self._compute
+        if bucketed is not None and (bucket := bucketed.bucket_of(plan)) is not None:
+            plan, offsets = bucketed.pad(plan, bucket)
+            compute = partial(bucketed.run, offsets=offsets, bucket=bucket, pairs=len(items))
+        return Prepared(items[0].kind, len(items), plan, compute, copied)
 
     @torch.inference_mode()
     def launch(self, prepared: Prepared) -> Launched:
         """Start the model and the copies of its outputs to the host."""
         with self._stream(self._computing):
-            if prepared.copied is not None:
+            if self._computing is not None:
                 self._computing.wait_event(prepared.copied)
-            if prepared.bucket is None:
-                logits = compute_logits(self.model, to_device(prepared.plan, self.device))
-            else:
-                logits = self.bucketed.run(prepared.plan, prepared.offsets, prepared.bucket, prepared.pairs)
+            logits = prepared.compute(prepared.plan)
             # On a GPU, `to` with non_blocking writes into pinned memory.
             outputs = tuple(part.to("cpu", non_blocking=True) for part in self._reduce(prepared.kind, logits))
             done = None if self._computing is None else self._computing.record_event()
@@ -189,6 +187,9 @@ class ViltStages:
         return self.processor.image_processor.pack(
             pictures, device=device, picture=picture, input_data_format="channels_last"
         )
+
+    def _compute(self, plan: PlannedBatch) -> Tensor:
+        return compute_logits(self.model, to_device(plan, self.device))
 
     def _stream(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -40,7 +40,7 @@ class PlannedBatch:
     def map(self, move: Callable[[Tensor], Tensor]) -> PlannedBatch:
         """The batch with every tensor moved that the host made."""
         layout = self.layout
-        moved = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
+        moved: dict[str, Any] = {name: move(getattr(layout, name)) for name in (*_TENSOR_NAMES, "word_row")}
         copies = None if layout.copies is None else Copies(*map(move, layout.copies))
         return PlannedBatch(replace(layout, **moved, copies=copies), move(self.input_ids), self.pixels)
 
@@ -194,6 +194,8 @@ def to_device(plan: PlannedBatch, device: torch.device) -> PlannedBatch:
 class _StaticPixels(PackedPixels):
     """Images whose number and sizes only the device knows."""
 
+    _pair_offset: Tensor
+
     def __init__(self, data: Tensor, pair_offset: Tensor, like: PackedPixels) -> None:
         super().__init__(data, ((1, 1),), like.mean, like.std, like.rescale_factor)
         object.__setattr__(self, "_pair_offset", pair_offset)
@@ -224,7 +226,7 @@ class Bucketed:
         self._graphs: dict[Bucket, tuple[Any, Tensor]] = {}
         self._pool: Any = None
         tokens, pairs, device = limits.tokens, limits.pairs, model.device
-        shapes = {name: (length,) for name, length in _lengths(tokens, pairs).items()}
+        shapes: dict[str, tuple[int, ...]] = {name: (length,) for name, length in _lengths(tokens, pairs).items()}
         shapes |= {"text_row": (pairs, limits.words), "grid": (pairs, 2)}
         self._tensors = {name: torch.zeros(shape, dtype=torch.int32, device=device) for name, shape in shapes.items()}
         self._copies = Copies(*torch.zeros(3, tokens, dtype=torch.int64, device=device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,5 +74,6 @@ class Classifier(nn.Sequential):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, inputs) to (B, labels)."""
-        first, norm, _, last = self
+        layers: Any = self
+        first, norm, _, last = layers
         return project(last, F.gelu(normalise(norm, project(first, rows))))

@@ -7,10 +7,11 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.projection import normalise
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.inputs import Inputs
-from vilt_fast.models.outputs import Encoded, ModelOutput, SequenceClassifierOutput
+from vilt_fast.models.outputs import Encoded, HeadOutput, SequenceClassifierOutput
 from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
@@ -18,9 +19,10 @@ from vilt_fast.pixels import PackedPixels
 class ViltWithHead(PreTrainedModel):
     """Base of the heads: one forward for all; a head says how logits are made and what its labels are."""
 
-    output_class: type[ModelOutput] = SequenceClassifierOutput
+    output_class: type[HeadOutput] = SequenceClassifierOutput
     first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
 
+    config: ViltConfig
     vilt: Any  # the ViltModel, whose file imports this one
 
     def forward(
@@ -41,7 +43,7 @@ class ViltWithHead(PreTrainedModel):
         patch_mask: Tensor | None = None,
         seed: int | None = None,
         image_index: Tensor | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> HeadOutput | tuple[Any, ...]:
         """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
 
         All other arguments are those of `ViltModel.forward`.
@@ -84,7 +86,7 @@ class ViltWithHead(PreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
         return F.cross_entropy(logits, labels.flatten())
 
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
+    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
         return self.output_class(
             loss=loss,
             logits=logits,
@@ -92,7 +94,7 @@ class ViltWithHead(PreTrainedModel):
             attentions=encoded.padded_attentions(),
         )
 
-    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
+    def _as_tuple(self, output: HeadOutput) -> tuple[Any, ...]:
         return output.to_tuple()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,29 +52,30 @@ class Inputs:
         """
         images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         batch, _ = self.text_shape()
+        pixel_values, image_embeds = self.pixel_values, self.image_embeds
         if isinstance(images, PackedPixels):
-            name, folded = "pixel_values", images
             if images.pairs != batch * num_images:
                 raise ValueError(
                     f"pixel_values must have num_images = {num_images} pictures for each of {batch} texts, "
                     f"{batch * num_images}, got {images.pairs}"
                 )
+        elif pixel_values is not None:
+            pixel_values = _fold_padded("pixel_values", images, 5, batch, num_images)
         else:
-            name, rank = ("pixel_values", 5) if images is self.pixel_values else ("image_embeds", 4)
-            folded = _fold_padded(name, images, rank, batch, num_images)
-
+            image_embeds = _fold_padded("image_embeds", images, 4, batch, num_images)
         return replace(
             self,
             input_ids=_repeat(self.input_ids, num_images),
             attention_mask=_repeat(self.attention_mask, num_images),
             token_type_ids=_repeat(self.token_type_ids, num_images),
             inputs_embeds=_repeat(self.inputs_embeds, num_images),
+            pixel_values=pixel_values,
+            image_embeds=image_embeds,
             pixel_mask=_fold("pixel_mask", self.pixel_mask, batch, num_images),
             patch_mask=_fold("patch_mask", self.patch_mask, batch, num_images),
             image_index=_fold("image_index", self.image_index, batch, num_images),
             image_token_type_idx=torch.arange(1, num_images + 1, device=images.device).repeat(batch),
             slots=num_images,
-            **{name: folded},
         )
 
     def check(self, config: ViltConfig, device: torch.device) -> Batch:
@@ -94,11 +96,12 @@ class Inputs:
         grid_size = self._check_images(config, batch, device)
         _shape("patch_mask", self.patch_mask, (batch, *grid_size))
         ones = torch.ones(batch, length, dtype=torch.bool, device=device)
-        token_type_ids = _integers("token_type_ids", self.token_type_ids)
+        types = self.token_type_ids
+        types = torch.zeros_like(ones, dtype=torch.int64) if types is None else _integers("token_type_ids", types)
         return Batch(
-            input_ids=_integers("input_ids", self.input_ids),
+            input_ids=None if self.input_ids is None else _integers("input_ids", self.input_ids),
             attention_mask=ones if self.attention_mask is None else self.attention_mask != 0,
-            token_type_ids=torch.zeros_like(ones, dtype=torch.int64) if token_type_ids is None else token_type_ids,
+            token_type_ids=types,
             inputs_embeds=self.inputs_embeds,
             pixel_values=self.pixel_values,
             pixel_mask=self.pixel_mask,
@@ -117,26 +120,24 @@ class Inputs:
         images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         if isinstance(images, PackedPixels):
             return _check_packed(images, self.pixel_mask, config, batch, device)
-        if images is self.image_embeds:
+        if self.image_embeds is not None:
             if images.ndim != 3 or images.shape[2] != config.hidden_size or images.shape[1] == 0:
                 raise ValueError(
                     f"image_embeds must be (batch, places, hidden_size={config.hidden_size}), got {tuple(images.shape)}"
                 )
             if self.patch_mask is not None:
                 raise ValueError("patch_mask goes with pixel_values; with image_embeds, give pixel_mask")
-            if (
-                self.pixel_mask is not None
-                and _tensor("pixel_mask", self.pixel_mask).flatten(1).shape != images.shape[:2]
-            ):
+            mask = self.pixel_mask
+            if mask is not None and _tensor("pixel_mask", mask).flatten(1).shape != images.shape[:2]:
                 raise ValueError(
                     f"pixel_mask must have one entry a row of image_embeds, {tuple(images.shape[:2])}, got shape "
-                    f"{tuple(self.pixel_mask.shape)}"
+                    f"{tuple(mask.shape)}"
                 )
             grid_size = (1, images.shape[1])
         else:
             grid_size = _check_pixels(images, self.pixel_mask, config)
         if images.shape[0] != batch:
-            name = "pixel_values" if images is self.pixel_values else "image_embeds"
+            name = "image_embeds" if self.pixel_values is None else "pixel_values"
             raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
         return grid_size
 
@@ -209,7 +210,7 @@ class Batch:
             grid=pixels.pair_grid(patch) if isinstance(pixels, PackedPixels) else None,
             checks=checks,
         )
-        if self.leaders is None:
+        if self.leaders is None or not isinstance(pixels, PackedPixels):
             return layout
         limit = config.max_image_length
         counts = [height * width for height, width in pixels.grids(patch)]
@@ -348,17 +349,16 @@ def _seed(seed: int | None) -> int | None:
     return int(seed)
 
 
-def _exactly_one(first_name: str, first: Tensor | None, second_name: str, second: Tensor | None) -> Tensor:
+def _exactly_one(first_name: str, first: Any, second_name: str, second: Any) -> Any:
+    """The one of the two that is there; a tensor, or PackedPixels where they may stand."""
     if (first is None) == (second is None):
         found = "neither" if first is None else "both"
         raise ValueError(f"exactly one of {first_name} and {second_name} must be given, got {found}")
     chosen, name = (first, first_name) if second is None else (second, second_name)
-    if not isinstance(chosen, (Tensor, PackedPixels) if name == "pixel_values" else Tensor):
-        raise ValueError(f"{name} must be a torch tensor, got {type(chosen).__name__}; pass return_tensors='pt'")
-    return chosen
+    return chosen if name == "pixel_values" and isinstance(chosen, PackedPixels) else _tensor(name, chosen)
 
 
-def _tensor(name: str, value: Tensor) -> Tensor:
+def _tensor(name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}; pass return_tensors='pt'")
     return value
@@ -370,9 +370,7 @@ def _shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
-def _integers(name: str, tensor: Tensor | None) -> Tensor | None:
-    if tensor is None:
-        return None
+def _integers(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
     return tensor.long()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -30,6 +30,7 @@ class Encoded:
         return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
 
 
+@dataclass(eq=False)
 class ModelOutput(Mapping):
     """Base of the outputs: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`; fields that are None do not count."""
 
@@ -83,32 +84,26 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 @dataclass(eq=False)
-class _HeadOutput(ModelOutput):
+class HeadOutput(ModelOutput):
     """The fields of a head's output; hidden_states and attentions as in BaseModelOutputWithPooling."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+    hidden_states: Sequence[Tensor | tuple[Tensor, ...]] | None = None
+    attentions: Sequence[Tensor | tuple[Tensor, ...]] | None = None
 
 
-class MaskedLMOutput(_HeadOutput):
+class MaskedLMOutput(HeadOutput):
     """Of ViltForMaskedLM: logits (B, L, vocabulary); zero at masked words."""
 
 
-class SequenceClassifierOutput(_HeadOutput):
+class SequenceClassifierOutput(HeadOutput):
     """Of question answering, retrieval and matching: logits (B, labels)."""
 
 
-class TokenClassifierOutput(_HeadOutput):
+class TokenClassifierOutput(HeadOutput):
     """Of ViltForTokenClassification: logits (B, L, labels); zero at masked words."""
 
 
-@dataclass(eq=False)
-class ViltForImagesAndTextClassificationOutput(ModelOutput):
+class ViltForImagesAndTextClassificationOutput(HeadOutput):
     """Of ViltForImagesAndTextClassification: logits (B, labels); one tuple of states and attentions per image."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: list[tuple[Tensor, ...]] | None = None
-    attentions: list[tuple[Tensor, ...]] | None = None

@@ -27,8 +27,8 @@ from vilt_fast.models.inputs import Inputs, check_labels
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
+    HeadOutput,
     MaskedLMOutput,
-    ModelOutput,
     TokenClassifierOutput,
     ViltForImagesAndTextClassificationOutput,
 )
@@ -43,6 +43,8 @@ class ViltModel(PreTrainedModel):
         config: of the model.
         add_pooling_layer: whether there is a pooler.
     """
+
+    config: ViltConfig
 
     def __init__(self, config: ViltConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -167,6 +169,7 @@ class ViltModel(PreTrainedModel):
 
     def pooled(self, encoded: Encoded) -> Tensor:
         """(B, d) of a batch that was encoded with `first_rows_only`."""
+        assert self.pooler is not None
         return self.pooler(normalise(self.layernorm, encoded.tokens))
 
 
@@ -310,7 +313,7 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
         return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
 
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> ModelOutput:
+    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
         states, attentions = encoded.hidden_states(), encoded.padded_attentions()
         step, layout = self.config.num_images, encoded.layout
         # Hugging Face runs image by image: the i-th images are padded to the longest among them alone.
@@ -324,7 +327,7 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             attentions=attentions and [tuple(t[i::step, :, :n, :n] for t in attentions) for i, n in cuts],
         )
 
-    def _as_tuple(self, output: ModelOutput) -> tuple[Any, ...]:
+    def _as_tuple(self, output: HeadOutput) -> tuple[Any, ...]:
         head = () if output.loss is None else (output.loss,)
         return (*head, output.logits, output.hidden_states, output.attentions)
 
