@@ -34,7 +34,7 @@ test-slow: .venv/.dev
 test-triton36: .venv-triton36/.dev
 	$(QUIET) .venv-triton36/bin/pytest -q -n $(JOBS) tests/ops tests/models/test_kernels_end_to_end.py
 
-lint: .venv/.dev
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

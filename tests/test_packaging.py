@@ -191,7 +191,7 @@ ARROWS = {
     "processing": PLUMBING,
     "frozen": (*PLUMBING, "layers", "models", "reference"),
     "engine": (*PLUMBING, "frozen", "models", "processing"),
-    "demo": (*PLUMBING, "engine", "models", "processing"),
+    "demo": (*PLUMBING, "engine", "models", "layers", "processing"),
     "commands": (*PLUMBING, "bench", "demo", "engine", "frozen", "kernels", "models", "processing"),
     "cli": ("commands",),
 }
