@@ -263,8 +263,6 @@ def _launch(
     image_index: Tensor,
     has_cls: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    attention_mask = attention_mask.contiguous()
-    patch_mask = None if patch_mask is None else patch_mask.contiguous()
     batch, words = attention_mask.shape
     places = _places(rows * columns, max_patches)
     plan = _new_plan(attention_mask, places)
@@ -275,7 +273,7 @@ def _launch(
     last_key = attention_mask.new_empty(batch, dtype=torch.int64) if limited else None
     height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
     blocks = _blocks(words, rows * columns)
-    masks = (attention_mask, patch_mask, image_index.contiguous())
+    masks = launch.contiguous(attention_mask, patch_mask, image_index)
     strides = (0, 0, 0) if pixel_mask is None else pixel_mask.stride()
     with launch.on_device(attention_mask):
         select_kernel[(batch,)](
@@ -349,8 +347,7 @@ def patch_sample(
     batch = attention_mask.shape[0]
     if pixel_mask is not None:
         launch.check_tensor(op, "pixel_mask", pixel_mask, (batch, "H", "W"), pixel_mask.dtype)
-    if patch_mask is not None:
-        launch.check_tensor(op, "patch_mask", patch_mask, (batch, rows, columns), torch.bool)
+    launch.check_tensor(op, "patch_mask", patch_mask, (batch, rows, columns), torch.bool)
     launch.check_tensor(op, "image_index", image_index, (batch,), torch.int64)
     if not 0 <= seed < 2**63:
         raise ValueError(f"{op}: seed: got {seed}, wanted 0 <= seed < 2**63")
