@@ -202,12 +202,8 @@ def _choose(op: str, arch: str, N: int, K: int, rows: int, dtype: str) -> dict[s
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    qkv, out, up, down = (
-        (2304, 768, None, False),
-        (768, 768, None, True),
-        (3072, 768, "gelu", False),
-        (768, 3072, None, True),
-    )
+    qkv, out = (2304, 768, None, False), (768, 768, None, True)
+    up, down = (3072, 768, "gelu", False), (768, 3072, None, True)
     # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
     best = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
     best += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up)]
@@ -229,8 +225,7 @@ def _specialise(
     target: str, descriptors: bool, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool
 ) -> Configuration:
     op = f"linear_descriptor{'_residual' if residual else ''}" if descriptors else "linear_pointer"
-    element = "fp32" if dtype == "tf32" else dtype
-    precision = "tf32" if dtype == "tf32" else "ieee"
+    element, precision = ("fp32", "tf32") if dtype == "tf32" else (dtype, "ieee")
     config = dict(_choose(op, target, N, K, rows, product_name(FLOATS[element], precision)))
     tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
     label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"

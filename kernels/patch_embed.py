@@ -21,6 +21,7 @@ Programs past the blocks of patches write the CLS rows. The tile depends on shap
 an image's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -241,10 +242,8 @@ def _launch(
     patch_index: Tensor,
     patch_row: Tensor,
     cls_row: Tensor,
-    table_rows: int,
-    table_columns: int,
-    grid_rows: int,
-    grid_columns: int,
+    table_size: Sequence[int],
+    grid_size: Sequence[int],
     pixel_scale: float,
 ) -> None:
     pairs, places, (hidden, channels, patch, _) = grid.shape[0], patch_index.shape[0], weight.shape
@@ -263,13 +262,13 @@ def _launch(
             *(tokens, pixels, pixel_offset, weight, bias),
             *(position, cls_token.contiguous(), modality),
             *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),
-            *(pairs, places, hidden, grid_rows, grid_columns),
+            *(pairs, places, hidden, *grid_size),
             *(tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0)),
             pixel_scale,
             CHANNELS=channels,
             PATCH=patch,
-            TABLE_ROWS=table_rows,
-            TABLE_COLUMNS=table_columns,
+            TABLE_ROWS=table_size[0],
+            TABLE_COLUMNS=table_size[1],
             INPUT_PRECISION=precision,
             **tile,
         )
@@ -347,8 +346,7 @@ def patch_embed(
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
     launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
-    table = (*table_size, *grid_size, float(pixel_scale))
-    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, *table)
+    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
     return refuse_backward("patch_embed", tokens, *floats)
 
 
