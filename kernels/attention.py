@@ -207,22 +207,14 @@ def _launch(
     out = qkv.new_empty(rows, hidden)
     if rows == 0:
         return out
-    qkv, cu_seqlens = launch.row_major(qkv), cu_seqlens.contiguous()
-    head_scale = None if head_scale is None else head_scale.contiguous()
+    qkv = launch.row_major(qkv)
     precision = launch.input_precision(qkv.dtype)
     configuration = _configuration(launch.arch_of(qkv), head_dim, qkv.dtype, precision)
     grid = (launch.cdiv(max(max_seqlen, 1), configuration["BLOCK_M"]), num_heads, spans + 1)
     with launch.on_device(qkv):
         attention_kernel[grid](
-            out,
-            qkv,
-            cu_seqlens,
-            head_scale,
-            rows,
-            hidden,
-            out.stride(0),
-            qkv.stride(0),
-            scale * LOG2_E,
+            *(out, qkv, *launch.contiguous(cu_seqlens, head_scale)),
+            *(rows, hidden, out.stride(0), qkv.stride(0), scale * LOG2_E),
             HEAD_DIM=head_dim,
             INPUT_PRECISION=precision,
             **configuration,

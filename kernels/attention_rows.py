@@ -114,20 +114,11 @@ def _launch(
     out = qkv.new_empty(query_rows.shape[0], num_heads, max_seqlen)
     if out.numel() == 0:
         return out
-    qkv, cu_seqlens, query_rows = launch.row_major(qkv), cu_seqlens.contiguous(), query_rows.contiguous()
-    head_scale = None if head_scale is None else head_scale.contiguous()
+    qkv = launch.row_major(qkv)
     with launch.on_device(qkv):
         attention_rows_kernel[(query_rows.shape[0], num_heads)](
-            out,
-            qkv,
-            cu_seqlens,
-            query_rows,
-            head_scale,
-            spans,
-            max_seqlen,
-            hidden,
-            qkv.stride(0),
-            scale * LOG2_E,
+            *(out, qkv, *launch.contiguous(cu_seqlens, query_rows, head_scale)),
+            *(spans, max_seqlen, hidden, qkv.stride(0), scale * LOG2_E),
             HEAD_DIM=head_dim,
             BLOCK_D=max(launch.next_power_of_2(head_dim), 16),
             BLOCK_N=64,
@@ -186,8 +177,7 @@ def check_arguments(
     launch.check_device(op, qkv, cu_seqlens, head_scale, query_rows)
     launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), FLOATS.values())
     launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32)
-    if head_scale is not None:
-        launch.check_tensor(op, "head_scale", head_scale, (num_heads,), FLOATS.values())
+    launch.check_tensor(op, "head_scale", head_scale, (num_heads,), FLOATS.values())
     columns = qkv.shape[1]
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"

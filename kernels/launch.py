@@ -99,6 +99,11 @@ def row_major(tensor: Tensor) -> Tensor:
     return tensor if fits else tensor.contiguous()
 
 
+def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    """The same tensors, copied where they are not contiguous; None stays None."""
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
 # --- configurations ---------------------------------------------------------------------------------------------------
 
 
@@ -143,23 +148,19 @@ def _entries(arch: str) -> list[dict[str, Any]]:
     return measured + read_table(SHIPPED / f"{family(arch)}.json")
 
 
-def _matches(entry: dict[str, Any], op: str, N: int, K: int, bucket: str, dtype: str) -> bool:
+def _matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether an entry applies; a key is one value or a list of them, and a key that is not there fits everything."""
-
-    def allows(key: str, value: Any) -> bool:
-        wanted = entry.get(key)
-        return wanted is None or value in (wanted if isinstance(wanted, list) else [wanted])
-
-    sought = {"op": op, "N": N, "K": K, "bucket": bucket, "dtype": dtype}
-    return all(allows(key, value) for key, value in sought.items())
+    wanted = ((entry.get(key, value), value) for key, value in asked.items())
+    return all(value == want or isinstance(want, list) and value in want for want, value in wanted)
 
 
 @functools.cache
 def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, heuristic: Any) -> dict:
+    asked = {"op": op, "N": N, "K": K, "bucket": bucket, "dtype": dtype}
     for entry in _entries(arch):
-        if _matches(entry, op, N, K, bucket, dtype):
+        if _matches(entry, asked):
             return entry["config"]
-    return heuristic(op=op, arch=arch, N=N, K=K, bucket=bucket, dtype=dtype) if heuristic else {}
+    return heuristic(arch=arch, **asked) if heuristic else {}
 
 
 _forced: dict[str, dict[str, Any]] = {}
@@ -232,7 +233,7 @@ def check_device(op: str, *tensors: Tensor | None) -> None:
 def check_tensor(
     op: str,
     argument: str,
-    tensor: Tensor,
+    tensor: Tensor | None,
     shape: Sequence[int | str],
     dtypes: Iterable[torch.dtype] | torch.dtype,
     *,
@@ -242,7 +243,7 @@ def check_tensor(
 
     Args:
         op, argument: names for the message.
-        tensor: what came.
+        tensor: what came; None, for an argument that was left out, passes.
         shape: wanted shape; a string stands for any size and names it.
         dtypes: wanted dtype, or the dtypes allowed.
         row_major: the last dimension must be contiguous (rows may be strided).
@@ -250,6 +251,8 @@ def check_tensor(
     Raises:
         ValueError: names the operation, the argument, what came and what is wanted.
     """
+    if tensor is None:
+        return
     fits = tensor.dim() == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
     )

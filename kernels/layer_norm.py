@@ -107,14 +107,8 @@ def _layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tens
     grid = (launch.cdiv(rows, config["ROWS"]),)
     with launch.on_device(x):
         _layer_norm_kernel[grid](
-            out,
-            x,
-            weight.contiguous(),
-            bias.contiguous(),
-            rows,
-            out.stride(0),
-            x.stride(0),
-            eps,
+            *(out, x, weight.contiguous(), bias.contiguous()),
+            *(rows, out.stride(0), x.stride(0), eps),
             D=d,
             BLOCK_D=launch.next_power_of_2(d),
             **config,

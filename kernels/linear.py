@@ -202,12 +202,8 @@ def _choose(op: str, arch: str, N: int, K: int, rows: int, dtype: str) -> dict[s
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    qkv, out, up, down = (
-        (2304, 768, None, False),
-        (768, 768, None, True),
-        (3072, 768, "gelu", False),
-        (768, 3072, None, True),
-    )
+    qkv, out = (2304, 768, None, False), (768, 768, None, True)
+    up, down = (3072, 768, "gelu", False), (768, 3072, None, True)
     # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
     best = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
     best += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up)]
@@ -229,8 +225,7 @@ def _specialise(
     target: str, descriptors: bool, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool
 ) -> Configuration:
     op = f"linear_descriptor{'_residual' if residual else ''}" if descriptors else "linear_pointer"
-    element = "fp32" if dtype == "tf32" else dtype
-    precision = "tf32" if dtype == "tf32" else "ieee"
+    element, precision = ("fp32", "tf32") if dtype == "tf32" else (dtype, "ieee")
     config = dict(_choose(op, target, N, K, rows, product_name(FLOATS[element], precision)))
     tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
     label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"
@@ -276,42 +271,30 @@ def _describe(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDesc
     return TensorDescriptor(tensor, [rows, columns], [stride, 1], [block_rows, block_columns])
 
 
-def _launch_pointer(
+def _launch(
     out: Tensor,
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    config: dict,
+    config: dict[str, Any],
 ) -> None:
+    """A configuration with `programs`, per multiprocessor, is one of the descriptor kernel."""
     rows, (N, K) = x.shape[0], w.shape
-    grid = (launch.cdiv(rows, config["BLOCK_M"]) * launch.cdiv(N, config["BLOCK_N"]),)
-    strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
-    _linear_pointer[grid](
-        out, x, w, bias, residual, rows, *strides, N, K, activation, launch.input_precision(x.dtype), **config
-    )
-
-
-def _launch_descriptor(
-    out: Tensor,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    config: dict,
-) -> None:
-    rows, (N, K) = x.shape[0], w.shape
+    block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
+    tiles = launch.cdiv(rows, block_m) * launch.cdiv(N, block_n)
+    product = (N, K, activation, launch.input_precision(x.dtype))
+    if "programs" not in config:
+        strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
+        _linear_pointer[(tiles,)](out, x, w, bias, residual, rows, *strides, *product, **config)
+        return
     options = dict(config)
-    programs = options.pop("programs") * launch.multiprocessors(x.device)
-    block_m, block_n, block_k = (options[f"BLOCK_{axis}"] for axis in "MNK")
-    grid = (min(programs, launch.cdiv(rows, block_m) * launch.cdiv(N, block_n)),)
+    programs = min(tiles, options.pop("programs") * launch.multiprocessors(x.device))
     columns = block_n // options["SUBTILES"]
     descriptors = (_describe(out, block_m, columns), _describe(x, block_m, block_k), _describe(w, block_n, block_k))
     residual_desc = None if residual is None else _describe(residual, block_m, columns)
-    precision = launch.input_precision(x.dtype)
-    _linear_descriptor[grid](*descriptors, bias, residual_desc, rows, N, K, activation, precision, **options)
+    _linear_descriptor[(programs,)](*descriptors, bias, residual_desc, rows, *product, **options)
 
 
 def _uses_descriptors(arch: str, dtype: str, tensors: tuple[Tensor | None, ...]) -> bool:
@@ -335,13 +318,12 @@ def _linear(
     x, w = launch.row_major(input), launch.row_major(weight)
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else launch.row_major(residual)
-    arch, precision = launch.arch_of(input), launch.input_precision(input.dtype)
-    dtype = product_name(input.dtype, precision)
-    op, start = "linear_pointer", _launch_pointer
+    arch, dtype = launch.arch_of(input), product_name(input.dtype, launch.input_precision(input.dtype))
+    op = "linear_pointer"
     if _uses_descriptors(arch, dtype, (out, x, w, residual)):
-        op, start = "linear_descriptor" if residual is None else "linear_descriptor_residual", _launch_descriptor
+        op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
     with launch.on_device(input):
-        start(out, x, w, bias, residual, activation, _choose(op, arch, N, input.shape[1], rows, dtype))
+        _launch(out, x, w, bias, residual, activation, _choose(op, arch, N, input.shape[1], rows, dtype))
     return out
 
 
@@ -365,10 +347,8 @@ def linear(
     """
     launch.check_tensor("linear", "input", input, ("rows", "K"), FLOATS.values())
     launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
-    if bias is not None:
-        launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
-    if residual is not None:
-        launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)
+    launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
+    launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
     launch.check_device("linear", input, weight, bias, residual)

@@ -21,6 +21,7 @@ Programs past the blocks of patches write the CLS rows. The tile depends on shap
 an image's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -241,49 +242,39 @@ def _launch(
     patch_index: Tensor,
     patch_row: Tensor,
     cls_row: Tensor,
-    table_rows: int,
-    table_columns: int,
-    grid_rows: int,
-    grid_columns: int,
+    table_size: Sequence[int],
+    grid_size: Sequence[int],
     pixel_scale: float,
 ) -> None:
-    pairs, (hidden, channels, patch, _) = grid.shape[0], weight.shape
-    ragged, places = pixel_offset is not None, patch_index.shape[0]
+    pairs, places, (hidden, channels, patch, _) = grid.shape[0], patch_index.shape[0], weight.shape
     if pairs == 0:
         return
+    ragged = pixel_offset is not None
     precision = launch.input_precision(weight.dtype)
     tile = _configuration(launch.arch_of(tokens), weight, precision)
     blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
     weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
-    cls_token, bias = cls_token.contiguous(), None if bias is None else bias.contiguous()
+    pixel_offset, bias = launch.contiguous(pixel_offset, bias)
     position, modality = launch.row_major(position), launch.row_major(modality)
-    indices = [tensor.contiguous() for tensor in (pair_modality, grid, patch_index, patch_row, cls_row)]
-    sizes = (pairs, places, hidden, grid_rows, grid_columns)
     pixel_strides = (0, 0, 0, 1) if ragged else pixels.stride()
-    strides = (tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0))
     with launch.on_device(tokens):
         patch_embed_kernel[(blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)](
-            *(tokens, pixels, None if pixel_offset is None else pixel_offset.contiguous(), weight, bias),
-            *(position, cls_token, modality),
-            *indices,
-            *sizes,
-            *strides,
+            *(tokens, pixels, pixel_offset, weight, bias),
+            *(position, cls_token.contiguous(), modality),
+            *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),
+            *(pairs, places, hidden, *grid_size),
+            *(tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0)),
             pixel_scale,
             CHANNELS=channels,
             PATCH=patch,
-            TABLE_ROWS=table_rows,
-            TABLE_COLUMNS=table_columns,
+            TABLE_ROWS=table_size[0],
+            TABLE_COLUMNS=table_size[1],
             INPUT_PRECISION=precision,
             **tile,
         )
 
 
 _patch_embed = torch.library.custom_op("vilt_fast::patch_embed", _launch, mutates_args=("tokens",))
-
-
-@_patch_embed.register_fake
-def _(tokens, *arguments):
-    return None
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
@@ -347,8 +338,7 @@ def patch_embed(
     launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
     launch.check_tensor(op, "tokens", tokens, ("rows", hidden), allowed, row_major=True)
-    if bias is not None:
-        launch.check_tensor(op, "bias", bias, (hidden,), allowed)
+    launch.check_tensor(op, "bias", bias, (hidden,), allowed)
     launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), allowed)
     launch.check_tensor(op, "cls_token", cls_token, (hidden,), allowed)
     launch.check_tensor(op, "modality", modality, ("M", hidden), allowed)
@@ -356,8 +346,7 @@ def patch_embed(
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
     launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
-    table = (*table_size, *grid_size, float(pixel_scale))
-    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, *table)
+    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
     return refuse_backward("patch_embed", tokens, *floats)
 
 

@@ -263,26 +263,22 @@ def _launch(
     image_index: Tensor,
     has_cls: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    attention_mask = attention_mask.contiguous()
-    patch_mask = None if patch_mask is None else patch_mask.contiguous()
     batch, words = attention_mask.shape
     places = _places(rows * columns, max_patches)
     plan = _new_plan(attention_mask, places)
     if batch == 0:
         plan.cu_seqlens.zero_()
         return tuple(plan)
-    limited = 0 <= max_patches < rows * columns
-    last_key = attention_mask.new_empty(batch, dtype=torch.int64) if limited else None
+    last_key = attention_mask.new_empty(batch, dtype=torch.int64) if 0 <= max_patches < rows * columns else None
     height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
     blocks = _blocks(words, rows * columns)
-    masks = (attention_mask, patch_mask, image_index.contiguous())
-    strides = (0, 0, 0) if pixel_mask is None else pixel_mask.stride()
+    masks = launch.contiguous(attention_mask, patch_mask, image_index)
     with launch.on_device(attention_mask):
         select_kernel[(batch,)](
             *(plan.grid, plan.text_count, plan.patch_count, last_key, pixel_mask),
             *masks,
             *(words, rows, columns, height, width),
-            *strides,
+            *((0, 0, 0) if pixel_mask is None else pixel_mask.stride()),
             *(pixels_per_patch(height, rows), pixels_per_patch(width, columns)),
             *(max_patches, seed),
             BLOCK_G=_block(max(rows, columns), 64, 2**30),
@@ -313,16 +309,15 @@ def shipped_configurations(target: str) -> list[Configuration]:
     shipped = []
     for cells, limited in ((240, False), (240, True), (3840, True)):
         given = {**_blocks(40, cells), "BLOCK_G": 64, "BLOCK_B": 256, "HAS_CLS": 1}
-        masks = {"attention_mask_ptr": "*i1:16", "patch_mask_ptr": "*i1:16", "image_index_ptr": "*i64:16"}
-        outputs = ("grid", "text_count", "patch_count", "cu_seqlens", "text_row", "cls_row", "patch_index", "patch_row")
-        pointers = {f"{name}_ptr": "*i32:16" for name in outputs}
-        pointers |= masks | {"pixel_mask_ptr": "*i64:16", "last_key_ptr": "*i64:16"}
-        numbers = dict.fromkeys(("step_height", "step_width"), "fp32") | {"seed": "i64"}
         given |= {} if limited else {"last_key_ptr": None}
+        known = {f"{name}_ptr": "*i32:16" for name in Plan._fields}
+        known |= dict.fromkeys(("attention_mask_ptr", "patch_mask_ptr"), "*i1:16")
+        known |= dict.fromkeys(("image_index_ptr", "pixel_mask_ptr", "last_key_ptr"), "*i64:16")
+        known |= {"step_height": "fp32", "step_width": "fp32", "seed": "i64"}
         for kernel in (select_kernel, place_kernel):
             wanted = (*kernel.arg_names, "num_warps")
             constexprs = {name: value for name, value in given.items() if name in wanted}
-            types = {n: pointers.get(n, numbers.get(n, "i32")) for n in kernel.arg_names if n not in constexprs}
+            types = {n: known.get(n, "i32") for n in kernel.arg_names if n not in constexprs}
             name = f"{cells} cells" + ", sampled" * limited
             shipped.append(describe(name, kernel, types, constexprs))
     return shipped
@@ -349,8 +344,7 @@ def patch_sample(
     batch = attention_mask.shape[0]
     if pixel_mask is not None:
         launch.check_tensor(op, "pixel_mask", pixel_mask, (batch, "H", "W"), pixel_mask.dtype)
-    if patch_mask is not None:
-        launch.check_tensor(op, "patch_mask", patch_mask, (batch, rows, columns), torch.bool)
+    launch.check_tensor(op, "patch_mask", patch_mask, (batch, rows, columns), torch.bool)
     launch.check_tensor(op, "image_index", image_index, (batch,), torch.int64)
     if not 0 <= seed < 2**63:
         raise ValueError(f"{op}: seed: got {seed}, wanted 0 <= seed < 2**63")

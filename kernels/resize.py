@@ -17,7 +17,7 @@ words. An axis that does not change is copied, as a pass of one tap that weighs 
 Not supported: alpha (multiply beforehand, as Pillow does), boxes, gradients, other filters, an image of 2 GiB.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -134,25 +134,6 @@ def resize_kernel(
 # --- launcher ---------------------------------------------------------------------------------------------------------
 
 
-class _Tables:
-    """The tables that a batch needs, each once, one after the other."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-        self.length = 0
-        self._known: dict[tuple[int, int], tuple[int, int, int]] = {}
-
-    def __call__(self, in_size: int, out_size: int) -> tuple[int, int, int]:
-        """TABLE, TABLE_SIZE and TAPS of a job."""
-        found = self._known.get((in_size, out_size))
-        if found is None:
-            table = pillow.bicubic_table(in_size, out_size)
-            found = self._known[in_size, out_size] = (self.length, out_size, len(table) - 1)
-            self.parts.append(table.flatten())
-            self.length += table.numel()
-        return found
-
-
 class _Jobs(NamedTuple):
     """What the two launches need besides the pixels."""
 
@@ -167,13 +148,27 @@ def _tiles(rows: int, row_bytes: int) -> int:
     return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
+def _tables(axes: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], tuple[int, int, int]], list[Tensor]]:
+    """TABLE, TABLE_SIZE and TAPS of every axis (size before, size after), and the tables themselves, each once."""
+    fields, tables, start = {}, [], 0
+    for axis in dict.fromkeys(axes):
+        table = pillow.bicubic_table(*axis)
+        fields[axis] = (start, axis[1], len(table) - 1)
+        tables.append(table.flatten())
+        start += table.numel()
+    return fields, tables
+
+
 def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
-    tables, jobs, starts = _Tables(), ([], []), [0]
+    fields, tables = _tables(
+        axis for shape, size in zip(shapes, sizes, strict=True) for axis in zip(shape[:2], size, strict=True)
+    )
+    jobs, starts = ([], []), [0]
     tiles, scratch_bytes, vertical_last = [0, 0], 0, True
     for index, ((height, width, channels), (h, w), offset) in enumerate(zip(shapes, sizes, offsets, strict=True)):
         # Where the width stays the order of the passes is free, and horizontal first is faster.
         vertical = width != w and pillow.vertical_first(height, width, h, w, rule)
-        horizontal_table, vertical_table = tables(width, w), tables(height, h)
+        horizontal_table, vertical_table = fields[width, w], fields[height, h]
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
         stride = launch.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
@@ -187,7 +182,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
         scratch_bytes += rows * stride
         starts.append(starts[-1] + h * out_bytes)
         vertical_last &= not vertical
-    words = torch.cat([torch.tensor(jobs, device="cpu").view(torch.int32).flatten(), *tables.parts])
+    words = torch.cat([torch.tensor(jobs, device="cpu").view(torch.int32).flatten(), *tables])
     return _Jobs(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
 
 
@@ -222,13 +217,9 @@ def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
     types = {"out_ptr": "*u8:16", "jobs_ptr": "*i64:16", "tables_ptr": "*i32:16", "num_jobs": "i32"}
     cases = (("first", "*u8", False), ("second", "*u8:16", False), ("second, aligned rows", "*u8:16", True))
+    options = {"num_warps": NUM_WARPS, **TILE}
     return [
-        describe(
-            name,
-            resize_kernel,
-            types | {"in_ptr": in_type},
-            {"ALIGNED_ROWS": aligned, "num_warps": NUM_WARPS, **TILE},
-        )
+        describe(name, resize_kernel, types | {"in_ptr": in_type}, options | {"ALIGNED_ROWS": aligned})
         for name, in_type, aligned in cases
     ]
 

@@ -112,41 +112,24 @@ def _launch(
     if text_row.numel() == 0:
         return
     inputs_embeds = None if inputs_embeds is None else launch.row_major(inputs_embeds)
-    word, position, token_type = map(launch.row_major, (word, position, token_type))
-    ln_weight, ln_bias, modality = ln_weight.contiguous(), ln_bias.contiguous(), modality.contiguous()
+    tables = [launch.row_major(table) for table in (word, position, token_type)]
     with launch.on_device(tokens):
         text_embed_kernel[tuple(text_row.shape)](
-            tokens,
-            text_row,
-            input_ids,
-            token_type_ids,
-            inputs_embeds,
-            word,
-            position,
-            token_type,
-            ln_weight,
-            ln_bias,
-            modality,
-            tokens.shape[1],
-            tokens.stride(0),
+            *(tokens, text_row, input_ids, token_type_ids, inputs_embeds),
+            *tables,
+            *launch.contiguous(ln_weight, ln_bias, modality),
+            *(tokens.shape[1], tokens.stride(0)),
             *text_row.stride(),
             *((0, 0) if input_ids is None else input_ids.stride()),
             *token_type_ids.stride(),
             *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
-            word.stride(0),
-            position.stride(0),
-            token_type.stride(0),
+            *(table.stride(0) for table in tables),
             eps,
             **_configuration(tokens.shape[1]),
         )
 
 
 _text_embed = torch.library.custom_op("vilt_fast::text_embed", _launch, mutates_args=("tokens",))
-
-
-@_text_embed.register_fake
-def _(tokens, *arguments):
-    return None
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
@@ -198,10 +181,8 @@ def text_embed(
         raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
-    if inputs_embeds is not None:
-        launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes)
-    else:
-        launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
+    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes)
+    launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
     launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
     for name, table in tables.items():
         launch.check_tensor(op, name, table, ("entries", hidden), dtypes)

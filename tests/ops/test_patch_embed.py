@@ -192,10 +192,8 @@ def test_bad_arguments(change, words) -> None:
 def _operation(inputs: dict) -> dict:
     """Arguments of the registered operation."""
     pixels, patch = inputs["pixels"], inputs["weight"].shape[-1]
-    sizes = dict(zip(("table_rows", "table_columns"), inputs["table_size"], strict=True))
-    sizes |= {"grid_rows": pixels.shape[2] // patch, "grid_columns": pixels.shape[3] // patch}
-    given = {name: value for name, value in inputs.items() if name != "table_size"}
-    return {**given, **sizes, "pixel_offset": None, "pixel_scale": 1.0}
+    grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+    return {**inputs, "grid_size": grid_size, "pixel_offset": None, "pixel_scale": 1.0}
 
 
 def test_registration(device) -> None:
