@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast.bench import ours, peers, verify, workloads
-from vilt_fast.bench.case import Case, full_precision, padded_logits
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.processing import BertTokenizer, ViltImageProcessor, ViltProcessor
@@ -41,15 +41,10 @@ class PictureCase:
     bounds = verify.BOUNDS
 
     def __post_init__(self) -> None:
-        self.device, self.compiles, self.config = (
-            self.model_case.device,
-            self.model_case.compiles,
-            self.model_case.config,
-        )
-        batch = self.model_case.workload.batch
+        case = self.model_case
+        self.device, self.compiles, self.config, batch = case.device, case.compiles, case.config, case.workload.batch
         generator = np.random.default_rng(7)
-        share = np.array(list(workloads.COCO_SIZES.values())) / 100
-        sizes = [list(workloads.COCO_SIZES)[i] for i in generator.choice(len(share), batch, p=share)]
+        sizes = workloads.coco_sizes(generator, batch)
         self.pictures = [_picture(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
         words = [w for w in VOCABULARY.read_text(encoding="utf-8").split() if w.isalpha()]
         self.questions = [" ".join(generator.choice(words, 7)) + "?" for _ in range(batch)]
@@ -77,9 +72,7 @@ class PictureCase:
     @cached_property
     def wanted(self) -> Tensor:
         """Logits of those by the padded reference in fp64."""
-        with full_precision(), torch.inference_mode():
-            state = self.model_case.model(torch.float64).state_dict()
-            return padded_logits(state, self.config, self.padded, torch.float64)
+        return self.model_case.right_logits(self.padded)
 
     @cached_property
     def as_run(self) -> Case:
@@ -106,32 +99,28 @@ def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return np.clip(np.stack(smooth, -1) + noise, 0, 255).astype(np.uint8)
 
 
-def padded_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
-    """Our processor as Hugging Face calls it, Pillow on the host, then our model."""
+def model_way(case: PictureCase, dtype: torch.dtype, backend: str, is_packed: bool) -> Calls:
+    """Our processor and our model.
+
+    Padded, as Hugging Face calls it, with Pillow on the host; or packed, where images stay uint8 and are resized where
+    the model runs.
+    """
     ours.need_kernels(case.model_case, backend)
-    model, processor = case.model_case.model(dtype), case.processor()
+    model, processor = case.model_case.model(dtype), case.processor(case.device if is_packed else None)
 
     def call() -> Tensor:
-        made = processor(case.pictures, case.questions, padding=True, return_tensors="pt")
-        inputs = {name: value.to(case.device) for name, value in made.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        with vilt_fast.backend(backend):
-            return model(**inputs).logits
-
-    return [call]
-
-
-def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
-    """Our processor with a device: pictures stay uint8 and unpadded, and are resized where the model runs."""
-    ours.need_kernels(case.model_case, backend)
-    model, processor = case.model_case.model(dtype), case.processor(case.device)
-
-    def call() -> Tensor:
-        with vilt_fast.backend(backend):
+        with vilt_fast.backend(backend if is_packed else None):
             inputs = processor(case.pictures, case.questions, padding=True, return_tensors="pt")
-            return model(**inputs).logits
+        with vilt_fast.backend(backend):
+            return model(**(inputs if is_packed else _moved(inputs, case.device, dtype))).logits
 
     return [call]
+
+
+def _moved(inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Padded inputs on the device, their pixels in `dtype`."""
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    return {**moved, "pixel_values": moved["pixel_values"].to(dtype)}
 
 
 def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> Calls:
@@ -164,26 +153,21 @@ def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
     def call() -> Tensor:
         texts = tokenizer(case.questions, padding=True, return_tensors="pt")
         pictures = image_processor(case.pictures, return_tensors="pt", **options)
-        inputs = {name: value.to(case.device) for name, value in {**texts, **pictures}.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        return model(**inputs).logits
+        return model(**_moved({**texts, **pictures}, case.device, dtype)).logits
 
     return [call]
 
 
 def contestants(dtype: torch.dtype, repeats: int) -> list[Contestant]:
     """Theirs, then ours; the engine answers `repeats` batches a call."""
-    makes: dict[str, tuple[Callable[..., Calls], dict[str, str], bool]] = {
-        "transformers, PIL processor": (transformers_way, {"kind": "ViltImageProcessorPil"}, False),
-        "transformers, torchvision processor": (transformers_way, {"kind": "ViltImageProcessor"}, False),
-        "vilt_fast reference, Pillow, padded": (padded_way, {"backend": "reference"}, True),
-        "vilt_fast reference, packed uint8": (packed_way, {"backend": "reference"}, True),
-        "vilt_fast kernels, Pillow, padded": (padded_way, {"backend": "kernels"}, True),
-        "vilt_fast kernels, packed uint8": (packed_way, {"backend": "kernels"}, True),
-    }
-    engine = partial(engine_way, dtype=dtype, repeats=repeats)
+    theirs = {"PIL": "ViltImageProcessorPil", "torchvision": "ViltImageProcessor"}
     found = [
-        Contestant(name, dtype, partial(make, dtype=dtype, **options), SCOPE, is_ours=is_ours)
-        for name, (make, options, is_ours) in makes.items()
+        Contestant(f"transformers, {name} processor", dtype, partial(transformers_way, dtype=dtype, kind=kind), SCOPE)
+        for name, kind in theirs.items()
     ]
+    for backend in ("reference", "kernels"):
+        for form, is_packed in (("Pillow, padded", False), ("packed uint8", True)):
+            make = partial(model_way, dtype=dtype, backend=backend, is_packed=is_packed)
+            found.append(Contestant(f"vilt_fast {backend}, {form}", dtype, make, SCOPE, is_ours=True))
+    engine = partial(engine_way, dtype=dtype, repeats=repeats)
     return [*found, Contestant("vilt_fast Engine", dtype, engine, SCOPE, is_ours=True, repeats=repeats)]

@@ -49,10 +49,10 @@ def text_embed(words: int, d: int, itemsize: int) -> Cost:
     return Cost(0, 2 * words * d * itemsize)
 
 
-def block(lengths: Sequence[int], d: int, hidden: int, itemsize: int) -> Cost:
-    """One block: two LayerNorms, four products, one attention."""
-    rows = sum(lengths)
-    return (
+def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
+    """All blocks (two LayerNorms, four products, one attention each), every row through every one of them."""
+    rows, d, hidden = sum(lengths), config.hidden_size, config.intermediate_size
+    block = (
         layer_norm(rows, d, itemsize)
         + linear(rows, d, 3 * d, itemsize)
         + attention(lengths, d, itemsize)
@@ -61,6 +61,7 @@ def block(lengths: Sequence[int], d: int, hidden: int, itemsize: int) -> Cost:
         + linear(rows, d, hidden, itemsize)
         + linear(rows, hidden, d, itemsize, residual=True)
     )
+    return Cost(block.flops * config.num_hidden_layers, block.bytes * config.num_hidden_layers)
 
 
 def head(config: ViltConfig, pairs: int, pictures: int, itemsize: int) -> Cost:
@@ -74,12 +75,6 @@ def head(config: ViltConfig, pairs: int, pictures: int, itemsize: int) -> Cost:
         + linear(pairs, inputs, inner, itemsize)
         + linear(pairs, inner, config.num_labels, itemsize)
     )
-
-
-def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
-    """All blocks, every row through every one of them."""
-    one = block(lengths, config.hidden_size, config.intermediate_size, itemsize)
-    return Cost(one.flops * config.num_hidden_layers, one.bytes * config.num_hidden_layers)
 
 
 def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, pictures: int, itemsize: int) -> Cost:

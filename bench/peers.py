@@ -215,14 +215,10 @@ def _encoder_calls(
 
 def model_peers(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
     """From pixels and ids to logits."""
-    found = []
-    for dtype in dtypes:
-        eager = partial(transformers_calls, dtype=dtype)
-        found.append(Contestant("transformers eager", dtype, eager, samples=False))
-    lowest = dtypes[-1]
-    compiled = partial(transformers_calls, dtype=lowest, compile=True)
-    found.append(Contestant("transformers + torch.compile", lowest, compiled, compiles=True, samples=False))
-    return found
+    name, call = "transformers eager", transformers_calls
+    eager = [Contestant(name, dtype, partial(call, dtype=dtype), samples=False) for dtype in dtypes]
+    compiled = partial(call, dtype=dtypes[-1], compile=True)
+    return [*eager, Contestant("transformers + torch.compile", dtypes[-1], compiled, compiles=True, samples=False)]
 
 
 def encoder_peers(dtype: torch.dtype) -> list[Contestant]:

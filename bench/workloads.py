@@ -102,10 +102,14 @@ class Workload:
 # --- the workloads; all take the batch size and a seed ----------------------------------------------------------------
 
 
-def _coco(generator: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:
+def coco_sizes(generator: np.random.Generator, count: int) -> list[tuple[int, int]]:
+    """Sizes before resizing, drawn as often as COCO_SIZES says."""
     share = np.array(list(COCO_SIZES.values())) / 100
-    sizes = list(COCO_SIZES)
-    return tuple(resize_size(*sizes[i]) for i in generator.choice(len(share), count, p=share))
+    return [list(COCO_SIZES)[i] for i in generator.choice(len(share), count, p=share)]
+
+
+def _coco(generator: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:
+    return tuple(resize_size(*size) for size in coco_sizes(generator, count))
 
 
 def _words(generator: np.random.Generator, count: int, mean: float, deviation: float) -> tuple[int, ...]:
@@ -153,19 +157,18 @@ def limited(max_image_length: int) -> Callable[..., Workload]:
 def nlvr2(batch_size: int, seed: int = 0) -> Workload:
     """Two pictures and a sentence (mean 17, deviation 5)."""
     generator = np.random.default_rng(seed)
-    return Workload(
-        "nlvr2", _coco(generator, 2 * batch_size), _words(generator, batch_size, 17, 5), pictures=2
-    )  # picture 2 b and 2 b + 1 belong to text b
+    sizes = _coco(generator, 2 * batch_size)  # images 2 b and 2 b + 1 belong to text b
+    return Workload("nlvr2", sizes, _words(generator, batch_size, 17, 5), pictures=2)
 
 
-def patches(count: int, batch_size: int, seed: int = 0, patch_size: int = 32) -> Workload:
+def patches(count: int, batch_size: int) -> Workload:
     """Pictures of one size with `count` patches: the most nearly square grid that has exactly so many."""
     height = next(h for h in range(int(count**0.5), 0, -1) if count % h == 0)
-    size = (height * patch_size, count // height * patch_size)
+    size = (height * 32, count // height * 32)
     return Workload(f"patches-{count}", (size,) * batch_size, (10,) * batch_size)
 
 
-def spread(ratio: int, batch_size: int, seed: int = 0) -> Workload:
+def spread(ratio: int, batch_size: int) -> Workload:
     """Pictures 384 pixels high whose widths differ by a factor of `ratio` and average the same: 1 is no spread.
 
     Half of the pictures are narrow and half are wide, so the tokens of the batch do not depend on `ratio`.
