@@ -78,7 +78,7 @@ def telling_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 _MODELS: dict[str, Any] = {}
-_MOST_MODELS = 12  # a gigabyte each at most
+_MOST_MODELS = 12  # of a gigabyte at most
 
 
 def _shared(key: str, make: Callable[[], Any]) -> Any:
@@ -150,13 +150,13 @@ class Case:
 
     @cached_property
     def packed_inputs(self) -> list[dict[str, Any]]:
-        """The same pictures as bytes without padding."""
+        """The same images as bytes without padding."""
         return [self._pack(one) for one in self.inputs]
 
     def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
-        pictures = one["pixel_values"].flatten(0, -4)
+        images = one["pixel_values"].flatten(0, -4)
         flat = []
-        for pixels, (height, width) in zip(pictures, self.workload.sizes, strict=True):
+        for pixels, (height, width) in zip(images, self.workload.sizes, strict=True):
             u = (pixels[:, :height, :width] + 1).mul(127.5).round().to(torch.uint8)
             flat.append(u.permute(1, 2, 0).flatten())
         words = {name: one[name] for name in ("input_ids", "attention_mask")}

@@ -1,4 +1,4 @@
-"""From decoded pictures in host memory and questions as strings to logits: preparation counts."""
+"""From decoded images in host memory and questions as strings to logits: preparation counts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SCOPE = "pictures"
 
 
 @dataclass
-class PictureCase:
-    """vqa-mix before its pictures are resized.
+class ImageCase:
+    """vqa-mix before its images are resized.
 
     Args:
         model_case: whose weights and batch size count.
-        quick: pictures a quarter as large.
+        quick: images a quarter as large.
     """
 
     model_case: Case
@@ -45,13 +45,13 @@ class PictureCase:
         self.device, self.compiles, self.config, batch = case.device, case.compiles, case.config, case.workload.batch
         generator = np.random.default_rng(7)
         sizes = workloads.coco_sizes(generator, batch)
-        self.pictures = [_picture(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
+        self.images = [_photo(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
         words = [w for w in VOCABULARY.read_text(encoding="utf-8").split() if w.isalpha()]
         self.questions = [" ".join(generator.choice(words, 7)) + "?" for _ in range(batch)]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Of every picture processor."""
+        """Of every image processor."""
         if not self.quick:
             return {}
         patch = self.config.patch_shape[0]
@@ -65,7 +65,7 @@ class PictureCase:
     @cached_property
     def padded(self) -> dict[str, Tensor]:
         """The inputs by Pillow's arithmetic."""
-        made = self.processor()(self.pictures, self.questions, padding=True, return_tensors="pt")
+        made = self.processor()(self.images, self.questions, padding=True, return_tensors="pt")
         wanted = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
         return {name: made[name].to(self.device) for name in wanted}
 
@@ -90,7 +90,7 @@ class PictureCase:
         return {**self.as_run.describe(), "workload": "vqa-mix pictures"}
 
 
-def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _photo(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8: smooth colours with some noise, as photographs are."""
     y, x = np.mgrid[0:height, 0:width]
     waves = generator.uniform(0.005, 0.05, (3, 2))
@@ -99,7 +99,7 @@ def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return np.clip(np.stack(smooth, -1) + noise, 0, 255).astype(np.uint8)
 
 
-def model_way(case: PictureCase, dtype: torch.dtype, backend: str, is_packed: bool) -> Calls:
+def model_way(case: ImageCase, dtype: torch.dtype, backend: str, is_packed: bool) -> Calls:
     """Our processor and our model.
 
     Padded, as Hugging Face calls it, with Pillow on the host; or packed, where images stay uint8 and are resized where
@@ -110,7 +110,7 @@ def model_way(case: PictureCase, dtype: torch.dtype, backend: str, is_packed: bo
 
     def call() -> Tensor:
         with vilt_fast.backend(backend if is_packed else None):
-            inputs = processor(case.pictures, case.questions, padding=True, return_tensors="pt")
+            inputs = processor(case.images, case.questions, padding=True, return_tensors="pt")
         with vilt_fast.backend(backend):
             return model(**(inputs if is_packed else _moved(inputs, case.device, dtype))).logits
 
@@ -123,23 +123,23 @@ def _moved(inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtyp
     return {**moved, "pixel_values": moved["pixel_values"].to(dtype)}
 
 
-def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> Calls:
-    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every picture an object of its own."""
+def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int) -> Calls:
+    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every image an object of its own."""
     from vilt_fast.engine import Engine
 
     engine = Engine(case.model_case.model(dtype), case.processor())
-    pictures = [picture.copy() for _ in range(repeats) for picture in case.pictures]
+    images = [image.copy() for _ in range(repeats) for image in case.images]
     questions = case.questions * repeats
 
     def call() -> Tensor:
-        return torch.stack(engine.logits(pictures, questions, progress=False))
+        return torch.stack(engine.logits(images, questions, progress=False))
 
     weakref.finalize(call, engine.close)  # its threads end when nobody can call it any more
     return [call]
 
 
-def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
-    """transformers' picture processor `kind` with its tokenizer and model."""
+def transformers_way(case: ImageCase, dtype: torch.dtype, kind: str) -> Calls:
+    """transformers' image processor `kind` with its tokenizer and model."""
     model = peers.transformers_model(case.model_case, dtype)
     import transformers
 
@@ -152,14 +152,14 @@ def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
 
     def call() -> Tensor:
         texts = tokenizer(case.questions, padding=True, return_tensors="pt")
-        pictures = image_processor(case.pictures, return_tensors="pt", **options)
-        return model(**_moved({**texts, **pictures}, case.device, dtype)).logits
+        images = image_processor(case.images, return_tensors="pt", **options)
+        return model(**_moved({**texts, **images}, case.device, dtype)).logits
 
     return [call]
 
 
 def contestants(dtype: torch.dtype, repeats: int) -> list[Contestant]:
-    """Theirs, then ours; the engine answers `repeats` batches a call."""
+    """Theirs, then ours; the engine answers `repeats` batches per call."""
     theirs = {"PIL": "ViltImageProcessorPil", "torchvision": "ViltImageProcessor"}
     found = [
         Contestant(f"transformers, {name} processor", dtype, partial(transformers_way, dtype=dtype, kind=kind), SCOPE)

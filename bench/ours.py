@@ -17,7 +17,7 @@ from vilt_fast.pixels import PackedPixels
 
 
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
-    """The whole model: on the padded inputs of Hugging Face's form, or on the same pictures as packed bytes."""
+    """The whole model: on the padded inputs of Hugging Face's form, or on the same images as packed bytes."""
     need_kernels(case, backend)
     model = case.model(dtype)
 
@@ -39,7 +39,7 @@ def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool
     if graphs and case.device.type != "cuda":
         raise Unavailable("needs a GPU: CUDA graphs")
     if case.workload.pictures > 1:
-        raise Unavailable("the engine takes one picture a text")
+        raise Unavailable("the engine takes one image per text")
     from vilt_fast.frozen.graphs import Bucketed, Limits, plan_batch
 
     model = case.model(dtype) if model is None else model

@@ -66,13 +66,13 @@ class HandWritten(nn.Module):
     """ViLT from embedded rows to logits, around an attention that is handed in.
 
     Args:
-        state: weights under Hugging Face's names. config: of the model. pictures: sequences a pair.
+        state: weights under Hugging Face's names. config: of the model. images: sequences per pair.
     """
 
-    def __init__(self, state: dict[str, Tensor], config: Any, pictures: int) -> None:
+    def __init__(self, state: dict[str, Tensor], config: Any, images: int) -> None:
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
-        self.layers, self.pictures = config.num_hidden_layers, pictures
+        self.layers, self.images = config.num_hidden_layers, images
         for name, value in state.items():
             if "embeddings." not in name and ".attention.attention." not in name:
                 self._keep(name, value)
@@ -109,7 +109,7 @@ class HandWritten(nn.Module):
             inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
             x = x + self._linear(f"{block}.output.dense", F.gelu(inner))
         rows = self._norm("vilt.layernorm", x.flatten(0, -2)[first], self.eps)
-        pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.pictures, -1)
+        pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.images, -1)
         inner = self._norm("classifier.1", self._linear("classifier.0", pooled), 1e-5)
         return self._linear("classifier.3", F.gelu(inner))
 

@@ -151,7 +151,7 @@ PANELS = {
 
 
 def scaling(rows: Rows, path: Path) -> bool:
-    """Time a token against batch, spread of lengths and patches a picture; False: there is nothing to draw."""
+    """Time per token against batch, spread of lengths and patches per image; False: there is nothing to draw."""
     timed = _timed(rows, "scaling")
     if not timed:
         return False
@@ -184,7 +184,7 @@ def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
 
 
 def latency(rows: Rows, path: Path) -> bool:
-    """Pairs/s against milliseconds, a point a batch size of vqa-mix; False: there is nothing to draw."""
+    """Pairs/s against milliseconds, a point per batch size of vqa-mix; False: there is nothing to draw."""
     timed = [row for row in _timed(rows, "model", "latency") if row["workload"] == "vqa-mix"]
     if not timed:
         return False

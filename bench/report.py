@@ -27,7 +27,7 @@ within a limit of minutes, and files the results."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
 `{RESULTS}` hold every row, with those that could not run and why."""
-# A row that costs so much more a token than the cheapest smaller one, beyond noise, grows faster than its tokens.
+# A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1
 
 Rows = Sequence[dict[str, Any]]
@@ -154,10 +154,10 @@ def _waterfall(rows: Rows) -> str:
 
 
 def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
-    """Where cost grows faster than tokens: contestant, from, to, how much more a token costs.
+    """Where cost grows faster than tokens: contestant, from, to, how much more each token costs.
 
     Compared are rows of one kind of workload (batch, spread, patches) with the cheapest row of fewer or as many tokens
-    a pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
+    per pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
     """
     found = []
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -236,8 +236,8 @@ def check(root: Path = ROOT) -> list[str]:
 def _digest_of(root: Path, name: str) -> str | None:
     from PIL import Image
 
-    with Image.open(root / RESULTS / f"{name}.png") as picture:
-        return picture.info.get(DIGEST)
+    with Image.open(root / RESULTS / f"{name}.png") as image:
+        return image.info.get(DIGEST)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:

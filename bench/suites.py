@@ -2,9 +2,9 @@
 
 ops         each operation at the shapes of one batch
 model       the whole model, and the encoder alone, on every workload
-end-to-end  decoded pictures and questions to logits, preparation included
+end-to-end  decoded images and questions to logits, preparation included
 latency     batches of one to eight
-scaling     cost against batch, spread of lengths, and patches a picture
+scaling     cost against batch, spread of lengths, and patches per image
 memory      peak memory of one forward
 """
 
@@ -42,7 +42,7 @@ class Run:
     Args:
         device: where.
         quick: tiny model, tiny batches, a few samples: what CI runs. The figures mean nothing then.
-        batches: pairs a batch; None: the suite's own.
+        batches: pairs per batch; None: the suite's own.
         compiles: whether contestants that compile for minutes take part.
         minutes: after which no further contestant starts.
         report: is told of every row as it comes.
@@ -147,7 +147,7 @@ def _everybody(run: Run) -> list[Contestant]:
 
 def _end_to_end(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((2,) if run.is_small else (64,)):
-        case = end_to_end.PictureCase(run.case(workloads.vqa_mix(batch)), quick=run.quick)
+        case = end_to_end.ImageCase(run.case(workloads.vqa_mix(batch)), quick=run.quick)
         yield run.time("end-to-end", case, end_to_end.contestants(run.dtypes[-1], 2 if run.is_small else 32))
 
 

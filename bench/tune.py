@@ -42,7 +42,7 @@ def tune(
         hidden_size, intermediate_size, num_heads: sizes of the model that the table is for.
         rows: numbers of packed tokens; each stands for its size class.
         directory: where the table goes; launchers read $VILT_FAST_CONFIGS, by default ~/.cache/vilt_fast/configs.
-        measure: milliseconds of a call; the median of a replayed CUDA graph where None.
+        measure: milliseconds per call; the median of a replayed CUDA graph where None.
         report: is told of every entry, one line each.
 
     Returns:
