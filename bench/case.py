@@ -78,7 +78,7 @@ def telling_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 _MODELS: dict[str, Any] = {}
-_MOST_MODELS = 12  # a gigabyte each at most
+_MOST_MODELS = 12  # of a gigabyte at most
 
 
 def _shared(key: str, make: Callable[[], Any]) -> Any:
@@ -150,13 +150,13 @@ class Case:
 
     @cached_property
     def packed_inputs(self) -> list[dict[str, Any]]:
-        """The same pictures as bytes without padding."""
+        """The same images as bytes without padding."""
         return [self._pack(one) for one in self.inputs]
 
     def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
-        pictures = one["pixel_values"].flatten(0, -4)
+        images = one["pixel_values"].flatten(0, -4)
         flat = []
-        for pixels, (height, width) in zip(pictures, self.workload.sizes, strict=True):
+        for pixels, (height, width) in zip(images, self.workload.sizes, strict=True):
             u = (pixels[:, :height, :width] + 1).mul(127.5).round().to(torch.uint8)
             flat.append(u.permute(1, 2, 0).flatten())
         words = {name: one[name] for name in ("input_ids", "attention_mask")}
@@ -170,9 +170,12 @@ class Case:
     @cached_property
     def wanted(self) -> Tensor:
         """Logits of the first inputs by the padded reference in fp64."""
+        return self.right_logits(self.inputs[0])
+
+    def right_logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits of padded inputs by the reference in fp64."""
         with full_precision(), torch.inference_mode():
-            state = self.model(torch.float64).state_dict()
-            return padded_logits(state, self.config, self.inputs[0], torch.float64)
+            return padded_logits(self.model(torch.float64).state_dict(), self.config, inputs, torch.float64)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Layout]:

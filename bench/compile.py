@@ -4,7 +4,7 @@ Each kernel file exposes `shipped_configurations(target)`; this module turns eve
 reads registers, spills, shared memory and matrix instructions from it. `@triton.jit` of a process under
 TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes:
 
-    python -m vilt_fast.bench.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row a line
+    python -m vilt_fast.bench.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row per line
 """
 
 import importlib
@@ -56,7 +56,7 @@ def matrix_instructions(assembly: str) -> dict[str, list[str]]:
 
 
 def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    """(registers a thread, spilled bytes a thread) of a cubin, from the cuobjdump that Triton's wheel carries."""
+    """(registers, spilled bytes per thread) of a cubin, from the cuobjdump that Triton's wheel carries."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -70,7 +70,7 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
 
 
 def _amd_usage(assembly: str) -> tuple[int, int]:
-    """(vector registers a thread, spilled bytes a thread) from the metadata in AMD assembly."""
+    """(vector registers, spilled bytes per thread) from the metadata in AMD assembly."""
     fields = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", assembly, re.MULTILINE)}
     return fields["vgpr_count"], max(4 * fields["vgpr_spill_count"], fields["private_segment_fixed_size"])
 
@@ -79,7 +79,7 @@ def compile_one(target: str, config: Any) -> dict[str, Any]:
     """Compiles one shipped configuration and describes the result.
 
     Returns:
-        target, kernel (name of the jit function), config, registers and spill_bytes (a thread), shared_bytes (a
+        target, kernel (name of the jit function), config, registers and spill_bytes (per thread), shared_bytes (per
         program), matrix_instructions ("wgmma", "mma", "tcgen05", "mfma" or ""), matrix_shapes (list of str).
     """
     import triton
@@ -119,7 +119,7 @@ def compile_all(
         jobs: processes at a time; the number of cores where None.
 
     Returns:
-        One row a configuration, see `compile_one`.
+        One row per configuration, see `compile_one`.
 
     Raises:
         ValueError: an unknown target or operation.

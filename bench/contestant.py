@@ -52,7 +52,7 @@ class Contestant:
     Args:
         name: in tables.
         dtype: of weights and activations.
-        make: from a case the calls to time, one an input set; raises `Unavailable`.
+        make: from a case the calls to time, one per input set; raises `Unavailable`.
         scope: "model" from padded pixels and ids to logits, "encoder" from embedded rows to logits, or another word
             with `cost`.
         is_ours: whether it is this library.

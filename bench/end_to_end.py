@@ -1,9 +1,9 @@
-"""From decoded pictures in host memory and questions as strings to logits: preparation counts."""
+"""From decoded images in host memory and questions as strings to logits: preparation counts."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast.bench import ours, peers, verify, workloads
-from vilt_fast.bench.case import Case, full_precision, padded_logits
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
 from vilt_fast.bench.flops import Cost
 from vilt_fast.processing import BertTokenizer, ViltImageProcessor, ViltProcessor
@@ -26,12 +26,12 @@ SCOPE = "pictures"
 
 
 @dataclass
-class PictureCase:
-    """vqa-mix before its pictures are resized.
+class ImageCase:
+    """vqa-mix before its images are resized.
 
     Args:
         model_case: whose weights and batch size count.
-        quick: pictures a quarter as large.
+        quick: images a quarter as large.
     """
 
     model_case: Case
@@ -41,22 +41,17 @@ class PictureCase:
     bounds = verify.BOUNDS
 
     def __post_init__(self) -> None:
-        self.device, self.compiles, self.config = (
-            self.model_case.device,
-            self.model_case.compiles,
-            self.model_case.config,
-        )
-        batch = self.model_case.workload.batch
+        case = self.model_case
+        self.device, self.compiles, self.config, batch = case.device, case.compiles, case.config, case.workload.batch
         generator = np.random.default_rng(7)
-        share = np.array(list(workloads.COCO_SIZES.values())) / 100
-        sizes = [list(workloads.COCO_SIZES)[i] for i in generator.choice(len(share), batch, p=share)]
-        self.pictures = [_picture(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
+        sizes = workloads.coco_sizes(generator, batch)
+        self.images = [_photo(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
         words = [w for w in VOCABULARY.read_text(encoding="utf-8").split() if w.isalpha()]
         self.questions = [" ".join(generator.choice(words, 7)) + "?" for _ in range(batch)]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Of every picture processor."""
+        """Of every image processor."""
         if not self.quick:
             return {}
         patch = self.config.patch_shape[0]
@@ -70,16 +65,14 @@ class PictureCase:
     @cached_property
     def padded(self) -> dict[str, Tensor]:
         """The inputs by Pillow's arithmetic."""
-        made = self.processor()(self.pictures, self.questions, padding=True, return_tensors="pt")
+        made = self.processor()(self.images, self.questions, padding=True, return_tensors="pt")
         wanted = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
         return {name: made[name].to(self.device) for name in wanted}
 
     @cached_property
     def wanted(self) -> Tensor:
         """Logits of those by the padded reference in fp64."""
-        with full_precision(), torch.inference_mode():
-            state = self.model_case.model(torch.float64).state_dict()
-            return padded_logits(state, self.config, self.padded, torch.float64)
+        return self.model_case.right_logits(self.padded)
 
     @cached_property
     def as_run(self) -> Case:
@@ -97,7 +90,7 @@ class PictureCase:
         return {**self.as_run.describe(), "workload": "vqa-mix pictures"}
 
 
-def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
+def _photo(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(height, width, 3) uint8: smooth colours with some noise, as photographs are."""
     y, x = np.mgrid[0:height, 0:width]
     waves = generator.uniform(0.005, 0.05, (3, 2))
@@ -106,51 +99,47 @@ def _picture(generator: np.random.Generator, height: int, width: int) -> np.ndar
     return np.clip(np.stack(smooth, -1) + noise, 0, 255).astype(np.uint8)
 
 
-def padded_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
-    """Our processor as Hugging Face calls it, Pillow on the host, then our model."""
+def model_way(case: ImageCase, dtype: torch.dtype, backend: str, is_packed: bool) -> Calls:
+    """Our processor and our model.
+
+    Padded, as Hugging Face calls it, with Pillow on the host; or packed, where images stay uint8 and are resized where
+    the model runs.
+    """
     ours.need_kernels(case.model_case, backend)
-    model, processor = case.model_case.model(dtype), case.processor()
+    model, processor = case.model_case.model(dtype), case.processor(case.device if is_packed else None)
 
     def call() -> Tensor:
-        made = processor(case.pictures, case.questions, padding=True, return_tensors="pt")
-        inputs = {name: value.to(case.device) for name, value in made.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        with vilt_fast.backend(backend if is_packed else None):
+            inputs = processor(case.images, case.questions, padding=True, return_tensors="pt")
         with vilt_fast.backend(backend):
-            return model(**inputs).logits
+            return model(**(inputs if is_packed else _moved(inputs, case.device, dtype))).logits
 
     return [call]
 
 
-def packed_way(case: PictureCase, dtype: torch.dtype, backend: str) -> Calls:
-    """Our processor with a device: pictures stay uint8 and unpadded, and are resized where the model runs."""
-    ours.need_kernels(case.model_case, backend)
-    model, processor = case.model_case.model(dtype), case.processor(case.device)
-
-    def call() -> Tensor:
-        with vilt_fast.backend(backend):
-            inputs = processor(case.pictures, case.questions, padding=True, return_tensors="pt")
-            return model(**inputs).logits
-
-    return [call]
+def _moved(inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Padded inputs on the device, their pixels in `dtype`."""
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    return {**moved, "pixel_values": moved["pixel_values"].to(dtype)}
 
 
-def engine_way(case: PictureCase, dtype: torch.dtype, repeats: int) -> Calls:
-    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every picture an object of its own."""
+def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int) -> Calls:
+    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every image an object of its own."""
     from vilt_fast.engine import Engine
 
     engine = Engine(case.model_case.model(dtype), case.processor())
-    pictures = [picture.copy() for _ in range(repeats) for picture in case.pictures]
+    images = [image.copy() for _ in range(repeats) for image in case.images]
     questions = case.questions * repeats
 
     def call() -> Tensor:
-        return torch.stack(engine.logits(pictures, questions, progress=False))
+        return torch.stack(engine.logits(images, questions, progress=False))
 
     weakref.finalize(call, engine.close)  # its threads end when nobody can call it any more
     return [call]
 
 
-def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
-    """transformers' picture processor `kind` with its tokenizer and model."""
+def transformers_way(case: ImageCase, dtype: torch.dtype, kind: str) -> Calls:
+    """transformers' image processor `kind` with its tokenizer and model."""
     model = peers.transformers_model(case.model_case, dtype)
     import transformers
 
@@ -163,27 +152,22 @@ def transformers_way(case: PictureCase, dtype: torch.dtype, kind: str) -> Calls:
 
     def call() -> Tensor:
         texts = tokenizer(case.questions, padding=True, return_tensors="pt")
-        pictures = image_processor(case.pictures, return_tensors="pt", **options)
-        inputs = {name: value.to(case.device) for name, value in {**texts, **pictures}.items()}
-        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
-        return model(**inputs).logits
+        images = image_processor(case.images, return_tensors="pt", **options)
+        return model(**_moved({**texts, **images}, case.device, dtype)).logits
 
     return [call]
 
 
 def contestants(dtype: torch.dtype, repeats: int) -> list[Contestant]:
-    """Theirs, then ours; the engine answers `repeats` batches a call."""
-    makes: dict[str, tuple[Callable[..., Calls], dict[str, str], bool]] = {
-        "transformers, PIL processor": (transformers_way, {"kind": "ViltImageProcessorPil"}, False),
-        "transformers, torchvision processor": (transformers_way, {"kind": "ViltImageProcessor"}, False),
-        "vilt_fast reference, Pillow, padded": (padded_way, {"backend": "reference"}, True),
-        "vilt_fast reference, packed uint8": (packed_way, {"backend": "reference"}, True),
-        "vilt_fast kernels, Pillow, padded": (padded_way, {"backend": "kernels"}, True),
-        "vilt_fast kernels, packed uint8": (packed_way, {"backend": "kernels"}, True),
-    }
-    engine = partial(engine_way, dtype=dtype, repeats=repeats)
+    """Theirs, then ours; the engine answers `repeats` batches per call."""
+    theirs = {"PIL": "ViltImageProcessorPil", "torchvision": "ViltImageProcessor"}
     found = [
-        Contestant(name, dtype, partial(make, dtype=dtype, **options), SCOPE, is_ours=is_ours)
-        for name, (make, options, is_ours) in makes.items()
+        Contestant(f"transformers, {name} processor", dtype, partial(transformers_way, dtype=dtype, kind=kind), SCOPE)
+        for name, kind in theirs.items()
     ]
+    for backend in ("reference", "kernels"):
+        for form, is_packed in (("Pillow, padded", False), ("packed uint8", True)):
+            make = partial(model_way, dtype=dtype, backend=backend, is_packed=is_packed)
+            found.append(Contestant(f"vilt_fast {backend}, {form}", dtype, make, SCOPE, is_ours=True))
+    engine = partial(engine_way, dtype=dtype, repeats=repeats)
     return [*found, Contestant("vilt_fast Engine", dtype, engine, SCOPE, is_ours=True, repeats=repeats)]

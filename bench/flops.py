@@ -39,9 +39,9 @@ def layer_norm(rows: int, d: int, itemsize: int) -> Cost:
     return Cost(0, (2 * rows * d + 2 * d) * itemsize)
 
 
-def patch_embed(patches: int, pictures: int, values: int, d: int, itemsize: int) -> Cost:
-    """(patches, values) x (d, values)^T, values = C p p; a CLS row a picture is written too."""
-    return Cost(2 * patches * values * d, (patches * values + d * values + (patches + pictures) * d) * itemsize)
+def patch_embed(patches: int, images: int, values: int, d: int, itemsize: int) -> Cost:
+    """(patches, values) x (d, values)^T, values = C p p; a CLS row per image is written too."""
+    return Cost(2 * patches * values * d, (patches * values + d * values + (patches + images) * d) * itemsize)
 
 
 def text_embed(words: int, d: int, itemsize: int) -> Cost:
@@ -49,10 +49,10 @@ def text_embed(words: int, d: int, itemsize: int) -> Cost:
     return Cost(0, 2 * words * d * itemsize)
 
 
-def block(lengths: Sequence[int], d: int, hidden: int, itemsize: int) -> Cost:
-    """One block: two LayerNorms, four products, one attention."""
-    rows = sum(lengths)
-    return (
+def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
+    """All blocks (two LayerNorms, four products, one attention each), every row through every one of them."""
+    rows, d, hidden = sum(lengths), config.hidden_size, config.intermediate_size
+    block = (
         layer_norm(rows, d, itemsize)
         + linear(rows, d, 3 * d, itemsize)
         + attention(lengths, d, itemsize)
@@ -61,13 +61,14 @@ def block(lengths: Sequence[int], d: int, hidden: int, itemsize: int) -> Cost:
         + linear(rows, d, hidden, itemsize)
         + linear(rows, hidden, d, itemsize, residual=True)
     )
+    return Cost(block.flops * config.num_hidden_layers, block.bytes * config.num_hidden_layers)
 
 
-def head(config: ViltConfig, pairs: int, pictures: int, itemsize: int) -> Cost:
-    """Final LayerNorm and pooler on a row a sequence, then the two-layer classifier on a row a pair."""
+def head(config: ViltConfig, pairs: int, images: int, itemsize: int) -> Cost:
+    """Final LayerNorm and pooler on a row per sequence, then the two-layer classifier on a row per pair."""
     d = config.hidden_size
-    inputs, inner = d * pictures, d * max(2, pictures)
-    sequences = pairs * pictures
+    inputs, inner = d * images, d * max(2, images)
+    sequences = pairs * images
     return (
         layer_norm(sequences, d, itemsize)
         + linear(sequences, d, d, itemsize)
@@ -76,18 +77,12 @@ def head(config: ViltConfig, pairs: int, pictures: int, itemsize: int) -> Cost:
     )
 
 
-def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
-    """All blocks, every row through every one of them."""
-    one = block(lengths, config.hidden_size, config.intermediate_size, itemsize)
-    return Cost(one.flops * config.num_hidden_layers, one.bytes * config.num_hidden_layers)
-
-
-def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, pictures: int, itemsize: int) -> Cost:
+def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, images: int, itemsize: int) -> Cost:
     """Pixels and ids to logits.
 
     Args:
         lengths: tokens of every sequence. words: of all sequences.
-        pairs: rows of logits. pictures: sequences a pair.
+        pairs: rows of logits. images: sequences per pair.
     """
     values = config.num_channels * config.patch_shape[0] * config.patch_shape[1]
     patches = sum(lengths) - words - len(lengths)
@@ -95,5 +90,5 @@ def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, pi
         text_embed(words, config.hidden_size, itemsize)
         + patch_embed(patches, len(lengths), values, config.hidden_size, itemsize)
         + encoder(config, lengths, itemsize)
-        + head(config, pairs, pictures, itemsize)
+        + head(config, pairs, images, itemsize)
     )

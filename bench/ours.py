@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ from vilt_fast.pixels import PackedPixels
 
 
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
-    """The whole model: on the padded inputs of Hugging Face's form, or on the same pictures as packed bytes."""
+    """The whole model: on the padded inputs of Hugging Face's form, or on the same images as packed bytes."""
     need_kernels(case, backend)
     model = case.model(dtype)
 
@@ -38,7 +39,7 @@ def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool
     if graphs and case.device.type != "cuda":
         raise Unavailable("needs a GPU: CUDA graphs")
     if case.workload.pictures > 1:
-        raise Unavailable("the engine takes one picture a text")
+        raise Unavailable("the engine takes one image per text")
     from vilt_fast.frozen.graphs import Bucketed, Limits, plan_batch
 
     model = case.model(dtype) if model is None else model
@@ -96,34 +97,29 @@ def need_kernels(case: Case, backend: str) -> None:
 
 def contestants(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
     """All of them; kernels in every dtype, references in the first."""
-    wide = dtypes[0]
-    found = [
-        Contestant("padded reference", wide, partial(padded_reference_calls, dtype=wide), is_ours=True),
-        Contestant("vilt_fast reference", wide, partial(model_calls, dtype=wide, backend="reference"), is_ours=True),
+    wide, low = dtypes[0], dtypes[-1]
+    reference, kernels = (partial(model_calls, backend=backend) for backend in ("reference", "kernels"))
+    graphs = partial(bucketed_calls, backend="kernels", graphs=True)
+    return [
+        _ours("padded reference", wide, padded_reference_calls),
+        _ours("vilt_fast reference", wide, reference),
+        _ours("vilt_fast reference, packed uint8", wide, partial(reference, is_packed=True)),
+        *(_ours("vilt_fast kernels", dtype, kernels) for dtype in dtypes),
+        _ours("vilt_fast kernels, packed uint8", low, partial(kernels, is_packed=True)),
+        # Its buckets draw one sample for all images of a size, and the model one per image.
+        _ours("vilt_fast kernels, packed uint8 + graph", low, graphs, samples=False),
     ]
-    packed = partial(model_calls, dtype=wide, backend="reference", is_packed=True)
-    found.append(Contestant("vilt_fast reference, packed uint8", wide, packed, is_ours=True))
-    for dtype in dtypes:
-        kernels = partial(model_calls, dtype=dtype, backend="kernels")
-        found.append(Contestant("vilt_fast kernels", dtype, kernels, is_ours=True))
-    low = dtypes[-1]
-    packed = partial(model_calls, dtype=low, backend="kernels", is_packed=True)
-    found.append(Contestant("vilt_fast kernels, packed uint8", low, packed, is_ours=True))
-    graphs = partial(bucketed_calls, dtype=low, backend="kernels", graphs=True)
-    # Its buckets draw one sample for all pictures of a size, and the model one a picture.
-    name = "vilt_fast kernels, packed uint8 + graph"
-    found.append(Contestant(name, low, graphs, is_ours=True, samples=False))
-    return found
+
+
+def _ours(name: str, dtype: torch.dtype, make: Callable[..., Calls], **options: Any) -> Contestant:
+    return Contestant(name, dtype, partial(make, dtype=dtype), is_ours=True, **options)
 
 
 def encoder_contestants(dtype: torch.dtype) -> list[Contestant]:
     """The encoder alone, beside `peers.encoder_peers`."""
-    options: dict[str, dict[str, Any]] = {
-        "vilt_fast reference": {"backend": "reference"},
-        "vilt_fast kernels": {"backend": "kernels"},
-        "vilt_fast kernels + graph": {"backend": "kernels", "graphs": True},
-    }
+    reference, kernels = (partial(encoder_calls, backend=backend) for backend in ("reference", "kernels"))
     return [
-        Contestant(name, dtype, partial(encoder_calls, dtype=dtype, **chosen), "encoder", is_ours=True)
-        for name, chosen in options.items()
+        _ours("vilt_fast reference", dtype, reference, scope="encoder"),
+        _ours("vilt_fast kernels", dtype, kernels, scope="encoder"),
+        _ours("vilt_fast kernels + graph", dtype, partial(kernels, graphs=True), scope="encoder"),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
@@ -65,31 +66,33 @@ class HandWritten(nn.Module):
     """ViLT from embedded rows to logits, around an attention that is handed in.
 
     Args:
-        state: weights under Hugging Face's names. config: of the model. pictures: sequences a pair.
+        state: weights under Hugging Face's names. config: of the model. images: sequences per pair.
     """
 
-    def __init__(self, state: dict[str, Tensor], config: Any, pictures: int) -> None:
+    def __init__(self, state: dict[str, Tensor], config: Any, images: int) -> None:
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
-        self.layers, self.pictures = config.num_hidden_layers, pictures
-        for index in range(self.layers):
-            prefix = f"vilt.encoder.layer.{index}."
-            parts = [f"{prefix}attention.attention.{name}" for name in ("query", "key", "value")]
-            self._keep(f"qkv{index}", *(torch.cat([state[f"{part}.{k}"] for part in parts]) for k in _KINDS))
-            for short, name in _LAYER.items():
-                self._keep(f"{short}{index}", *(state[f"{prefix}{name}.{k}"] for k in _KINDS))
-        for short, name in _HEAD.items():
-            self._keep(short, *(state[f"{name}.{k}"] for k in _KINDS))
+        self.layers, self.images = config.num_hidden_layers, images
+        for name, value in state.items():
+            if "embeddings." not in name and ".attention.attention." not in name:
+                self._keep(name, value)
+        for block in map("vilt.encoder.layer.{}".format, range(self.layers)):
+            for kind in ("weight", "bias"):
+                parts = [state[f"{block}.attention.attention.{name}.{kind}"] for name in ("query", "key", "value")]
+                self._keep(f"{block}.qkv.{kind}", torch.cat(parts))
 
-    def _keep(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        self.register_buffer(f"{name}_weight", weight.clone())
-        self.register_buffer(f"{name}_bias", bias.clone())
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name.replace(".", "_"), value.clone())
+
+    def _of(self, name: str) -> tuple[Tensor, Tensor]:
+        name = name.replace(".", "_")
+        return getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return F.linear(x, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
+        return F.linear(x, *self._of(name))
 
     def _norm(self, name: str, x: Tensor, eps: float) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"), eps)
+        return F.layer_norm(x, x.shape[-1:], *self._of(name), eps)
 
     def forward(self, x: Tensor, first: Tensor, attend: Attend) -> Tensor:
         """Logits.
@@ -99,32 +102,16 @@ class HandWritten(nn.Module):
             attend: query, key, value (..., heads, head_dim) to the same shape.
         """
         for i in range(self.layers):
-            qkv = self._linear(f"qkv{i}", self._norm(f"before{i}", x, self.eps))
+            block = f"vilt.encoder.layer.{i}"
+            qkv = self._linear(f"{block}.qkv", self._norm(f"{block}.layernorm_before", x, self.eps))
             query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-            x = x + self._linear(f"out{i}", attend(query, key, value).flatten(-2))
-            inner = F.gelu(self._linear(f"up{i}", self._norm(f"after{i}", x, self.eps)))
-            x = x + self._linear(f"down{i}", inner)
-        rows = self._norm("last", x.flatten(0, -2)[first], self.eps)
-        pooled = torch.tanh(self._linear("pooler", rows))
-        inner = self._norm("head1", self._linear("head0", pooled.view(len(first) // self.pictures, -1)), 1e-5)
-        return self._linear("head3", F.gelu(inner))
-
-
-_KINDS = ("weight", "bias")
-_LAYER = {
-    "before": "layernorm_before",
-    "out": "attention.output.dense",
-    "after": "layernorm_after",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-}
-_HEAD = {
-    "last": "vilt.layernorm",
-    "pooler": "vilt.pooler.dense",
-    "head0": "classifier.0",
-    "head1": "classifier.1",
-    "head3": "classifier.3",
-}
+            x = x + self._linear(f"{block}.attention.output.dense", attend(query, key, value).flatten(-2))
+            inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
+            x = x + self._linear(f"{block}.output.dense", F.gelu(inner))
+        rows = self._norm("vilt.layernorm", x.flatten(0, -2)[first], self.eps)
+        pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.images, -1)
+        inner = self._norm("classifier.1", self._linear("classifier.0", pooled), 1e-5)
+        return self._linear("classifier.3", F.gelu(inner))
 
 
 def hand_written(case: Case, dtype: torch.dtype) -> nn.Module:
@@ -153,19 +140,12 @@ def padded_calls(
         query, key, value = (t.transpose(1, 2) for t in (query, key, value))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
+    calls = _encoder_calls(case, dtype, x, first, attend, mode, graphs)
     if not cudnn:
-        return _encoder_calls(case, dtype, x, first, attend, mode, graphs)
+        return calls
     if case.device.type != "cuda":
         raise Unavailable("needs a GPU: cuDNN")
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    calls = _encoder_calls(case, dtype, x, first, attend, mode, graphs)
-
-    def with_cudnn() -> Tensor:
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return calls[0]()
-
-    return [with_cudnn]
+    return [sdpa_kernel(SDPBackend.CUDNN_ATTENTION)(calls[0])]
 
 
 def packed_calls(case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False) -> Calls:
@@ -235,14 +215,10 @@ def _encoder_calls(
 
 def model_peers(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
     """From pixels and ids to logits."""
-    found = []
-    for dtype in dtypes:
-        eager = partial(transformers_calls, dtype=dtype)
-        found.append(Contestant("transformers eager", dtype, eager, samples=False))
-    lowest = dtypes[-1]
-    compiled = partial(transformers_calls, dtype=lowest, compile=True)
-    found.append(Contestant("transformers + torch.compile", lowest, compiled, compiles=True, samples=False))
-    return found
+    name, call = "transformers eager", transformers_calls
+    eager = [Contestant(name, dtype, partial(call, dtype=dtype), samples=False) for dtype in dtypes]
+    compiled = partial(call, dtype=dtypes[-1], compile=True)
+    return [*eager, Contestant("transformers + torch.compile", dtypes[-1], compiled, compiles=True, samples=False)]
 
 
 def encoder_peers(dtype: torch.dtype) -> list[Contestant]:

@@ -37,7 +37,8 @@ def _pyplot() -> Any:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
+    plt.rcParams.update({"font.size": 9, "axes.titlesize": 9})
+    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     return plt
 
 
@@ -47,27 +48,26 @@ def _plain_ticks(axes: Any) -> None:
 
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         if axis.get_scale() == "log" and low > 0 and high / low < 30:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-            axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
+                set_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
-def _save(figure: Any, path: Path, rows: Rows) -> None:
+def _lay_out(figure: Any) -> None:
     for axes in figure.axes:
         _plain_ticks(axes)
     figure.tight_layout()
+
+
+def _save(figure: Any, path: Path, rows: Rows) -> bool:
     metadata = {DIGEST: digest(rows), "Software": None}
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))
     _pyplot().close(figure)
+    return True
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // 2 % len(DASHES)],
-        "markersize": 5,
-        "linewidth": 1.4,
-    }
+    kinds = {"color": COLOURS[index % 8], "marker": MARKERS[index % 8], "linestyle": DASHES[index // 2 % 4]}
+    return {**kinds, "markersize": 5, "linewidth": 1.4}
 
 
 def _names(rows: Rows) -> list[str]:
@@ -76,8 +76,7 @@ def _names(rows: Rows) -> list[str]:
 
 def label(row: dict[str, Any]) -> str:
     """What a curve is called."""
-    scope = {"encoder": ", encoder alone", "operation": ""}.get(row["scope"], "")
-    return f"{row['contestant']}{scope}"
+    return row["contestant"] + (", encoder alone" if row["scope"] == "encoder" else "")
 
 
 def _caption(rows: Rows) -> str:
@@ -85,52 +84,42 @@ def _caption(rows: Rows) -> str:
     return f"{row.get('device')}, torch {row.get('torch')}, {row.get('dtype')}, {row.get('commit')}"
 
 
-def _timed(rows: Rows) -> list[dict[str, Any]]:
-    return [row for row in rows if row["status"] == "ok" and row["median_ms"]]
+def _timed(rows: Rows, *suites: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row["suite"] in suites and row["status"] == "ok" and row["median_ms"]]
 
 
 def waterfall(rows: Rows, path: Path) -> bool:
     """Pairs/s after each switch of the ablation, with the error at the bar's end; False: there is nothing to draw."""
-    timed = _timed([row for row in rows if row["suite"] == "ablate"])
+    timed = _timed(rows, "ablate")
     if not timed:
         return False
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 0.42 * len(timed) + 1.2))
+    figure, axes = _pyplot().subplots(figsize=(7, 0.42 * len(timed) + 1.2))
     speed = [row["pairs_per_s"] for row in timed]
     before = [0.0, *speed[:-1]]
     for place, (row, value, last) in enumerate(zip(timed, speed, before, strict=True)):
         axes.barh(place, value, color="#B8CDE0", edgecolor="black", linewidth=0.6)
         if place:  # what this switch bought, or cost, hatched so that print shows it
             low, high = sorted((value, last))
-            gain = value >= last
-            axes.barh(
-                place,
-                high - low,
-                left=low,
-                color=COLOURS[0] if gain else COLOURS[1],
-                edgecolor="black",
-                linewidth=0.6,
-                hatch=None if gain else "///",
-            )
+            colour, hatch = (COLOURS[0], None) if value >= last else (COLOURS[1], "///")
+            axes.barh(place, high - low, left=low, color=colour, edgecolor="black", linewidth=0.6, hatch=hatch)
         text = f"{value:,.0f}, " + (f"x {value / last:.2f}, " if place else "") + f"error {row['error']:.1e}"
         axes.text(max(value, last) * 1.01, place, text, va="center", fontsize=8)
     axes.set_yticks(range(len(timed)), [row["contestant"] for row in timed])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(speed) * 1.45)
-    axes.set_xlabel("pairs/s (blue: gained by this step; hatched: lost)")
-    axes.set_title(f"One switch at a time, B={timed[0]['batch']}\n{_caption(timed)}", fontsize=9)
-    _save(figure, path, rows)
-    return True
+    title = f"One switch at a time, B={timed[0]['batch']}\n{_caption(timed)}"
+    label = "pairs/s (blue: gained by this step; hatched: lost)"
+    axes.set(xlim=(0, max(speed) * 1.45), xlabel=label, title=title)
+    _lay_out(figure)
+    return _save(figure, path, rows)
 
 
 def roofline(rows: Rows, path: Path) -> bool:
     """TFLOP/s against FLOPs a byte, under the measured peaks; False: there is nothing to draw."""
-    timed = [row for row in _timed(rows) if row["suite"] in ("ops", "model") and row["tflops"] and row["gbps"]]
+    timed = [row for row in _timed(rows, "ops", "model") if row["tflops"] and row["gbps"]]
     timed = [row for row in timed if row["scope"] in ("operation", "encoder")]
     if not timed:
         return False
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4.6))
+    figure, axes = _pyplot().subplots(figsize=(7, 4.6))
     peak = max(row["tflops"] / row["matmul_share"] for row in timed)
     copy = max(row["gbps"] / row["copy_share"] for row in timed) / 1e3  # TB/s
     intensity = [1e3 * row["tflops"] / row["gbps"] for row in timed]
@@ -139,31 +128,19 @@ def roofline(rows: Rows, path: Path) -> bool:
     axes.plot(roof, [min(peak, copy * x) for x in roof], color="black", linewidth=1.6)
     axes.annotate(f"matmul {peak:.3g} TFLOP/s", (high, peak), ha="right", va="bottom", fontsize=8)
     axes.annotate(f"copy {copy:.3g} TB/s", (low, copy * low), ha="left", va="bottom", fontsize=8)
-    names = _names(timed)
-    for index, name in enumerate(names):
+    for index, name in enumerate(_names(timed)):
         mine = [(x, row["tflops"]) for x, row in zip(intensity, timed, strict=True) if label(row) == name]
-        style = _style(index)
-        axes.scatter(
-            *zip(*mine, strict=True),
-            color=style["color"],
-            marker=style["marker"],
-            s=26,
-            label=name,
-            edgecolors="black",
-            linewidths=0.4,
-        )
+        style = {key: _style(index)[key] for key in ("color", "marker")}
+        axes.scatter(*zip(*mine, strict=True), s=26, label=name, edgecolors="black", linewidths=0.4, **style)
     for x, row in zip(intensity, timed, strict=True):
         if row["scope"] == "operation" and row["is_ours"]:
             text = f"{row['workload']}, B={row['batch']}"
             axes.annotate(text, (x, row["tflops"]), fontsize=6, textcoords="offset points", xytext=(5, -2))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("useful FLOPs a byte that must move")
-    axes.set_ylabel("useful TFLOP/s")
-    axes.set_title(f"Roofline\n{_caption(timed)}", fontsize=9)
+    axes.set(xscale="log", yscale="log", xlabel="useful FLOPs a byte that must move", ylabel="useful TFLOP/s")
+    axes.set_title(f"Roofline\n{_caption(timed)}")
     axes.legend(fontsize=7, loc="lower right")
-    _save(figure, path, rows)
-    return True
+    _lay_out(figure)
+    return _save(figure, path, rows)
 
 
 PANELS = {
@@ -174,12 +151,11 @@ PANELS = {
 
 
 def scaling(rows: Rows, path: Path) -> bool:
-    """Time a token against batch, spread of lengths and patches a picture; False: there is nothing to draw."""
-    timed = _timed([row for row in rows if row["suite"] == "scaling"])
+    """Time per token against batch, spread of lengths and patches per image; False: there is nothing to draw."""
+    timed = _timed(rows, "scaling")
     if not timed:
         return False
-    plt = _pyplot()
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3.8), sharey=True)
+    figure, panels = _pyplot().subplots(1, 3, figsize=(10, 3.8), sharey=True)
     names = _names(timed)
     for axes, (kind, (what, value)) in zip(panels, PANELS.items(), strict=True):
         for index, name in enumerate(names):
@@ -188,17 +164,12 @@ def scaling(rows: Rows, path: Path) -> bool:
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, **_style(index))
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xlabel(what)
+        axes.set(yscale="log", xlabel=what)
     panels[0].set_ylabel("nanoseconds a token (lower is better)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=7, loc="lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="lower center", ncols=3)
     figure.suptitle(f"Scaling: {_caption(timed)}", fontsize=9)
     figure.subplots_adjust(bottom=0.3)
-    metadata = {DIGEST: digest(rows), "Software": None}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))
-    plt.close(figure)
-    return True
+    return _save(figure, path, rows)
 
 
 def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
@@ -213,28 +184,22 @@ def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
 
 
 def latency(rows: Rows, path: Path) -> bool:
-    """Pairs/s against milliseconds, a point a batch size of vqa-mix; False: there is nothing to draw."""
-    timed = [row for row in _timed(rows) if row["suite"] in ("model", "latency") and row["workload"] == "vqa-mix"]
-    lowest = timed[-1]["dtype"] if timed else None
-    timed = [row for row in timed if row["dtype"] == lowest]
+    """Pairs/s against milliseconds, a point per batch size of vqa-mix; False: there is nothing to draw."""
+    timed = [row for row in _timed(rows, "model", "latency") if row["workload"] == "vqa-mix"]
     if not timed:
         return False
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(7, 5.2))
+    timed = [row for row in timed if row["dtype"] == timed[-1]["dtype"]]
+    figure, axes = _pyplot().subplots(figsize=(7, 5.2))
     for index, name in enumerate(_fastest_names(timed)):
         mine = {row["batch"]: row for row in timed if label(row) == name}
-        points = [(row["median_ms"], row["pairs_per_s"], batch) for batch, row in sorted(mine.items())]
-        axes.plot(*list(zip(*points, strict=True))[:2], label=name, **_style(index))
-        for x, y, batch in points[-1:]:
-            axes.annotate(f"B={batch}", (x, y), fontsize=6, textcoords="offset points", xytext=(4, 3))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("milliseconds a batch")
-    axes.set_ylabel("pairs/s")
-    axes.set_title(f"Latency against throughput, vqa-mix\n{_caption(timed)}", fontsize=9)
+        points = [(mine[batch]["median_ms"], mine[batch]["pairs_per_s"]) for batch in sorted(mine)]
+        axes.plot(*zip(*points, strict=True), label=name, **_style(index))
+        axes.annotate(f"B={max(mine)}", points[-1], fontsize=6, textcoords="offset points", xytext=(4, 3))
+    axes.set(xscale="log", yscale="log", xlabel="milliseconds a batch", ylabel="pairs/s")
+    axes.set_title(f"Latency against throughput, vqa-mix\n{_caption(timed)}")
     axes.legend(fontsize=6, loc="best")
-    _save(figure, path, rows)
-    return True
+    _lay_out(figure)
+    return _save(figure, path, rows)
 
 
 PLOTS = {"waterfall": waterfall, "roofline": roofline, "scaling": scaling, "latency": latency}

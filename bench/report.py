@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ within a limit of minutes, and files the results."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
 `{RESULTS}` hold every row, with those that could not run and why."""
-# A row that costs so much more a token than the cheapest smaller one, beyond noise, grows faster than its tokens.
+# A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1
 
 Rows = Sequence[dict[str, Any]]
@@ -50,16 +51,11 @@ def is_gpu(rows: Rows) -> bool:
 
 def section(by_device: dict[str, list[dict[str, Any]]], plots: Iterable[str] = ()) -> str:
     """The text between the markers."""
-    parts = []
-    if not any(map(is_gpu, by_device.values())):
-        parts.append(NO_GPU)
+    parts = [] if any(map(is_gpu, by_device.values())) else [NO_GPU]
     for device, rows in by_device.items():
-        parts.append(f"### {device}")
-        parts += _device_parts(rows)
+        parts += [f"### {device}", *_device_parts(rows)]
     parts += [f"![{name}]({RESULTS}/{name}.png)" for name in plots]
-    if by_device:
-        parts.append(HOW)
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, HOW] if by_device else parts)
 
 
 def _device_parts(rows: Rows) -> list[str]:
@@ -85,18 +81,20 @@ def _device_parts(rows: Rows) -> list[str]:
 def _table(rows: Rows) -> str:
     """Contestants that ran on vqa-mix, the fastest last."""
     timed = [row for row in rows if row["median_ms"] and row["workload"].startswith("vqa-mix")]
-    timed = sorted((row for row in timed if "at most" not in row["shape"]), key=_order)
-    if not timed:
-        return ""
-    lines = ["| B | contestant | dtype | ms | 20 to 80 % | pairs/s | times transformers | of matmul peak | error |"]
-    lines.append("| --- " * 9 + "|")
+    timed = sorted((row for row in timed if "at most" not in row["shape"]), key=itemgetter("batch", "pairs_per_s"))
+    lines = []
     for row in timed:
         name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
         spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
         times, share = _times_transformers(row, timed), f"{100 * row['matmul_share']:.0f} %"
         speed, error = f"{row['pairs_per_s']:.4g}", f"{row['error']:.0e}"
-        cells = (row["batch"], name, row["dtype"], _short(row["median_ms"]), spread, speed, times, share, error)
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append((row["batch"], name, row["dtype"], _short(row["median_ms"]), spread, speed, times, share, error))
+    head = "B", "contestant", "dtype", "ms", "20 to 80 %", "pairs/s", "times transformers", "of matmul peak", "error"
+    return _markdown(head, lines) if lines else ""
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ("| " + " | ".join(map(str, cells)) + " |" for cells in (head, ["---"] * len(head), *rows))
     return "\n".join(lines)
 
 
@@ -109,67 +107,57 @@ def _times_transformers(row: dict[str, Any], rows: Rows) -> str:
     return ""
 
 
-def _order(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["batch"], row["pairs_per_s"]
-
-
 def _others(rows: Rows) -> str:
     """The fastest of ours beside the fastest peer on the other workloads."""
-    groups = [g for key, g in _cases(rows).items() if key[0] == "model" and key[1] != "vqa-mix"]
     lines = []
-    for group in groups:
+    for group in _cases([row for row in rows if row["suite"] == "model" and row["workload"] != "vqa-mix"]).values():
         ours, peer = _fastest(group)
         if ours is not None:
             theirs = ("none could be checked", "") if peer is None else (peer["contestant"], _short(peer["median_ms"]))
-            mine = (ours["contestant"], _short(ours["median_ms"]))
-            cells = (ours["workload"], ours["batch"], ours["dtype"], *mine, *theirs)
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    head = ["| workload | B | dtype | fastest of ours | ms | fastest peer | ms |", "| --- " * 7 + "|"]
-    return "Other workloads, pixels to logits:\n\n" + "\n".join([*head, *lines]) if lines else ""
+            mine = itemgetter("workload", "batch", "dtype", "contestant")(ours)
+            lines.append((*mine, _short(ours["median_ms"]), *theirs))
+    head = ("workload", "B", "dtype", "fastest of ours", "ms", "fastest peer", "ms")
+    return "Other workloads, pixels to logits:\n\n" + _markdown(head, lines) if lines else ""
 
 
 def _cases(rows: Rows) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Timed rows that answered the same question in the same dtype."""
     cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    key = itemgetter("suite", "workload", "scope", "batch", "tokens", "shape", "dtype")
     for row in rows:
         if row["median_ms"] and row["suite"] != "ablate":
-            key = tuple(row[name] for name in ("suite", "workload", "scope", "batch", "tokens", "shape", "dtype"))
-            cases.setdefault(key, []).append(row)
+            cases.setdefault(key(row), []).append(row)
     return cases
 
 
 def _fastest(group: Rows) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Of ours and of the peers; None where nobody ran."""
     ours, peers = ([row for row in group if row["is_ours"] == side] for side in (True, False))
-    return min(ours, key=_median, default=None), min(peers, key=_median, default=None)
-
-
-def _median(row: dict[str, Any]) -> float:
-    return row["median_ms"]
+    median = itemgetter("median_ms")
+    return min(ours, key=median, default=None), min(peers, key=median, default=None)
 
 
 def _waterfall(rows: Rows) -> str:
     steps = [row for row in rows if row["suite"] == "ablate"]
     if not steps:
         return ""
-    lines = ["| switch | ms | times | error | |", "| --- | --- | --- | --- | --- |"]
-    last = None
+    lines, last = [], None
     for row in steps:
         if row["median_ms"]:
             times = "" if last is None else f"{last / row['median_ms']:.2f}"
             last = row["median_ms"]
-            cells = (row["contestant"], _short(last), times, f"{row['error']:.0e}", row["note"])
+            lines.append((row["contestant"], _short(last), times, f"{row['error']:.0e}", row["note"]))
         else:
-            cells = (row["contestant"], "", "", "", row["status"])
-        lines.append("| " + " | ".join(cells) + " |")
-    return f"One switch at a time, B={steps[0]['batch']}:\n\n" + "\n".join(lines)
+            lines.append((row["contestant"], "", "", "", row["status"]))
+    table = _markdown(("switch", "ms", "times", "error", ""), lines)
+    return f"One switch at a time, B={steps[0]['batch']}:\n\n{table}"
 
 
 def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
-    """Where cost grows faster than tokens: contestant, from, to, how much more a token costs.
+    """Where cost grows faster than tokens: contestant, from, to, how much more each token costs.
 
     Compared are rows of one kind of workload (batch, spread, patches) with the cheapest row of fewer or as many tokens
-    a pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
+    per pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
     """
     found = []
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -183,7 +171,8 @@ def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
             if cheapest is not None:
                 least, most = row["p20_ms"] / row["tokens"], cheapest["p80_ms"] / cheapest["tokens"]
                 if least > GROWTH * most:
-                    found.append((name, _size(cheapest), _size(row), _per_token(row) / _per_token(cheapest)))
+                    a, b = (f"{one['workload']} at B={one['batch']}" for one in (cheapest, row))
+                    found.append((name, a, b, _per_token(row) / _per_token(cheapest)))
             if cheapest is None or _per_token(row) < _per_token(cheapest):
                 cheapest = row
     return found
@@ -191,10 +180,6 @@ def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
 
 def _per_token(row: dict[str, Any]) -> float:
     return row["median_ms"] / row["tokens"]
-
-
-def _size(row: dict[str, Any]) -> str:
-    return f"{row['workload']} at B={row['batch']}"
 
 
 def _growth(rows: Rows) -> str:
@@ -207,17 +192,13 @@ def _growth(rows: Rows) -> str:
     return "Where cost grows faster than tokens, beyond noise:\n\n" + "\n".join(lines)
 
 
-def losses(rows: Rows) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(ours, peer) wherever a peer of the same dtype is faster than the fastest of ours on the same case."""
-    found = [_fastest(group) for group in _cases(rows).values()]
-    return [(ours, peer) for ours, peer in found if ours and peer and peer["median_ms"] < ours["median_ms"]]
-
-
 def _losses(rows: Rows) -> str:
+    """Wherever a peer of the same dtype is faster than the fastest of ours on the same case."""
     lines = [
         f"- {peer['workload']}, {peer['shape']}, {peer['dtype']}: {peer['contestant']} {_short(peer['median_ms'])} ms, "
         f"{ours['contestant']} {_short(ours['median_ms'])} ms"
-        for ours, peer in losses(rows)
+        for ours, peer in map(_fastest, _cases(rows).values())
+        if ours and peer and peer["median_ms"] < ours["median_ms"]
     ]
     return "Where a peer is faster than we are:\n\n" + "\n".join(lines) if lines else ""
 
@@ -255,8 +236,8 @@ def check(root: Path = ROOT) -> list[str]:
 def _digest_of(root: Path, name: str) -> str | None:
     from PIL import Image
 
-    with Image.open(root / RESULTS / f"{name}.png") as picture:
-        return picture.info.get(DIGEST)
+    with Image.open(root / RESULTS / f"{name}.png") as image:
+        return image.info.get(DIGEST)
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:

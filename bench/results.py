@@ -72,15 +72,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any
     for key in {**old, **new}:
         a, b = old.get(key), new.get(key)
         first, second = (None if row is None else row.get("median_ms") for row in (a, b))
-        found.append(
-            {
-                **dict(zip(KEY, key, strict=True)),
-                "before_ms": first,
-                "after_ms": second,
-                "ratio": second / first if first and second else None,
-                "verdict": _verdict(a, b),
-            }
-        )
+        times = {"before_ms": first, "after_ms": second, "ratio": second / first if first and second else None}
+        found.append({**dict(zip(KEY, key, strict=True)), **times, "verdict": _verdict(a, b)})
     return found
 
 
@@ -91,9 +84,9 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def _verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str:
     if before is None or after is None:
         return "new" if before is None else "gone"
-    if before.get("median_ms") is None or after.get("median_ms") is None:
-        if after.get("median_ms") is None:
-            return "same" if before.get("median_ms") is None else "broke"
+    if after.get("median_ms") is None:
+        return "same" if before.get("median_ms") is None else "broke"
+    if before.get("median_ms") is None:
         return "new"
     if after["p20_ms"] > before["p80_ms"]:
         return "slower"

@@ -2,9 +2,9 @@
 
 ops         each operation at the shapes of one batch
 model       the whole model, and the encoder alone, on every workload
-end-to-end  decoded pictures and questions to logits, preparation included
+end-to-end  decoded images and questions to logits, preparation included
 latency     batches of one to eight
-scaling     cost against batch, spread of lengths, and patches a picture
+scaling     cost against batch, spread of lengths, and patches per image
 memory      peak memory of one forward
 """
 
@@ -22,8 +22,6 @@ from vilt_fast.bench.case import Case, full_config, tiny_config
 from vilt_fast.bench.contestant import Clock, Contestant, Row
 from vilt_fast.bench.workloads import Workload
 
-# In the order in which `all` runs them: what matters most comes first, where the time is limited.
-SUITES = ("model", "latency", "ops", "end-to-end", "memory", "scaling")
 # Contestants whose cost against size is a curve worth drawing.
 CURVES = (
     "transformers eager",
@@ -44,10 +42,9 @@ class Run:
     Args:
         device: where.
         quick: tiny model, tiny batches, a few samples: what CI runs. The figures mean nothing then.
-        batches: pairs a batch; None: the suite's own.
+        batches: pairs per batch; None: the suite's own.
         compiles: whether contestants that compile for minutes take part.
         minutes: after which no further contestant starts.
-        extra: contestants that join every case of the model suite; tests hand in a wrong one.
         report: is told of every row as it comes.
     """
 
@@ -56,7 +53,6 @@ class Run:
     batches: tuple[int, ...] | None = None
     compiles: bool | None = None
     minutes: float = float("inf")
-    extra: Sequence[Contestant] = ()
     report: Callable[[Row], None] = lambda row: None
     clock: Clock = field(init=False)
 
@@ -89,11 +85,11 @@ class Run:
     def case(self, workload: Workload, *, sets: int = 2, compiles: bool = False) -> Case:
         """The workload with the full-size model, or shrunk with the tiny one."""
         compiles = bool(compiles and self.compiles)
-        if self.device.type != "cuda" and not self.quick:
-            sets = 1  # the weights alone are larger than any cache
         if self.quick:
             small = workloads.shrunk(workload, 8, side=192)
             return Case(small, tiny_config(small), self.device, sets, compiles)
+        if self.device.type != "cuda":
+            sets = 1  # the weights alone are larger than any cache
         return Case(workload, full_config(workload), self.device, sets, compiles)
 
     def time(self, suite: str, case: contestant.Case, contestants: Sequence[Contestant]) -> list[Row]:
@@ -110,17 +106,9 @@ def run_suite(name: str, run: Run) -> Iterator[list[Row]]:
     Raises:
         ValueError: an unknown suite.
     """
-    runners = {
-        "ops": _ops,
-        "model": _model,
-        "end-to-end": _end_to_end,
-        "latency": _latency,
-        "scaling": _scaling,
-        "memory": _memory,
-    }
-    if name not in runners:
+    if name not in SUITES:
         raise ValueError(f"suite: got {name!r}, wanted one of {', '.join(SUITES)}, or all")
-    return runners[name](run)
+    return SUITES[name](run)
 
 
 def _ops(run: Run) -> Iterator[list[Row]]:
@@ -135,33 +123,38 @@ def _model(run: Run) -> Iterator[list[Row]]:
     batches = run.batches or ((2,) if run.is_small else (8, 64, 256))
     for batch in batches:
         case = run.case(workloads.vqa_mix(batch), compiles=batch == max(batches))
-        yield run.time("model", case, [*peers.model_peers(run.dtypes), *ours.contestants(run.dtypes), *run.extra])
-        yield run.time("model", case, _encoders(run))
+        yield run.time("model", case, _models(run.dtypes))
+        yield run.time("model", case, _encoders(run.dtypes[-1]))
     if run.is_small and not run.quick:
         return  # on a CPU the full-size model on the other workloads takes an hour
-    low = run.dtypes[-1:]
     for name, make in workloads.WORKLOADS.items():
         if name != "vqa-mix":
             case = run.case(make(batches[-1] if run.quick else 64))
-            yield run.time("model", case, [*peers.model_peers(low), *ours.contestants(low)])
+            yield run.time("model", case, _models(run.dtypes[-1:]))
 
 
-def _encoders(run: Run) -> list[Contestant]:
-    low = run.dtypes[-1]
-    return [*peers.encoder_peers(low), *ours.encoder_contestants(low)]
+def _models(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
+    return [*peers.model_peers(dtypes), *ours.contestants(dtypes)]
+
+
+def _encoders(dtype: torch.dtype) -> list[Contestant]:
+    return [*peers.encoder_peers(dtype), *ours.encoder_contestants(dtype)]
+
+
+def _everybody(run: Run) -> list[Contestant]:
+    return [*_models(run.dtypes[-1:]), *_encoders(run.dtypes[-1])]
 
 
 def _end_to_end(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((2,) if run.is_small else (64,)):
-        case = end_to_end.PictureCase(run.case(workloads.vqa_mix(batch)), quick=run.quick)
+        case = end_to_end.ImageCase(run.case(workloads.vqa_mix(batch)), quick=run.quick)
         yield run.time("end-to-end", case, end_to_end.contestants(run.dtypes[-1], 2 if run.is_small else 32))
 
 
 def _latency(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((1,) if run.is_small else (1, 2, 4, 8)):
         case = run.case(workloads.vqa_mix(batch), sets=4, compiles=batch == 1)
-        low = run.dtypes[-1:]
-        yield run.time("latency", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)])
+        yield run.time("latency", case, _everybody(run))
 
 
 def scaling_cases(run: Run) -> Iterator[Workload]:
@@ -175,19 +168,26 @@ def scaling_cases(run: Run) -> Iterator[Workload]:
 
 
 def _scaling(run: Run) -> Iterator[list[Row]]:
-    low = run.dtypes[-1:]
-    everybody = [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)]
-    chosen = [one for one in everybody if one.name in CURVES]
+    chosen = [one for one in _everybody(run) if one.name in CURVES]
     for workload in scaling_cases(run):
         yield run.time("scaling", run.case(workload, sets=1), chosen)
 
 
 def _memory(run: Run) -> Iterator[list[Row]]:
-    low = run.dtypes[-1:]
     for batch in run.batches or ((2,) if run.is_small else (64, 256)):
-        case = run.case(workloads.vqa_mix(batch), sets=1)
-        rows = run.time("memory", case, [*peers.model_peers(low), *ours.contestants(low), *_encoders(run)])
+        rows = run.time("memory", run.case(workloads.vqa_mix(batch), sets=1), _everybody(run))
         for row in rows:
             if row.status == "ok" and run.device.type != "cuda":
                 row.note = "peak memory needs a GPU: torch counts it there alone"
         yield rows
+
+
+# In the order in which `all` runs them: what matters most comes first, where the time is limited.
+SUITES: dict[str, Callable[[Run], Iterator[list[Row]]]] = {
+    "model": _model,
+    "latency": _latency,
+    "ops": _ops,
+    "end-to-end": _end_to_end,
+    "memory": _memory,
+    "scaling": _scaling,
+}

@@ -20,7 +20,7 @@ LAUNCHES = "included: wall clock from idle to idle"
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of a call."""
+    """Milliseconds per call."""
 
     median_ms: float
     p20_ms: float
@@ -36,7 +36,7 @@ class Times:
 class Budget:
     """When to stop: after `seconds` for all contestants together, but not before `least` rounds; at most `most`.
 
-    Before the clock runs, every contestant has `warm_up` calls an input set.
+    Before the clock runs, every contestant has `warm_up` calls per input set.
     """
 
     seconds: float = 10.0
@@ -49,11 +49,11 @@ def measure(contestants: Sequence[Sequence[Callable[[], object]]], device: torch
     """Time contestants in turns.
 
     Args:
-        contestants: for each one its calls, one an input set; round i runs set i modulo their number.
+        contestants: for each one its calls, one per input set; round i runs set i modulo their number.
         device: what to wait for before and after a call.
         budget: of all of them together.
     """
-    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None  # a CPU is done when the call returns
     samples: list[list[float]] = [[] for _ in contestants]
     with torch.inference_mode():
         for calls in contestants:
@@ -73,16 +73,12 @@ def measure(contestants: Sequence[Sequence[Callable[[], object]]], device: torch
     return [summary(times) for times in samples]
 
 
-def _one(call: Callable[[], object], wait: Callable[[], None]) -> float:
+def _one(call: Callable[[], object], wait: Callable[[], object]) -> float:
     wait()
     started = time.perf_counter()
     call()
     wait()
     return 1e3 * (time.perf_counter() - started)
-
-
-def _nothing() -> None:
-    """A CPU is done when the call returns."""
 
 
 def summary(samples_ms: Sequence[float]) -> Times:
@@ -97,14 +93,14 @@ def summary(samples_ms: Sequence[float]) -> Times:
     return Times(statistics.median(ordered), percentile(0.2), percentile(0.8), len(ordered))
 
 
-def rotations(bytes_a_call: int, device: torch.device, most: int = 8) -> int:
+def rotations(bytes_per_call: int, device: torch.device, most: int = 8) -> int:
     """How many input sets to take turns with so that no call finds its inputs in the cache.
 
     Args:
-        bytes_a_call: what a call reads. most: sets that a small operation gets at most.
+        bytes_per_call: what a call reads. most: sets that a small operation gets at most.
     """
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 32 * 2**20
-    return max(1, min(most, math.ceil(2 * cache / max(bytes_a_call, 1))))
+    return max(1, min(most, math.ceil(2 * cache / max(bytes_per_call, 1))))
 
 
 # --- what the device can do at most -----------------------------------------------------------------------------------

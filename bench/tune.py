@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def tune(
         hidden_size, intermediate_size, num_heads: sizes of the model that the table is for.
         rows: numbers of packed tokens; each stands for its size class.
         directory: where the table goes; launchers read $VILT_FAST_CONFIGS, by default ~/.cache/vilt_fast/configs.
-        measure: milliseconds of a call; the median of a replayed CUDA graph where None.
+        measure: milliseconds per call; the median of a replayed CUDA graph where None.
         report: is told of every entry, one line each.
 
     Returns:
@@ -60,19 +60,24 @@ def tune(
         raise ValueError(f"tune: rows: got {tuple(rows)}, wanted positive numbers")
     entries = []
     config = ViltConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, num_attention_heads=num_heads)
-    for task in _tasks(config, rows):
-        if entry := _best(task, measure or _median_ms):
-            entries.append(entry)
-            report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
+    for module in operations.modules().values():
+        for task in module.tasks(config, rows, _device()) if hasattr(module, "tasks") else ():
+            if entry := _best(task, measure or _median_ms):
+                entries.append(entry)
+                report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
     return _write(Path(directory) if directory else launch.tuned_tables(), entries)
 
 
 def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
+    import triton
+
     from vilt_fast.kernels import launch
 
-    table = _about(launch.arch_of(torch.empty(0, device=_device()))) | {"entries": entries}
+    arch = launch.arch_of(torch.empty(0, device=_device()))
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else arch
+    table = {"gpu": gpu, "arch": arch, "triton": triton.__version__, "torch": torch.__version__, "entries": entries}
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / launch.table_name(table["gpu"], table["triton"])
+    path = folder / launch.table_name(gpu, triton.__version__)
     write_atomically(path, json.dumps(table, indent=1) + "\n")
     launch.forget_configurations()
     return path
@@ -80,13 +85,6 @@ def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _about(arch: str) -> dict[str, Any]:
-    import triton
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else arch
-    return {"gpu": gpu, "arch": arch, "triton": triton.__version__, "torch": torch.__version__}
 
 
 def _median_ms(call: Callable[[], Tensor]) -> float:
@@ -125,9 +123,3 @@ def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[
 
 def _close(got: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(got.float(), wanted.float(), rtol=2e-2, atol=2e-2)
-
-
-def _tasks(config: ViltConfig, rows: Sequence[int]) -> Iterator[Task]:
-    for module in operations.modules().values():
-        if hasattr(module, "tasks"):
-            yield from module.tasks(config, rows, _device())

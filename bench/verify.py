@@ -28,7 +28,7 @@ OPERATION_BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 3e
 def relative_error(got: Tensor, wanted: Tensor) -> float:
     """The largest error of a row, relative to its length: max over b of |got_b - wanted_b| / |wanted_b|.
 
-    One figure a row, so that one wrong pair cannot hide among many right ones. Infinite where the shapes differ or the
+    One figure per row, so that one wrong pair cannot hide among many right ones. Infinite if the shapes differ or the
     result is not finite.
 
     Args:

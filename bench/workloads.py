@@ -1,4 +1,4 @@
-"""What is timed: batches whose picture sizes and question lengths follow a stated distribution, from a seed."""
+"""What is timed: batches whose image sizes and question lengths follow a stated distribution, from a seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.processing.sizes import resize_size
 
-# (height, width) of COCO-like pictures before resizing, and how many of a hundred have it.
+# (height, width) of COCO-like images before resizing, and how many of a hundred have it.
 COCO_SIZES = {
     (480, 640): 26, (640, 480): 9, (427, 640): 14, (426, 640): 8, (425, 640): 7, (640, 427): 6, (640, 426): 3,
     (375, 500): 4, (500, 375): 2, (333, 500): 2, (640, 640): 3, (360, 640): 4, (612, 612): 2, (478, 640): 2,
@@ -26,10 +26,10 @@ class Workload:
 
     Args:
         name: of the distribution.
-        sizes: (height, width) of each picture after resizing, in pixels.
+        sizes: (height, width) of each image after resizing, in pixels.
         lengths: words of each text, with [CLS] and [SEP].
-        max_image_length: at most so many patches of a picture are tokens; negative: all.
-        pictures: of each pair; with two (NLVR2), sizes holds twice as many entries as lengths.
+        max_image_length: at most so many patches of an image are tokens; negative: all.
+        pictures: images of each pair; with two (NLVR2), sizes holds twice as many entries as lengths.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Workload:
 
     @property
     def batch(self) -> int:
-        """Pairs, or triples of two pictures and a text."""
+        """Pairs, or triples of two images and a text."""
         return len(self.lengths)
 
     def sequences(self, patch_size: int = 32) -> list[int]:
-        """Tokens of each sequence: words, one CLS, patches; a text runs once with each of its pictures."""
+        """Tokens of each sequence: words, one CLS, patches; a text runs once with each of its images."""
         limit = self.max_image_length
         counts = [(height // patch_size) * (width // patch_size) for height, width in self.sizes]
         counts = [count if limit < 0 else min(count, limit) for count in counts]
@@ -55,7 +55,7 @@ class Workload:
         return sum(self.sequences(patch_size))
 
     def padded_tokens(self, patch_size: int = 32) -> int:
-        """Rows of the same batch padded: every text as long as the longest, every picture with the most patches."""
+        """Rows of the same batch padded: every text as long as the longest, every image with the most patches."""
         pictures = [n - self.lengths[i // self.pictures] for i, n in enumerate(self.sequences(patch_size))]
         return len(self.sizes) * (max(self.lengths) + max(pictures))
 
@@ -71,11 +71,11 @@ class Workload:
 
         Returns:
             input_ids, attention_mask (B, L) int64; pixel_values (B, C, H, W) float32; pixel_mask (B, H, W) int64. With
-            two pictures the last two are (B, 2, ...).
+            two images the last two are (B, 2, ...).
         """
         generator = torch.Generator().manual_seed(seed)
         words, pixel_mask = self.words(config, generator), self.pixel_mask()
-        # Normalised bytes, as ViLT's processor gives them: so that uint8 contestants can have the same pictures.
+        # Normalised bytes, as ViLT's processor gives them: so that uint8 contestants can have the same images.
         shape = (len(pixel_mask), config.num_channels, *pixel_mask.shape[1:])
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).float()
         pixels = pixels.div_(127.5).sub_(1).mul_(pixel_mask[:, None])
@@ -102,10 +102,14 @@ class Workload:
 # --- the workloads; all take the batch size and a seed ----------------------------------------------------------------
 
 
-def _coco(generator: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:
+def coco_sizes(generator: np.random.Generator, count: int) -> list[tuple[int, int]]:
+    """Sizes before resizing, drawn as often as COCO_SIZES says."""
     share = np.array(list(COCO_SIZES.values())) / 100
-    sizes = list(COCO_SIZES)
-    return tuple(resize_size(*sizes[i]) for i in generator.choice(len(share), count, p=share))
+    return [list(COCO_SIZES)[i] for i in generator.choice(len(share), count, p=share)]
+
+
+def _coco(generator: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:
+    return tuple(resize_size(*size) for size in coco_sizes(generator, count))
 
 
 def _words(generator: np.random.Generator, count: int, mean: float, deviation: float) -> tuple[int, ...]:
@@ -113,14 +117,14 @@ def _words(generator: np.random.Generator, count: int, mean: float, deviation: f
 
 
 def vqa_mix(batch_size: int, seed: int = 0) -> Workload:
-    """COCO-like pictures under ViLT's resize rule, questions of normal length (mean 9.5, deviation 2.2, 5 to 40)."""
+    """COCO-like images under ViLT's resize rule, questions of normal length (mean 9.5, deviation 2.2, 5 to 40)."""
     generator = np.random.default_rng(seed)
     sizes = _coco(generator, batch_size)
     return Workload("vqa-mix", sizes, _words(generator, batch_size, 9.5, 2.2))
 
 
 def uniform(batch_size: int, seed: int = 0) -> Workload:
-    """Every picture 384 x 384 and every text 10 words: nothing to pad, so packing wins nothing."""
+    """Every image 384 x 384 and every text 10 words: nothing to pad, so packing wins nothing."""
     return Workload("uniform-384", ((384, 384),) * batch_size, (10,) * batch_size)
 
 
@@ -133,7 +137,7 @@ def extreme(batch_size: int, seed: int = 0) -> Workload:
 
 
 def captions(batch_size: int, seed: int = 0) -> Workload:
-    """COCO-like pictures with captions (mean 13, deviation 4) of which one in ten fills all 40 words."""
+    """COCO-like images with captions (mean 13, deviation 4) of which one in ten fills all 40 words."""
     generator = np.random.default_rng(seed)
     sizes = _coco(generator, batch_size)
     lengths = np.array(_words(generator, batch_size, 13, 4))
@@ -142,7 +146,7 @@ def captions(batch_size: int, seed: int = 0) -> Workload:
 
 
 def limited(max_image_length: int) -> Callable[..., Workload]:
-    """vqa-mix with at most `max_image_length` patches a picture."""
+    """vqa-mix with at most `max_image_length` patches per image."""
 
     def make(batch_size: int, seed: int = 0) -> Workload:
         return replace(vqa_mix(batch_size, seed), name=f"vqa-mix-{max_image_length}", max_image_length=max_image_length)
@@ -151,24 +155,23 @@ def limited(max_image_length: int) -> Callable[..., Workload]:
 
 
 def nlvr2(batch_size: int, seed: int = 0) -> Workload:
-    """Two pictures and a sentence (mean 17, deviation 5)."""
+    """Two images and a sentence (mean 17, deviation 5)."""
     generator = np.random.default_rng(seed)
-    return Workload(
-        "nlvr2", _coco(generator, 2 * batch_size), _words(generator, batch_size, 17, 5), pictures=2
-    )  # picture 2 b and 2 b + 1 belong to text b
+    sizes = _coco(generator, 2 * batch_size)  # images 2 b and 2 b + 1 belong to text b
+    return Workload("nlvr2", sizes, _words(generator, batch_size, 17, 5), pictures=2)
 
 
-def patches(count: int, batch_size: int, seed: int = 0, patch_size: int = 32) -> Workload:
-    """Pictures of one size with `count` patches: the most nearly square grid that has exactly so many."""
+def patches(count: int, batch_size: int) -> Workload:
+    """Images of one size with `count` patches: the most nearly square grid that has exactly so many."""
     height = next(h for h in range(int(count**0.5), 0, -1) if count % h == 0)
-    size = (height * patch_size, count // height * patch_size)
+    size = (height * 32, count // height * 32)
     return Workload(f"patches-{count}", (size,) * batch_size, (10,) * batch_size)
 
 
-def spread(ratio: int, batch_size: int, seed: int = 0) -> Workload:
-    """Pictures 384 pixels high whose widths differ by a factor of `ratio` and average the same: 1 is no spread.
+def spread(ratio: int, batch_size: int) -> Workload:
+    """Images 384 pixels high whose widths differ by a factor of `ratio` and average the same: 1 is no spread.
 
-    Half of the pictures are narrow and half are wide, so the tokens of the batch do not depend on `ratio`.
+    Half of the images are narrow and half are wide, so the tokens of the batch do not depend on `ratio`.
     """
     mean = 320
     narrow = max(32, round(2 * mean / (1 + ratio) / 32) * 32)

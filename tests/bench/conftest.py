@@ -25,6 +25,6 @@ def run() -> suites.Run:
 
 @pytest.fixture(scope="session")
 def case() -> Case:
-    """Three pairs under the tiny model, of very unequal texts and pictures."""
+    """Three pairs under the tiny model, of very unequal texts and images."""
     work = workloads.Workload("ragged", ((32, 72), (48, 16), (40, 40)), (14, 3, 7))
     return Case(work, tiny_config(work), CPU)

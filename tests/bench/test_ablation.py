@@ -52,7 +52,7 @@ def bytes_case():
     return Case(work, tiny_config(work), torch.device("cpu"))
 
 
-def test_bytes_are_the_same_pictures(bytes_case):
+def test_bytes_are_the_same_images(bytes_case):
     model = bytes_case.model(torch.float64)
     for floats, packed in zip(bytes_case.inputs_in(torch.float64), bytes_case.packed_inputs, strict=True):
         with torch.inference_mode():

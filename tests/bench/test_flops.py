@@ -53,12 +53,12 @@ def test_layer_norm_and_embeddings_move_bytes_alone():
 
 
 def test_patch_embed():
-    patches, pictures, channels, patch, d = 30, 2, 3, 8, 48
+    patches, images, channels, patch, d = 30, 2, 3, 8, 48
     pixels, weight = torch.randn(patches, channels, patch, patch), torch.randn(d, channels, patch, patch)
-    cost = flops.patch_embed(patches, pictures, channels * patch**2, d, 4)
-    # One picture of one patch each: the convolution that the projection is.
+    cost = flops.patch_embed(patches, images, channels * patch**2, d, 4)
+    # One image of one patch each: the convolution that the projection is.
     assert cost.flops == counted(lambda: F.conv2d(pixels, weight, stride=patch))
-    assert cost.bytes == pixels.nbytes + weight.nbytes + (patches + pictures) * d * 4
+    assert cost.bytes == pixels.nbytes + weight.nbytes + (patches + images) * d * 4
 
 
 @pytest.mark.parametrize("batch", [1, 3])

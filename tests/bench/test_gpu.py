@@ -16,8 +16,8 @@ def gpu_run():
     return suites.Run(torch.device("cuda"), quick=True)
 
 
-# What our contestants may refuse on a GPU: buckets draw other samples, and take one picture a text.
-REFUSALS = ("not run: samples other patches", "not run: the engine takes one picture")
+# What our contestants may refuse on a GPU: buckets draw other samples, and take one image per text.
+REFUSALS = ("not run: samples other patches", "not run: the engine takes one image")
 
 
 @pytest.mark.parametrize("name", suites.SUITES)

@@ -17,7 +17,7 @@ def error(calls, case) -> float:
         return verify.relative_error(calls[0](), case.wanted)
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["one picture", "two pictures"])
+@pytest.fixture(scope="session", params=[1, 2], ids=["one image", "two images"])
 def any_case(request):
     make = workloads.vqa_mix if request.param == 1 else workloads.nlvr2
     work = workloads.shrunk(make(3, seed=9), 8, side=192)

@@ -168,7 +168,7 @@ def test_unknown_suite(run):
 
 
 def test_figures_follow_from_the_time(case, run):
-    """Units: 2 ms a call of 3 pairs are 1500 pairs/s."""
+    """Units: 2 ms per call of 3 pairs are 1500 pairs/s."""
     make = partial(ours.model_calls, dtype=torch.float32, backend="reference")
     row = contestant.new_row("model", case, Contestant("x", torch.float32, make), {})
     cost = case.cost("model", torch.float32)

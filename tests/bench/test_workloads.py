@@ -35,7 +35,7 @@ def test_tokens_are_what_the_model_packs(name):
 
 
 def test_vqa_mix_is_what_the_facts_say():
-    """On average 201 patches and 9 words: 211 tokens a pair."""
+    """On average 201 patches and 9 words: 211 tokens per pair."""
     work = workloads.vqa_mix(4000)
     assert 205 < work.tokens() / 4000 < 217
     assert 8.5 < np.mean(work.lengths) < 9.5
@@ -75,7 +75,7 @@ def test_patches(count):
     assert work.sequences() == [count + 11] * 2
 
 
-def test_nlvr2_runs_a_text_with_both_pictures():
+def test_nlvr2_runs_a_text_with_both_images():
     work = workloads.nlvr2(5)
     assert (work.batch, len(work.sizes), work.pictures) == (5, 10, 2)
     plain = [n - h // 32 * (w // 32) - 1 for n, (h, w) in zip(work.sequences(), work.sizes, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Print one line a kernel and dtype: its error, the bound, and whether it is within."""
+    """Print one line per kernel and dtype: its error, the bound, and whether it is within."""
     from vilt_fast.bench.check import check_kernels
 
     rows = []
