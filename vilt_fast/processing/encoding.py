@@ -30,11 +30,7 @@ class Strategy(NamedTuple):
 def choose_strategy(
     padding: Any, truncation: Any, max_length: int | None, model_max_length: int, verbose: bool = True
 ) -> Strategy:
-    """Turn the arguments of a call into one `Strategy`, with Hugging Face's defaults and warnings.
-
-    Raises:
-        ValueError: an argument has none of its values.
-    """
+    """Turn the arguments of a call, or raise, into one `Strategy`, with Hugging Face's defaults and warnings."""
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise ValueError(f"max_length: got {max_length!r}, wanted a positive number of tokens")
     if max_length is not None and padding is False and truncation is None:
@@ -137,11 +133,7 @@ def pad_row(row: list[Any], length: int, value: int, side: str) -> list[Any]:
 
 
 def collate(encoded_inputs: Any) -> dict[str, Any]:
-    """Name -> rows, from a dictionary of rows or a list of dictionaries.
-
-    Raises:
-        ValueError: there are no `input_ids`.
-    """
+    """Name -> rows, from a dictionary of rows or a list of dictionaries. ValueError where there are no `input_ids`."""
     if isinstance(encoded_inputs, list | tuple):
         keys = encoded_inputs[0].keys() if encoded_inputs else ()
         encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in keys}
@@ -152,11 +144,7 @@ def collate(encoded_inputs: Any) -> dict[str, Any]:
 
 
 def check_side(value: Any, argument: str) -> str:
-    """`value` if it is a side.
-
-    Raises:
-        ValueError: it is neither "right" nor "left".
-    """
+    """`value` if it is "right" or "left", else ValueError."""
     if value not in ("right", "left"):
         raise ValueError(f'{argument}: got {value!r}, wanted "right" or "left"')
     return value
