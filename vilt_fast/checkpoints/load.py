@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, Store
 logger = logging.getLogger(__name__)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_PROBLEMS = ("missing", "unexpected", "of another shape", "not floating point")
 # What the names of other architectures look like.
 _ARCHITECTURES = tuple(
     (re.compile(pattern), name)
@@ -74,38 +75,27 @@ def stored_dtype(name_or_path: str | os.PathLike[str], **hub: Any) -> torch.dtyp
 class _Fit:
     """How the tensors of a checkpoint, under the full names, fit a model's parameters."""
 
-    tensors: dict[str, StoredTensor]  # those that fit
-    missing: list[str]
-    unexpected: list[str]
-    misshapen: list[str]
-    unusable: list[str]  # not floating point
-    skipped: list[str]  # of heads that the model lacks
     lacks_decoder: bool  # whether the checkpoint has a masked-word head that borrows the word table
     matched: bool  # whether any of the encoder or the embeddings is known
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)  # those that fit
+    problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in _PROBLEMS})
+    skipped: list[str] = field(default_factory=list)  # of heads that the model lacks
 
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
         """Raise or warn, as `load_weights` says."""
         name = type(model).__name__
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.misshapen,
-            "not floating point": self.unusable,
-        }
-        found = {kind: names for kind, names in kinds.items() if names}
+        found = {kind: names for kind, names in self.problems.items() if names}
         other = _other_architecture(model, stored) if found else None
         if not self.matched or (strict and other):
             raise ValueError(
                 f"{stored.path} holds no weights of {name}: it looks like {other or 'something else'} "
                 f"({len(stored.tensors)} tensors, such as {listing(sorted(stored.tensors), 3)})"
             )
-        text = "; ".join(f"{len(names)} {kind}: {{}}".format(listing(names)) for kind, names in found.items())
-        if strict and found:
-            raise ValueError(f"{stored.path} does not fit {name}: {text}. strict=False leaves out what does not fit")
-        if self.unusable:
-            raise ValueError(
-                f"{stored.path} does not fit {name}: {len(self.unusable)} not floating point: {listing(self.unusable)}"
-            )
+        refused = found if strict else {kind: names for kind, names in found.items() if kind == "not floating point"}
+        if refused:
+            text = "; ".join(f"{len(names)} {kind}: {listing(names)}" for kind, names in refused.items())
+            advice = ". strict=False leaves out what does not fit" if strict else ""
+            raise ValueError(f"{stored.path} does not fit {name}: {text}{advice}")
         if self.skipped:
             logger.warning("%s: skipped, %s has no such head: %s", stored.path, name, ", ".join(self.skipped))
         for kind, names in found.items():
@@ -122,23 +112,23 @@ def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
     tensors = family.full_names(stored.tensors)
     matched = any(name in wanted and name.startswith(prefix) for name in tensors)
     lacks_decoder = decoder not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors)
-    fit = _Fit({}, [], [], [], [], [], lacks_decoder, matched)
+    fit = _Fit(lacks_decoder, matched)
     for name, tensor in tensors.items():
         if name not in wanted:
             head = next((head for head in family.HEADS if name.startswith(head)), None)
-            skip = tensor.derived or head is not None and not any(w.startswith(head) for w in wanted)
+            is_skipped = head is not None and not any(w.startswith(head) for w in wanted)
             if not tensor.derived:
-                (fit.skipped if skip else fit.unexpected).append(tensor.name)
+                (fit.skipped if is_skipped else fit.problems["unexpected"]).append(tensor.name)
         elif tensor.dtype not in _FLOATS:
-            fit.unusable.append(f"{tensor.name} ({str(tensor.dtype).removeprefix('torch.')})")
+            fit.problems["not floating point"].append(f"{tensor.name} ({str(tensor.dtype).removeprefix('torch.')})")
         elif tensor.shape != tuple(wanted[name].shape):
-            fit.misshapen.append(f"{tensor.name} (got {tensor.shape}, wanted {tuple(wanted[name].shape)})")
+            got = f"{tensor.name} (got {tensor.shape}, wanted {tuple(wanted[name].shape)})"
+            fit.problems["of another shape"].append(got)
         else:
             fit.tensors[name] = tensor
-    # The name that the model itself uses.
-    strip = prefix if not any(name.startswith(prefix) for name in model.state_dict()) else ""
+    own_names = dict(zip(wanted, model.state_dict(), strict=True))
     absent = [name for name in wanted if name not in tensors and not (name == decoder and fit.lacks_decoder)]
-    fit.missing = [name.removeprefix(strip) for name in absent]
+    fit.problems["missing"] = [own_names[name] for name in absent]
     return fit
 
 
@@ -179,9 +169,6 @@ def _is_tied(model: nn.Module, fit: _Fit) -> bool | None:
 
 def _set_tied(model: Any, tied: bool) -> None:
     if tied != shares_words(model):
-        if tied:
-            model.tie_weights()
-        else:
-            model.untie_weights()
+        (model.tie_weights if tied else model.untie_weights)()
     # What is saved next must say how it is.
     model.config.tie_word_embeddings = tied

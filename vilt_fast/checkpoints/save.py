@@ -13,14 +13,7 @@ from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
 from vilt_fast.checkpoints.files import Content, publish, stage_all
-from vilt_fast.checkpoints.weight_files import (
-    SAFE_NAME,
-    TORCH_NAME,
-    earlier_files,
-    shard_name,
-    split,
-    write_tensors,
-)
+from vilt_fast.checkpoints.weight_files import SAFE_NAME, TORCH_NAME, earlier_files, split, write_tensors
 
 
 def save_weights(
@@ -68,11 +61,15 @@ def _files(
     tensors: dict[str, torch.Tensor], shards: list[list[str]], path: Path, safe: bool, companions: Mapping[str, Content]
 ) -> list[tuple[Path, Content]]:
     """What to write, in the order in which it gets its name: companions, shards, their index."""
-    directory, write = path.parent, partial(_write, tensors, safe)
+
+    def write(names: list[str], path: Path) -> None:
+        write_tensors({name: tensors[name] for name in names}, path, safe_serialization=safe)
+
+    directory = path.parent
     files: list[tuple[Path, Content]] = [(directory / name, content) for name, content in companions.items()]
     if len(shards) == 1:
         return [*files, (path, partial(write, shards[0]))]
-    named = {shard_name(path.name, i + 1, len(shards)): shard for i, shard in enumerate(shards)}
+    named = {f"{path.stem}-{i:05d}-of-{len(shards):05d}{path.suffix}": shard for i, shard in enumerate(shards, start=1)}
     files += [(directory / file, partial(write, shard)) for file, shard in named.items()]
     index = {
         "metadata": {
@@ -82,10 +79,6 @@ def _files(
         "weight_map": {name: file for file, shard in named.items() for name in shard},
     }
     return [*files, (directory / f"{path.name}.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")]
-
-
-def _write(tensors: dict[str, torch.Tensor], safe: bool, names: list[str], path: Path) -> None:
-    write_tensors({name: tensors[name] for name in names}, path, safe_serialization=safe)
 
 
 def _to_save(model: nn.Module) -> dict[str, torch.Tensor]:

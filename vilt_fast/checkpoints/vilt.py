@@ -128,10 +128,12 @@ def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields of the configuration that belongs to a `.ckpt` of the original repository, for `ViltConfig(**fields)`.
 
     Sizes come from its tensors; the number of heads and the dropout from its hyperparameters, or hidden_size / 64
-    and 0. The encoder's LayerNorm eps is 1e-6, as it was trained.
+    and 0. The encoder's LayerNorm eps is 1e-6, as it was trained. `max_image_length` stays -1: the original's 200 is
+    a training setting that would sample patches at inference.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: it is no such checkpoint.
+        FileNotFoundError: no such file. ValueError: it is no such checkpoint, or its number of attention heads cannot
+            be determined.
     """
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
@@ -140,13 +142,6 @@ def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _infer_config(stored: StoredWeights) -> dict[str, Any]:
-    """The fields of ViltConfig of an original checkpoint: sizes from its tensors, the rest from its hyperparameters.
-
-    `max_image_length` stays -1: the original's 200 is a training setting that would sample patches at inference.
-
-    Raises:
-        ValueError: it is no original ViLT checkpoint, or its number of attention heads cannot be determined.
-    """
     shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
     if not is_original(shapes):
         raise ValueError(

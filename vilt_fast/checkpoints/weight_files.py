@@ -151,10 +151,6 @@ class _InertDict:
         return OrderedDict()
 
 
-def _stand_in(name: str) -> tuple[type, str]:
-    return (_InertDict if name.endswith("Dict") else _Inert), name
-
-
 def _load_torch(path: Path, is_zip: bool) -> Any:
     refused: list[str] = []
     try:
@@ -162,7 +158,8 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
         refused = sorted(name for name in foreign if name.split(".")[0] not in _TRAINERS)
         if not refused:
-            with torch.serialization.safe_globals([_stand_in(name) for name in foreign]):
+            stand_ins = [(_InertDict if name.endswith("Dict") else _Inert, name) for name in foreign]
+            with torch.serialization.safe_globals(stand_ins):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -199,11 +196,7 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict
     bad = [str(name) for name in content if name not in usable]
     if bad:
         raise ValueError(f"{path}: entries that are not dense tensors with data: {listing(bad)}")
-    return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, partial(_same, t)) for n, t in usable.items()}, extra
-
-
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+    return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, t.detach) for n, t in usable.items()}, extra
 
 
 def listing(names: list[str], limit: int = 20) -> str:
@@ -245,15 +238,14 @@ def _disk_error(error: BaseException) -> OSError:
 
 def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[list[str]]:
     """Names of the tensors of each shard: in order, each shard at most `max_shard_size` bytes or one tensor."""
-    limit = _bytes(max_shard_size)
+    limit, size = _bytes(max_shard_size), 0
     shards: list[list[str]] = [[]]
-    size = 0
     for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
         size += tensor.nbytes
+        if shards[-1] and size > limit:
+            shards.append([])
+            size = tensor.nbytes
+        shards[-1].append(name)
     return shards
 
 
@@ -266,12 +258,6 @@ def _bytes(size: int | str) -> int:
     if value < 1:
         raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or a text such as '200MB'")
     return value
-
-
-def shard_name(name: str, shard: int, count: int) -> str:
-    """Hugging Face's name of shard 1, 2, ... of `count`: model-00001-of-00002.safetensors."""
-    stem, suffix = name.rsplit(".", 1)
-    return f"{stem}-{shard:05d}-of-{count:05d}.{suffix}"
 
 
 def earlier_files(directory: Path) -> list[Path]:

@@ -80,9 +80,8 @@ class PreTrainedConfig:
         if found != cls.model_type:
             raise ValueError(f"config.json must have model_type {cls.model_type!r}, got {found!r}")
         if "num_labels" in overrides:  # 4.37 writes id2label alone; a number given now replaces those names
-            for name in ("id2label", "label2id"):
-                config.pop(name, None)
-        if "id2label" in overrides:
+            config.pop("id2label", None)
+        if "num_labels" in overrides or "id2label" in overrides:
             config.pop("label2id", None)
         if "id2label" in config:
             config.pop("num_labels", None)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from vilt_fast import checkpoints
-from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
 
@@ -66,11 +65,10 @@ class PreTrainedModel(nn.Module):
             dtype = overrides.pop("torch_dtype") if dtype is None else dtype
         if "ignore_mismatched_sizes" in overrides:
             strict = strict and not overrides.pop("ignore_mismatched_sizes")
-        hub = vars(HubOptions(revision, cache_dir, token, local_files_only))
+        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         # What the constructor takes beside the configuration, such as add_pooling_layer.
-        constructor = {
-            name: overrides.pop(name) for name in [*inspect.signature(cls).parameters][1:] if name in overrides
-        }
+        names = overrides.keys() & [*inspect.signature(cls).parameters][1:]
+        constructor = {name: overrides.pop(name) for name in names}
         if config is None:
             config = _read_config(cls.config_class, name_or_path, hub, overrides)
         elif overrides:
@@ -145,8 +143,7 @@ class PreTrainedModel(nn.Module):
 def _read_config(
     config_class: type[PreTrainedConfig], name_or_path: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
 ) -> PreTrainedConfig:
-    known = set(config_class().__dict__) | {"num_labels"}
-    unknown = sorted(set(overrides) - known)
+    unknown = sorted(set(overrides) - {*vars(config_class()), "num_labels"})
     if unknown:
         raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(unknown)}")
     if Path(name_or_path).suffix == ".ckpt":

@@ -47,12 +47,6 @@ class BatchFeature(UserDict):
             raise AttributeError(f"{type(self).__name__} has no attribute or key {name!r}")
         return self.data[name]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
     def convert_to_tensors(self: Feature, tensor_type: str | None = None) -> Feature:
         """Turn the values into tensors ("pt") or arrays ("np") in place, and return self.
 

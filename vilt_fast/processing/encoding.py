@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import Encoding
 
+# First what False or None means, then what True means.
 PADDING = ("do_not_pad", "longest", "max_length")
 TRUNCATION = ("do_not_truncate", "longest_first", "only_first", "only_second")
 # A model_max_length above it means "no limit", as in Hugging Face.
@@ -29,20 +30,13 @@ class Strategy(NamedTuple):
 def choose_strategy(
     padding: Any, truncation: Any, max_length: int | None, model_max_length: int, verbose: bool = True
 ) -> Strategy:
-    """Turn the arguments of a call into one `Strategy`, with Hugging Face's defaults and warnings.
-
-    Raises:
-        ValueError: an argument has none of its values.
-    """
+    """Turn the arguments of a call, or raise, into one `Strategy`, with Hugging Face's defaults and warnings."""
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise ValueError(f"max_length: got {max_length!r}, wanted a positive number of tokens")
     if max_length is not None and padding is False and truncation is None:
         truncation = "longest_first"  # max_length alone truncates, as it always did
         _warn(verbose, "max_length is given without truncation: truncation=True is assumed")
-    pad = _one_of("padding", padding, {False: "do_not_pad", None: "do_not_pad", True: "longest"}, PADDING)
-    cut = _one_of(
-        "truncation", truncation, {False: "do_not_truncate", None: "do_not_truncate", True: "longest_first"}, TRUNCATION
-    )
+    pad, cut = _one_of("padding", padding, PADDING), _one_of("truncation", truncation, TRUNCATION)
     if max_length is not None and padding is True and cut == "do_not_truncate":
         _warn(verbose, 'max_length is ignored with padding=True and no truncation; to pad to it, padding="max_length"')
     if max_length is None and (cut != "do_not_truncate" or pad == "max_length"):
@@ -57,10 +51,10 @@ def choose_strategy(
     return Strategy(pad, cut, max_length or 0)
 
 
-def _one_of(argument: str, value: Any, shorthands: Mapping[Any, str], names: Sequence[str]) -> str:
+def _one_of(argument: str, value: Any, names: Sequence[str]) -> str:
     value = getattr(value, "value", value)
     if value is None or isinstance(value, bool):
-        return shorthands[value]
+        return names[1 if value else 0]
     if value not in names:
         raise ValueError(f"{argument}: got {value!r}, wanted True, False or one of {', '.join(names)}")
     return value
@@ -132,33 +126,14 @@ def _check_string(text: Any, name: str) -> str:
     return text
 
 
-def pad_rows(
-    batch: Mapping[str, list[list[Any]]], length: int, fill: Mapping[str, int], side: str
-) -> dict[str, list[list[Any]]]:
-    """Pad the rows of every value named in `fill` to `length`; longer rows and other values stay.
-
-    Args:
-        batch: name -> rows.
-        length: tokens.
-        fill: name -> what to pad with.
-        side: "right" or "left".
-    """
-    padded = dict(batch)
-    for key in batch.keys() & fill.keys():
-        rows = []
-        for row in batch[key]:
-            filler = [fill[key]] * (length - len(row))
-            rows.append([*row, *filler] if side == "right" else [*filler, *row])
-        padded[key] = rows
-    return padded
+def pad_row(row: list[Any], length: int, value: int, side: str) -> list[Any]:
+    """The row, with `value` on its right or left side up to `length`; a longer one stays."""
+    padding = [value] * (length - len(row))
+    return [*row, *padding] if side == "right" else [*padding, *row]
 
 
 def collate(encoded_inputs: Any) -> dict[str, Any]:
-    """Name -> rows, from a dictionary of rows or a list of dictionaries.
-
-    Raises:
-        ValueError: there are no `input_ids`.
-    """
+    """Name -> rows, from a dictionary of rows or a list of dictionaries. ValueError where there are no `input_ids`."""
     if isinstance(encoded_inputs, list | tuple):
         keys = encoded_inputs[0].keys() if encoded_inputs else ()
         encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in keys}
@@ -169,11 +144,7 @@ def collate(encoded_inputs: Any) -> dict[str, Any]:
 
 
 def check_side(value: Any, argument: str) -> str:
-    """`value` if it is a side.
-
-    Raises:
-        ValueError: it is neither "right" nor "left".
-    """
+    """`value` if it is "right" or "left", else ValueError."""
     if value not in ("right", "left"):
         raise ValueError(f'{argument}: got {value!r}, wanted "right" or "left"')
     return value

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -52,39 +53,30 @@ def pack_pictures(
             f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that packed "
             "pictures are resized with; call without device for the others"
         )
-    names, decoded = decode_all(images, input_data_format)
+    names, decoded = _decode_all(images, input_data_format)
     factor = _rescale_factor(names, decoded, settings)
-    arrays = [item.array for item in decoded]
-    sizes = [item.size for item in decoded]
-    if settings.do_resize:
-        sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
+    arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
     data = _flat_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
     if settings.do_resize:
+        sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
         data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
     mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
     return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
 
-def decode_all(images: Any, input_data_format: str | None = None) -> tuple[list[str], list[Decoded]]:
-    """What errors call each picture of an argument, and its bytes; pictures that need decoding are decoded on threads.
-
-    Raises:
-        FileNotFoundError, ValueError: of the first picture that is none.
-    """
-    named = flatten_pictures(images)
+def _decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], list[Decoded]]:
+    """What errors call each picture of an argument, and its bytes; files and PIL images are decoded on threads."""
 
     def decode_one(item: tuple[str, Any]) -> Decoded:
-        name, image = item
-        decoded = decode(image, input_data_format, name, floats="unit", hint=_HINT)
+        decoded = decode(item[1], input_data_format, item[0], floats="unit", hint=_HINT)
         _ = decoded.array  # made here, on the thread
         return decoded
 
-    # Pillow releases the interpreter's lock while it decodes; arrays need no decoding.
+    named = flatten_pictures(images)
+    # Pillow releases the interpreter's lock while it decodes; arrays need no decoding, and threads for one no start.
     coded = sum(not isinstance(image, np.ndarray | Tensor) for _, image in named)
-    if coded < 2:
-        return [name for name, _ in named], list(map(decode_one, named))
-    with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) as pool:
-        return [name for name, _ in named], list(pool.map(decode_one, named))
+    with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) if coded > 1 else nullcontext() as pool:
+        return [name for name, _ in named], list((pool.map if pool else map)(decode_one, named))
 
 
 def scaled_message(name: str) -> str:
@@ -114,8 +106,5 @@ def _rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: 
 def _flat_bytes(pictures: Sequence[np.ndarray], *, pinned: bool) -> Tensor:
     """All bytes, one picture behind the other."""
     flat = torch.empty(sum(picture.size for picture in pictures), dtype=torch.uint8, pin_memory=pinned)
-    view, start = flat.numpy(), 0
-    for picture in pictures:
-        view[start : start + picture.size] = picture.reshape(-1)
-        start += picture.size
+    np.concatenate([picture.reshape(-1) for picture in pictures], out=flat.numpy())
     return flat

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-CHANNELS = (1, 2, 3, 4)
+_CHANNELS = (1, 2, 3, 4)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,15 +81,12 @@ class Decoded:
 def decode(
     image: Any, input_data_format: str | None = None, name: str = "images", *, floats: Floats, hint: str = ""
 ) -> Decoded:
-    """Decode one image of any kind: the way in for the image processor, packed images and the Engine.
+    """Decode one image of any kind, or raise as `decode_rgb`: for the image processor, packed images and the Engine.
 
     Args:
         image, input_data_format, name: as for `decode_rgb`.
         floats: see `Floats`.
         hint: what to do about values that do not fit 8 bits, for the error.
-
-    Raises:
-        FileNotFoundError, ValueError: as `decode_rgb`.
     """
     source = load_picture(image, input_data_format, name)
     if floats == "keep" or isinstance(source, Image.Image):
@@ -103,10 +100,8 @@ def decode(
 def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
     """All pictures of an argument in order, each with the name that an error gives it, such as "images[3]".
 
-    One picture is a list of one. Nested lists and 4-D arrays are flattened, as Hugging Face does.
-
-    Raises:
-        ValueError: there is no picture at all.
+    One picture is a list of one. Nested lists and 4-D arrays are flattened, as Hugging Face does; an empty list is a
+    ValueError.
     """
     pictures = list(_walk(images, name))
     if not pictures:
@@ -141,11 +136,7 @@ def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "im
 
 
 def load_picture(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:
-    """One picture of any kind as an RGB PIL image, or as an array (H, W, 3) of its own dtype.
-
-    Raises:
-        FileNotFoundError, ValueError: as `decode_rgb`.
-    """
+    """One picture of any kind as an RGB PIL image, or an array (H, W, 3) of its own dtype; raises as `decode_rgb`."""
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, name)
     if isinstance(image, str | os.PathLike):
@@ -161,13 +152,8 @@ def load_picture(image: Any, input_data_format: str | None = None, name: str = "
 def _quantise(pixels: np.ndarray, name: str, hint: str) -> tuple[np.ndarray, bool]:
     """Pixels of any dtype as uint8, by the rule of Hugging Face's resize.
 
-    Whole numbers in 0..255 are taken as they are; other values in [0, 1] are multiplied by 255 and truncated.
-
-    Returns:
-        The uint8 pixels, and whether they were scaled up from [0, 1].
-
-    Raises:
-        ValueError: values outside these ranges.
+    Whole numbers in 0..255 are taken as they are; other values in [0, 1] are multiplied by 255 and truncated, and the
+    second result is True. Anything else is a ValueError.
     """
     if pixels.dtype == np.uint8:
         return pixels, False
@@ -322,10 +308,10 @@ def _channel_axis(shape: tuple[int, ...], input_data_format: str | None, name: s
     given = check_data_format(input_data_format, "input_data_format")
     if given is not None:
         axis = 0 if given == "channels_first" else 2
-        if shape[axis] not in CHANNELS:
-            raise ValueError(f"{name}: got shape {shape} as {given}, wanted {_one_of(CHANNELS)} channels")
+        if shape[axis] not in _CHANNELS:
+            raise ValueError(f"{name}: got shape {shape} as {given}, wanted 1, 2, 3 or 4 channels")
         return axis
-    for counts in ((1, 3), CHANNELS):
+    for counts in ((1, 3), _CHANNELS):
         first, last = shape[0] in counts, shape[2] in counts
         if first and last:
             warnings.warn(
@@ -335,20 +321,12 @@ def _channel_axis(shape: tuple[int, ...], input_data_format: str | None, name: s
             )
         if first or last:
             return 0 if first else 2
-    raise ValueError(f"{name}: got shape {shape}, wanted (H, W, C) or (C, H, W) with {_one_of(CHANNELS)} channels")
+    raise ValueError(f"{name}: got shape {shape}, wanted (H, W, C) or (C, H, W) with 1, 2, 3 or 4 channels")
 
 
 def check_data_format(value: Any, argument: str) -> str | None:
-    """A channel layout as a plain string, or None; "none" (greyscale) counts as None.
-
-    Raises:
-        ValueError: another value.
-    """
+    """A channel layout as a plain string, or None; "none" (greyscale) counts as None. ValueError for another value."""
     value = getattr(value, "value", value)
     if value not in (None, "channels_first", "channels_last", "none"):
         raise ValueError(f'{argument}: got {value!r}, wanted "channels_first", "channels_last" or None')
     return None if value == "none" else value
-
-
-def _one_of(values: tuple[int, ...]) -> str:
-    return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"

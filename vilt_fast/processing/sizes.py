@@ -22,18 +22,12 @@ def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor:
     if max(new_height, new_width) > longest:
         scale = longest / max(new_height, new_width)
         new_height, new_width = scale * new_height, scale * new_width
-    return (
-        int(new_height + 0.5) // size_divisor * size_divisor,
-        int(new_width + 0.5) // size_divisor * size_divisor,
-    )
+    height, width = (int(side + 0.5) // size_divisor * size_divisor for side in (new_height, new_width))
+    return height, width
 
 
 def target_size(name: str, height: int, width: int, settings: Any) -> tuple[int, int]:
-    """`resize_size` by `Settings` or an image processor, for the image called `name`.
-
-    Raises:
-        ValueError: a side would be 0.
-    """
+    """`resize_size` by an image processor's settings. ValueError, which calls the image `name`, where a side is 0."""
     size = resize_size(height, width, settings.size["shortest_edge"], settings.size_divisor)
     if 0 in size:
         raise ValueError(

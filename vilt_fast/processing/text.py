@@ -19,7 +19,7 @@ from .encoding import (
     choose_strategy,
     collate,
     kind_of,
-    pad_rows,
+    pad_row,
     to_columns,
     to_lists,
 )
@@ -93,9 +93,12 @@ class BertTokenizer(TokenTable):
         extra = kwargs.pop("additional_special_tokens", None)
         extra = (extra if extra_special_tokens is None else extra_special_tokens) or ()
         extra = extra.values() if isinstance(extra, Mapping) else extra  # 5.x may name them
-        backend = make_backend(
-            vocab_file, vocab, tokenizer_file, special, do_lower_case, tokenize_chinese_chars, strip_accents
-        )
+        cleaning = {
+            "lowercase": do_lower_case,
+            "handle_chinese_chars": tokenize_chinese_chars,
+            "strip_accents": strip_accents,
+        }
+        backend = make_backend(vocab_file, vocab, tokenizer_file, special, cleaning)
         cut, pad = backend.truncation or {}, backend.padding or {}  # of the last call before a tokenizer.json was saved
         self.padding_side = check_side(padding_side or pad.get("direction", "right"), "padding_side")
         self.truncation_side = check_side(truncation_side or cut.get("direction", "right"), "truncation_side")
@@ -181,9 +184,7 @@ class BertTokenizer(TokenTable):
         """The `input_ids` of `__call__`, whose other arguments it takes."""
         return self(text, text_pair, **kwargs)["input_ids"]
 
-    def encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
-        """As `__call__` (transformers 4.37's name)."""
-        return self(text, text_pair, **kwargs)
+    encode_plus = __call__  # transformers 4.37's name
 
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **kwargs: Any) -> BatchEncoding:
         """As `__call__` with a list of texts or pairs (transformers 4.37's name)."""
@@ -230,7 +231,9 @@ class BertTokenizer(TokenTable):
         if strategy.padding != "do_not_pad":
             length = strategy.max_length if strategy.padding == "max_length" else max(map(len, rows), default=0)
             multiple = pad_to_multiple_of or 1
-            batch = pad_rows(batch, -(-length // multiple) * multiple, fill, side)
+            length = -(-length // multiple) * multiple
+            for key in batch.keys() & fill.keys():
+                batch[key] = [pad_row(row, length, fill[key], side) for row in batch[key]]
         return BatchEncoding(batch if is_batch else {key: value[0] for key, value in batch.items()}, tensor_type=kind)
 
     @property

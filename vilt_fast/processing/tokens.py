@@ -5,46 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
-from .vocabulary import SPECIAL_NAMES, set_template, to_added_token
+from .encoding import to_lists
+from .vocabulary import SPECIAL_NAMES, to_added_token
 
 _SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 _EXTRA_NAMES = ("extra_special_tokens", "additional_special_tokens")
 
 
-class _SpecialToken:
-    """An attribute such as `pad_token`; assigning registers the token, None takes it away."""
+def _special_token(name: str) -> Any:
+    """A property such as `pad_token`; assigning registers the token, None takes it away."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, table: Any, owner: type | None = None) -> Any:
-        if table is None:
-            return self
-        token = table._special.get(self.name)
-        return None if token is None else token.content
-
-    def __set__(self, table: Any, value: Any) -> None:
-        if value is None and self.name != "unk_token":
-            table._special.pop(self.name, None)
+    def assign(table: TokenTable, value: Any) -> None:
+        if value is None and name != "unk_token":
+            table._special.pop(name, None)
         else:
-            table.add_special_tokens({self.name: value})
+            table.add_special_tokens({name: value})
+
+    return property(lambda table: table.special_tokens_map.get(name), assign)
 
 
-class _SpecialTokenId(_SpecialToken):
-    """An attribute such as `pad_token_id`; read-only."""
+def _special_token_id(name: str) -> Any:
+    """A property such as `pad_token_id`; read-only."""
 
-    def __get__(self, table: Any, owner: type | None = None) -> Any:
-        if table is None:
-            return self
-        token = table._special.get(self.name.removesuffix("_id"))
-        return None if token is None else table.convert_tokens_to_ids(token.content)
+    def assign(table: TokenTable, value: Any) -> None:
+        raise AttributeError(f"{name}_id follows {name}; assign that")
 
-    def __set__(self, table: Any, value: Any) -> None:
-        raise AttributeError(f"{self.name} follows {self.name.removesuffix('_id')}; assign that")
+    return property(lambda table: table.convert_tokens_to_ids(getattr(table, name)), assign)
 
 
 class TokenTable:
@@ -60,16 +48,8 @@ class TokenTable:
         ValueError: an added token would get another id than `added` says.
     """
 
-    unk_token = _SpecialToken()
-    sep_token = _SpecialToken()
-    pad_token = _SpecialToken()
-    cls_token = _SpecialToken()
-    mask_token = _SpecialToken()
-    unk_token_id = _SpecialTokenId()
-    sep_token_id = _SpecialTokenId()
-    pad_token_id = _SpecialTokenId()
-    cls_token_id = _SpecialTokenId()
-    mask_token_id = _SpecialTokenId()
+    unk_token, sep_token, pad_token, cls_token, mask_token = map(_special_token, SPECIAL_NAMES)
+    unk_token_id, sep_token_id, pad_token_id, cls_token_id, mask_token_id = map(_special_token_id, SPECIAL_NAMES)
     pad_token_type_id = 0
     clean_up_tokenization_spaces = False
 
@@ -102,15 +82,19 @@ class TokenTable:
         self._update_template()
 
     def _add(self, tokens: Sequence[AddedToken]) -> int:
-        count = 0
-        for token in tokens:  # one by one: their order gives the ids, and the two kinds have a method each
-            add = self._tokenizer.add_special_tokens if token.special else self._tokenizer.add_tokens
-            count += add([token])
-        return count
+        backend = self._tokenizer
+        # One by one: their order gives the ids, and the two kinds have a method each.
+        return sum((backend.add_special_tokens if token.special else backend.add_tokens)([token]) for token in tokens)
 
     def _update_template(self) -> None:
+        """Make the rows `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`, with type 1 for `pair [SEP]`."""
         if "cls_token" in self._special and "sep_token" in self._special:
-            set_template(self._tokenizer, self.cls_token, self.sep_token)
+            cls, sep = self.cls_token, self.sep_token
+            self._tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{cls}:0 $A:0 {sep}:0",
+                pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+                special_tokens=[(token, self._tokenizer.token_to_id(token)) for token in (cls, sep)],
+            )
 
     # --- the vocabulary
 
@@ -131,28 +115,22 @@ class TokenTable:
     def __bool__(self) -> bool:
         return True
 
-    @property
-    def vocab(self) -> dict[str, int]:
-        """As `get_vocab()`."""
-        return self.get_vocab()
-
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, appended tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    vocab = property(get_vocab)
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Id -> token, for the tokens that are matched whole."""
         return self._tokenizer.get_added_tokens_decoder()
 
-    @property
-    def added_tokens_encoder(self) -> dict[str, int]:
+    def get_added_vocab(self) -> dict[str, int]:
         """Token -> id, for the tokens that are matched whole."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
 
-    def get_added_vocab(self) -> dict[str, int]:
-        """As `added_tokens_encoder`."""
-        return self.added_tokens_encoder
+    added_tokens_encoder = property(get_added_vocab)
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens (strings, `AddedToken`s) that the vocabulary lacks; return how many were new.
@@ -198,10 +176,7 @@ class TokenTable:
         """The special tokens without a name."""
         return [token.content for token in self._extra]
 
-    @property
-    def additional_special_tokens(self) -> list[str]:
-        """As `extra_special_tokens` (transformers 4.37's name)."""
-        return self.extra_special_tokens
+    additional_special_tokens = extra_special_tokens  # transformers 4.37's name
 
     @property
     def all_special_tokens(self) -> list[str]:
@@ -286,7 +261,7 @@ class TokenTable:
         if isinstance(token_ids, Mapping):
             token_ids = token_ids["input_ids"]
         rows = _to_list(token_ids)
-        if isinstance(rows, list) and rows and isinstance(rows[0], list | tuple):
+        if rows and isinstance(rows[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
         text = self._tokenizer.decode(_check_ids(rows), skip_special_tokens=skip_special_tokens)
         clean = self.clean_up_tokenization_spaces
@@ -303,13 +278,10 @@ class TokenTable:
         return [texts] if isinstance(texts, str) else texts
 
 
-def _to_list(ids: Any) -> Any:
+def _to_list(ids: Any) -> list[Any]:
     """Arrays, tensors, and lists of them as nested lists; a single id as a list of one."""
-    if isinstance(ids, np.ndarray | np.generic | torch.Tensor):
-        ids = ids.tolist()
-    if isinstance(ids, list | tuple):
-        return [_to_list(row) if isinstance(row, np.ndarray | torch.Tensor) and row.ndim else row for row in ids]
-    return [ids]
+    rows = to_lists(ids)
+    return rows if isinstance(rows, list) else [rows]
 
 
 def _check_ids(ids: Sequence[Any]) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
 from vilt_fast.checkpoints.hub import find_file
@@ -39,13 +39,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> dict[str, int]:
     return vocabulary
 
 
-def build_backend(
-    vocabulary: Mapping[str, int],
-    unk_token: str,
-    do_lower_case: bool = True,
-    tokenize_chinese_chars: bool = True,
-    strip_accents: bool | None = None,
-) -> Tokenizer:
+def build_backend(vocabulary: Mapping[str, int], unk_token: str, cleaning: Mapping[str, bool | None]) -> Tokenizer:
     """BERT's tokenizer over a vocabulary: clean and lower the text, split words and punctuation, then word pieces.
 
     Raises:
@@ -56,23 +50,14 @@ def build_backend(
     except (TypeError, OverflowError) as error:
         raise ValueError(f"vocab: got a mapping that is not str -> non-negative int ({error})") from error
     backend = Tokenizer(model)
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=tokenize_chinese_chars,
-        strip_accents=strip_accents,
-        lowercase=do_lower_case,
-    )
+    given = {name: value for name, value in cleaning.items() if value is not None}
+    backend.normalizer = normalizers.BertNormalizer(**given)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     return backend
 
 
-def load_backend(
-    path: str | os.PathLike[str],
-    do_lower_case: bool | None = None,
-    tokenize_chinese_chars: bool | None = None,
-    strip_accents: bool | None = None,
-) -> Tokenizer:
+def load_backend(path: str | os.PathLike[str], cleaning: Mapping[str, bool | None]) -> Tokenizer:
     """The tokenizer of a tokenizer.json; the settings given here override those in the file, as in transformers 4.37.
 
     Raises:
@@ -90,13 +75,10 @@ def load_backend(
         raise ValueError(f"tokenizer_file: {str(path)!r} is not a valid tokenizer.json ({error})") from error
     normalizer = backend.normalizer
     if isinstance(normalizer, normalizers.BertNormalizer):
-        if do_lower_case is not None:
-            normalizer.lowercase = do_lower_case
-        if tokenize_chinese_chars is not None:
-            normalizer.handle_chinese_chars = tokenize_chinese_chars
-        # None is a value of its own here ("as do_lower_case"), so it counts only beside an explicit do_lower_case.
-        if strip_accents is not None or do_lower_case is not None:
-            normalizer.strip_accents = strip_accents
+        for name, value in cleaning.items():
+            # No accents setting means "as lowercase", so beside an explicit lowercase None counts.
+            if value is not None or (name == "strip_accents" and cleaning["lowercase"] is not None):
+                setattr(normalizer, name, value)
         backend.normalizer = normalizer
     return backend
 
@@ -106,11 +88,11 @@ def make_backend(
     vocab: Any,
     tokenizer_file: Any,
     special: Mapping[str, AddedToken],
-    do_lower_case: bool | None,
-    tokenize_chinese_chars: bool | None,
-    strip_accents: bool | None,
+    cleaning: Mapping[str, bool | None],
 ) -> Tokenizer:
     """The backend of the one vocabulary that is given: a path or mapping, or a tokenizer.json.
+
+    `cleaning`: lowercase, handle_chinese_chars and strip_accents of BertNormalizer; None leaves what is there.
 
     Raises:
         FileNotFoundError, ValueError: as `read_vocabulary`, `build_backend` and `load_backend`; ValueError also where
@@ -123,28 +105,17 @@ def make_backend(
         raise ValueError("unk_token: got None, wanted the token that stands for unknown words")
     unk_token = special["unk_token"].content
     if tokenizer_file is not None:
-        backend = load_backend(tokenizer_file, do_lower_case, tokenize_chinese_chars, strip_accents)
+        backend = load_backend(tokenizer_file, cleaning)
         model = backend.model
         if model.unk_token != unk_token:
             model.unk_token = unk_token
             backend.model = model
     else:
         vocabulary = given[0] if isinstance(given[0], Mapping) else read_vocabulary(given[0])
-        lower = do_lower_case is None or do_lower_case
-        chinese = tokenize_chinese_chars is None or tokenize_chinese_chars
-        backend = build_backend(vocabulary, unk_token, lower, chinese, strip_accents)
+        backend = build_backend(vocabulary, unk_token, cleaning)
     if unk_token not in backend.get_vocab(with_added_tokens=False):
         raise ValueError(f"unk_token: {unk_token!r} is not in the vocabulary")
     return backend
-
-
-def set_template(backend: Tokenizer, cls_token: str, sep_token: str) -> None:
-    """Make the rows `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`, with type 1 for the pair and its [SEP]."""
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{cls_token}:0 $A:0 {sep_token}:0",
-        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
-        special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
-    )
 
 
 def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
@@ -161,11 +132,6 @@ def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
         flags = {key: value[key] for key in _TOKEN_FLAGS if key in value}
         return AddedToken(**{"special": special, "normalized": not special, **flags})
     raise ValueError(f"{name}: got {value!r}, wanted a string or an AddedToken")
-
-
-def token_to_dict(token: AddedToken) -> dict[str, Any]:
-    """An `AddedToken` as JSON files hold it."""
-    return {flag: getattr(token, flag) for flag in _TOKEN_FLAGS}
 
 
 def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
@@ -207,7 +173,10 @@ def saved_files(tokenizer: Any, processor_class: str | None = None) -> dict[str,
     special: dict[str, Any] = dict(tokenizer.special_tokens_map)
     if tokenizer.extra_special_tokens:
         special["additional_special_tokens"] = tokenizer.extra_special_tokens  # 4.37's name, which 5.x reads too
-    added = {str(index): token_to_dict(token) for index, token in tokenizer.added_tokens_decoder.items()}
+    added = {
+        str(index): {flag: getattr(token, flag) for flag in _TOKEN_FLAGS}
+        for index, token in tokenizer.added_tokens_decoder.items()
+    }
     config = {
         **tokenizer.init_kwargs,
         **special,
