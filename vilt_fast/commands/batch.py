@@ -74,9 +74,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
 
 
-# --- input ------------------------------------------------------------------------------------------------------------
-
-
 def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
     """All pairs, read lazily, and their number."""
     source = Path(arguments.questions)
@@ -131,9 +128,6 @@ def _parse(line: bytes, folder: Path, where: str) -> Entry:
         if not isinstance(asked[name], str):
             return Entry(asked, error=f"{where}: got {asked[name]!r} as {name!r}, wanted a text")
     return Entry(asked, folder / asked["image"])
-
-
-# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
