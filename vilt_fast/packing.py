@@ -128,9 +128,7 @@ class Layout:
     def sharing(self, leaders: Sequence[int], patch_counts: Sequence[int]) -> Layout:
         """The same layout with `copies`, where pairs share all their patches.
 
-        Args:
-            leaders: for each pair the first pair with the same patches, itself if there is none before it.
-            patch_counts: `patch_count` as the host knows it.
+        `leaders` has for each pair the first with the same patches, `patch_counts` is the host's `patch_count`.
         """
         followers = [pair for pair, leader in enumerate(leaders) if leader != pair]
         if not followers:
@@ -176,7 +174,7 @@ class Layout:
             return torch.cat((self.text_row, image_row), 1).long()
         places = torch.arange(int(self.has_cls) + self.max_patches, device=self.text_row.device)
         image_count = int(self.has_cls) + self.patch_count[:, None]
-        image_row = self.first[:, None] + self.text_count[:, None] + places
+        image_row = (self.first + self.text_count)[:, None] + places
         return torch.cat((self.text_row, torch.where(places < image_count, image_row, -1)), 1).long()
 
     def unpack(self, tokens: Tensor) -> Tensor:

@@ -52,8 +52,7 @@ class Pipeline:
 
     Args:
         stages: what each arrow does.
-        max_tokens: per batch; a longer pair gets a batch of its own. Reduced whenever memory runs out.
-        max_pairs: per batch.
+        max_tokens, max_pairs: per batch; a longer pair gets a batch of its own. Fewer tokens once memory runs out.
         max_wait_ms: how long the first pair of a batch waits for others while the model is free.
         workers: threads that load images; None for one per core.
         max_pending: unanswered pairs at which `submit` blocks.

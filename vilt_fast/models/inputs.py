@@ -33,11 +33,7 @@ class Inputs:
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
 
     def text_shape(self) -> tuple[int, int]:
-        """(B, L).
-
-        Raises:
-            ValueError: both or neither of input_ids and inputs_embeds, or of another rank.
-        """
+        """(B, L)."""
         text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
         rank = 2 if text is self.input_ids else 3
         if text.ndim != rank or 0 in text.shape[:2]:
@@ -79,11 +75,7 @@ class Inputs:
         )
 
     def check(self, config: ViltConfig, device: torch.device) -> Batch:
-        """The same batch in one form: every tensor there, of its shape and type.
-
-        Raises:
-            ValueError: names the argument, what came and what is wanted.
-        """
+        """The same batch in one form: every tensor there, of its shape and type; a ValueError says which is not."""
         batch, length = self.text_shape()
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -287,14 +279,12 @@ def _fold(name: str, extra: Tensor | None, batch: int, num_images: int) -> Tenso
 
 
 def _repeat(text: Tensor | None, num_images: int) -> Tensor | None:
-    """(B, ...) to (B * num_images, ...)."""
     return None if text is None else text.repeat_interleave(num_images, 0)
 
 
 def _check_packed(
     pixels: PackedPixels, pixel_mask: Tensor | None, config: ViltConfig, batch: int, device: torch.device
 ) -> tuple[int, int]:
-    """(GH, GW)."""
     if pixel_mask is not None:
         raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
     if config.num_channels != CHANNELS:
