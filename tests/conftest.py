@@ -1,8 +1,29 @@
-"""Without a GPU the kernels run in Triton's interpreter, which has to be chosen before anything imports Triton."""
+"""What all tests share. Without a GPU the kernels run in Triton's interpreter: to be chosen before Triton's import."""
 
 import os
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """On matrices this small threads spend their time waiting for each other, above all on a busy machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where kernels run: the CPU under the interpreter (with bfloat16 corrected), a GPU otherwise."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from vilt_fast.kernels import interpreter, launch
+
+    if launch.INTERPRETED:
+        interpreter.patch()
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
+    return torch.device("cuda")

@@ -106,18 +106,9 @@ class Layout:
     def from_plan(
         cls, plan: Plan, grid_size: tuple[int, int], *, has_cls: bool = True, checks: Sequence[Check] = ()
     ) -> Layout:
-        """The layout of a plan; its counts and the outcome of all checks are read back to the host together, once.
-
-        Raises:
-            ValueError: a condition is True; the message of the first one.
-        """
-        counts = [
-            plan.cu_seqlens[-1],
-            plan.text_count.sum(),
-            plan.patch_count.sum(),
-            plan.cu_seqlens.diff().max(),
-            plan.patch_count.max(),
-        ]
+        """The layout of a plan; its counts and the outcome of all checks are read back to the host together, once."""
+        lengths, words, patches = plan.cu_seqlens.diff(), plan.text_count, plan.patch_count
+        counts = [plan.cu_seqlens[-1], words.sum(), patches.sum(), lengths.max(), patches.max()]
         read = torch.stack([value.to(torch.int64) for value in (*counts, *(wrong for wrong, _ in checks))]).tolist()
         for wrong, (_, message) in zip(read[len(counts) :], checks, strict=True):
             if wrong:
@@ -137,9 +128,7 @@ class Layout:
     def sharing(self, leaders: Sequence[int], patch_counts: Sequence[int]) -> Layout:
         """The same layout with `copies`, where pairs share all their patches.
 
-        Args:
-            leaders: for each pair the first pair with the same patches, itself if there is none before it.
-            patch_counts: `patch_count` as the host knows it.
+        `leaders` has for each pair the first with the same patches, `patch_counts` is the host's `patch_count`.
         """
         followers = [pair for pair, leader in enumerate(leaders) if leader != pair]
         if not followers:
@@ -185,16 +174,12 @@ class Layout:
             return torch.cat((self.text_row, image_row), 1).long()
         places = torch.arange(int(self.has_cls) + self.max_patches, device=self.text_row.device)
         image_count = int(self.has_cls) + self.patch_count[:, None]
-        image_row = self.first[:, None] + self.text_count[:, None] + places
+        image_row = (self.first + self.text_count)[:, None] + places
         return torch.cat((self.text_row, torch.where(places < image_count, image_row, -1)), 1).long()
 
     def unpack(self, tokens: Tensor) -> Tensor:
         """(total_tokens, d) to (B, L + CLS + max_patches, d), zero where nothing stands."""
         return _place(tokens, self.padded_row)
-
-    def unpack_text(self, tokens: Tensor) -> Tensor:
-        """(total_tokens, d) to (B, L, d), the words alone, zero where they are masked."""
-        return _place(tokens, self.text_row.long())
 
     def unpack_words(self, values: Tensor) -> Tensor:
         """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
@@ -243,26 +228,18 @@ def _place(rows: Tensor, row: Tensor) -> Tensor:
 def _mask_checks(attention_mask: Tensor, pixel_mask: Tensor | None) -> list[Check]:
     """What must hold of the two masks for the plan to mean anything."""
 
-    def first(wrong: Tensor) -> int:
-        return int(wrong.nonzero()[0])
+    def check(wrong: Tensor, message: str) -> Check:
+        return wrong.any(), lambda: message.format(int(wrong.nonzero()[0]))
 
-    empty_text = ~attention_mask.any(1)
-    checks: list[Check] = [
-        (empty_text.any(), lambda: f"attention_mask: row {first(empty_text)} has no word to attend to")
-    ]
+    checks = [check(~attention_mask.any(1), "attention_mask: row {} has no word to attend to")]
     if pixel_mask is not None:
         mask = pixel_mask != 0
         size = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1)
         rectangle = top_left_mask(size, (mask.shape[1], mask.shape[2]))
-        empty, odd = ~mask.any(2).any(1), (mask != rectangle).any(2).any(1)
-        checks += [
-            (empty.any(), lambda: f"pixel_mask: picture {first(empty)} has no valid pixel"),
-            (
-                odd.any(),
-                lambda: (
-                    f"pixel_mask: the valid pixels of picture {first(odd)} must form one rectangle that starts at the "
-                    "top left corner; to drop patches inside a picture, use patch_mask"
-                ),
-            ),
-        ]
+        message = (
+            "pixel_mask: the valid pixels of picture {} must form one rectangle that starts at the top left corner; to "
+            "drop patches inside a picture, use patch_mask"
+        )
+        checks.append(check(~mask.any(2).any(1), "pixel_mask: picture {} has no valid pixel"))
+        checks.append(check((mask != rectangle).any(2).any(1), message))
     return checks

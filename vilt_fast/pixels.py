@@ -148,13 +148,8 @@ def fold_normalisation(
     weight nor pixels are rounded. bias' is made from weight' as it was rounded, so that an error of the weight is
     multiplied by how far a pixel is from the mean, as without folding.
 
-    Args:
-        weight: (d, C, p, p); bias: (d,) or None.
-        mean, std: C numbers each. rescale_factor: other than 0.
-
-    Returns:
-        weight' in the dtype of `weight`, in channels-last memory as the images are; bias' (d,) in fp32, or fp64 for
-        an fp64 weight; scale. Both tensors are differentiable.
+    Takes weight (d, C, p, p), bias (d,) or None, C means and stds. Returns weight' in the dtype of `weight`,
+    in channels-last memory as the images are; bias' (d,) in fp32, or fp64 for an fp64 weight; scale.
     """
     scale = rescale_factor / std[0]
     if any(value != std[0] for value in std):

@@ -9,15 +9,6 @@ from vilt_fast.bench.case import Case, tiny_config
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine two threads wait for each other longer than these sizes take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def run() -> suites.Run:
     return suites.Run(CPU, quick=True)

@@ -1,6 +1,6 @@
 """Small random models, images of several sizes, and texts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,6 @@ import vilt_fast
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *"a the red blue cat dog on couch is there how many what color ? . left right".split()]
 ANSWERS = ("red", "blue", "yes", "no", "2", "cat", "dog")
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On matrices this small threads spend their time waiting for each other, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _make(name: str = "ViltForQuestionAnswering", dtype: torch.dtype = torch.float64, **fields: Any) -> Any:

@@ -27,18 +27,6 @@ CONFIG = dict(
 )
 
 
-@pytest.fixture(scope="module")
-def device() -> torch.device:
-    from vilt_fast.kernels import interpreter, launch
-
-    if launch.INTERPRETED:
-        interpreter.patch()
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
-    return torch.device("cuda")
-
-
 def _ours(name: str, theirs: torch.nn.Module) -> torch.nn.Module:
     ours = getattr(vilt_fast, name)(vilt_fast.ViltConfig(**CONFIG)).eval()
     ours.load_state_dict(theirs.state_dict())

@@ -16,20 +16,6 @@ def tolerances() -> ModuleType:
     return tolerances
 
 
-@pytest.fixture(scope="session")
-def device() -> torch.device:
-    """Where kernels run: the CPU under the interpreter (with bfloat16 corrected), a GPU otherwise."""
-    pytest.importorskip("triton", reason="the kernels need Triton")
-    from vilt_fast.kernels import interpreter, launch
-
-    if launch.INTERPRETED:
-        interpreter.patch()
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
-    return torch.device("cuda")
-
-
 @pytest.fixture
 def gpu(device: torch.device) -> torch.device:
     """The GPU, for tests of real sizes."""

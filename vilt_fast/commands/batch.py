@@ -47,19 +47,20 @@ def ask_many(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     done, kept_bytes = _already_done(out, entries)
     model, processor = load(arguments)
-    counts = {True: 0, False: 0}
+    answered = errors = 0
     with open(out, "ab") as file, Engine(model, processor, top=arguments.top) as engine:
         file.truncate(kept_bytes)
         with tqdm(total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty()) as bar:
             for line in _synced(file, _answer_all(engine, entries)):
-                counts["error" not in line] += 1
+                errors += "error" in line
+                answered += "error" not in line
                 bar.update()
     if arguments.json:
-        summary = {"out": arguments.out, "answered": counts[True], "errors": counts[False], "already_done": done}
+        summary = {"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}
         print(json.dumps(summary))
         return
     earlier = f", {done} were there before" if done else ""
-    print(f"{arguments.out}: {counts[True]} answered, {counts[False]} with an error{earlier}")
+    print(f"{arguments.out}: {answered} answered, {errors} with an error{earlier}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -72,9 +73,6 @@ def _check(arguments: argparse.Namespace) -> None:
     check_out(arguments.out, "a file")
     if arguments.folder is not None and not Path(arguments.folder).is_dir():
         raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
-
-
-# --- input ------------------------------------------------------------------------------------------------------------
 
 
 def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
@@ -131,9 +129,6 @@ def _parse(line: bytes, folder: Path, where: str) -> Entry:
         if not isinstance(asked[name], str):
             return Entry(asked, error=f"{where}: got {asked[name]!r} as {name!r}, wanted a text")
     return Entry(asked, folder / asked["image"])
-
-
-# --- output -----------------------------------------------------------------------------------------------------------
 
 
 def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:

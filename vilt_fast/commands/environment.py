@@ -36,9 +36,7 @@ def environment() -> dict[str, str | None]:
         "system": platform.platform(),
         "cpu": f"{_cpu_name()}, {os.cpu_count()} cores",
     }
-    found.update({name: _version(name) for name in PACKAGES})
-    found.update(_torch_details())
-    return found
+    return found | {name: _version(name) for name in PACKAGES} | _torch_details()
 
 
 def _version(package: str) -> str | None:

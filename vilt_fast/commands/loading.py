@@ -38,7 +38,10 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
         ValueError: an unknown device or dtype, or weights for another command.
         FileNotFoundError: no such model.
     """
-    device, dtype = parse_device(arguments.device), parse_dtype(arguments.dtype)
+    device = parse_device(arguments.device)
+    if arguments.dtype not in DTYPES:
+        raise ValueError(f"--dtype: got {arguments.dtype!r}, wanted one of {', '.join(DTYPES)}")
+    dtype = DTYPES[arguments.dtype]
     if arguments.model is None:
         if arguments.processor is not None:
             raise ValueError(f"--processor: got {arguments.processor!r} without --model, wanted both or neither")
@@ -54,11 +57,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def model_class(name_or_path: str, command: str) -> str:
-    """Name of the class for these weights: the one in config.json that fits the command, or its first if none is named.
-
-    Raises:
-        ValueError: the weights are for another command, or for none.
-    """
+    """Name of the class for these weights: the one in config.json that fits the command, or its first if none is named."""
     fitting = [name for name, its_command in COMMANDS.items() if its_command == command]
     named = _architectures(name_or_path)
     for name in named or fitting:
@@ -86,13 +85,6 @@ def _architectures(name_or_path: str) -> list[str]:
 def _folder(name_or_path: str) -> str:
     """Where the other files are: beside a single weights file, or in the directory or repository itself."""
     return str(Path(name_or_path).parent) if Path(name_or_path).is_file() else name_or_path
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """A floating dtype by its name. ValueError for any other name."""
-    if name not in DTYPES:
-        raise ValueError(f"--dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
-    return DTYPES[name]
 
 
 def parse_device(name: str) -> torch.device:

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -65,9 +64,10 @@ def make_round(
 
     executor: makes the images; None makes them here. The result is the same.
     """
-    make = partial(_make_pictures, processor.image_processor, seed, questions, stop)
+    make = partial(_make_picture, processor.image_processor, seed, questions)
+    indices = range(start, stop)
     by_size: dict[tuple[int, ...], list[_Picture]] = defaultdict(list)
-    for picture in chain.from_iterable((executor.map if executor else map)(make, range(start, stop, CHUNK))):
+    for picture in executor.map(make, indices, chunksize=CHUNK) if executor else map(make, indices):
         by_size[picture.pixels.shape].append(picture)
     return [_group(processor, by_size[size]) for size in sorted(by_size)]
 
@@ -78,10 +78,6 @@ def _group(processor: ViltProcessor, pictures: list[_Picture]) -> Group:
     asked = [Asked(i, ids, *question[1:]) for (i, question), ids in zip(questions, encoded, strict=True)]
     pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
     return Group(pixels, torch.from_numpy(np.stack([picture.things for picture in pictures])), asked)
-
-
-def _make_pictures(image_processor, seed: int, questions: int, stop: int, start: int) -> list[_Picture]:
-    return [_make_picture(image_processor, seed, questions, i) for i in range(start, min(start + CHUNK, stop))]
 
 
 def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Picture:

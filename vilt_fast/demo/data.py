@@ -52,8 +52,5 @@ def make_sample(split: str, seed: int, index: int, *, questions: int = 6, short_
 
 def _ask_some_kind(scene: Scene, rng: np.random.Generator, turn: int) -> Question:
     """A question of the kind whose turn it is, or of the next that the scene allows (existence always is)."""
-    for step in range(len(KINDS)):
-        question = ask(scene, rng, KINDS[(turn + step) % len(KINDS)])
-        if question is not None:
-            return question
-    raise AssertionError("a scene with things in it always allows a question on existence")
+    questions = (ask(scene, rng, KINDS[(turn + step) % len(KINDS)]) for step in range(len(KINDS)))
+    return next(question for question in questions if question is not None)

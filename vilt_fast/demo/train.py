@@ -39,6 +39,8 @@ from .vocabulary import vocabulary
 
 __all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
 
+# Fields that recipe and configuration share.
+_SIZES = "hidden_size num_hidden_layers num_attention_heads image_size patch_size initializer_range".split()
 CHECKPOINT = "checkpoint.pt"
 REPORT = "training.json"
 _PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent")  # of a run, beside its tensors
@@ -88,13 +90,8 @@ def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
     """The demo model with fresh weights from PyTorch's generator."""
     config = ViltConfig(
         vocab_size=len(vocabulary()),
-        hidden_size=recipe.hidden_size,
-        num_hidden_layers=recipe.num_hidden_layers,
-        num_attention_heads=recipe.num_attention_heads,
         intermediate_size=4 * recipe.hidden_size,
-        image_size=recipe.image_size,
-        patch_size=recipe.patch_size,
-        initializer_range=recipe.initializer_range,
+        **{name: getattr(recipe, name) for name in _SIZES},
         id2label=dict(enumerate(ANSWERS)),
         pad_token_id=0,
     )
@@ -125,12 +122,8 @@ class _Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = make_model(recipe)
-            self.helpers = nn.ModuleDict(
-                {
-                    "things": nn.Linear(recipe.hidden_size, THING_CLASSES),
-                    "mentions": nn.Linear(recipe.hidden_size, MENTION_CLASSES),
-                }
-            )
+            classes = {"things": THING_CLASSES, "mentions": MENTION_CLASSES}
+            self.helpers = nn.ModuleDict({name: nn.Linear(recipe.hidden_size, n) for name, n in classes.items()})
         self.model.to(device).train()
         self.helpers.to(device)
         self.parameters = [*self.model.parameters(), *self.helpers.parameters()]
@@ -339,10 +332,9 @@ def _report(run: _Run, path: Path) -> None:
 
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     """Weight decay on matrices only, as usual."""
-    matrices = [p for p in parameters if p.ndim > 1]
-    vectors = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    matrices = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay}
+    vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+    return torch.optim.AdamW([matrices, vectors], lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:

@@ -112,8 +112,6 @@ class Engine:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self.close(finish=error is None)
 
-    # --- many pairs -----------------------------------------------------------------------------------------------
-
     def answer(self, images: Any, questions: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
         """Answer questions about images, each question about the image in its place.
 
@@ -155,8 +153,6 @@ class Engine:
         """
         return self._many("logits", images, texts, on_error, progress)
 
-    # --- one pair -------------------------------------------------------------------------------------------------
-
     def submit(self, image: Any, question: str, *, kind: str | None = None) -> Future:
         """Enqueue one pair, from any thread; the future gives what `answer` (or the model's own method) gives.
 
@@ -176,8 +172,6 @@ class Engine:
         if not isinstance(question, str):
             raise ValueError(f"text: got {type(question).__name__}, wanted str")
         return self._pipeline.submit(kind, image, question)
-
-    # --- the engine itself ----------------------------------------------------------------------------------------
 
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
@@ -215,8 +209,6 @@ class Engine:
                 get a RuntimeError. The end of a `with` block finishes, unless it is left by an error.
         """
         self._pipeline.close(finish)
-
-    # --- parts ----------------------------------------------------------------------------------------------------
 
     def _check_kind(self, kind: str) -> None:
         wanted = _KINDS.get(kind, _MODELS if kind == "logits" else ())

@@ -79,7 +79,9 @@ def in_order(
     finally:
         is_over.set()
         while not futures.empty():  # the thread may be waiting for room: it puts one more, then sees that it is over
-            _cancel(futures.get())
+            left = futures.get()
+            if isinstance(left, Future):
+                left.cancel()
 
 
 def with_bar(results: Generator[Any, None, None], length: int | None, progress: bool | None) -> Iterator[Any]:
@@ -102,17 +104,12 @@ def _feed(submit: Callable, pairs: Iterable, futures: queue.Queue, is_over: thre
                 future.set_exception(error)
             futures.put(future)
             if is_over.is_set():
-                _cancel(future)
+                future.cancel()
                 return
     except BaseException as error:
         futures.put(error)
     else:
         futures.put(None)
-
-
-def _cancel(future: Any) -> None:
-    if isinstance(future, Future):
-        future.cancel()
 
 
 def _numbered(error: BaseException, number: int) -> BaseException:

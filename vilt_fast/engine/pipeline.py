@@ -52,8 +52,7 @@ class Pipeline:
 
     Args:
         stages: what each arrow does.
-        max_tokens: per batch; a longer pair gets a batch of its own. Reduced whenever memory runs out.
-        max_pairs: per batch.
+        max_tokens, max_pairs: per batch; a longer pair gets a batch of its own. Fewer tokens once memory runs out.
         max_wait_ms: how long the first pair of a batch waits for others while the model is free.
         workers: threads that load images; None for one per core.
         max_pending: unanswered pairs at which `submit` blocks.
@@ -86,8 +85,6 @@ class Pipeline:
         self._preparers = ThreadPoolExecutor(_WAITING_BATCHES, "vilt-prepare")
         self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.Queue[tuple[list[Item], Any] | None] = queue.Queue(_WAITING_BATCHES)
-
-    # --- the caller's side ----------------------------------------------------------------------------------------
 
     def submit(self, kind: str, source: Any, text: str) -> Future:
         """Enqueue a pair; thread-safe. Blocks while `max_pending` pairs are pending.
@@ -184,8 +181,6 @@ class Pipeline:
                 del self._pictures[item.picture.key]
         self._changed.notify_all()
 
-    # --- load -----------------------------------------------------------------------------------------------------
-
     def _load(self, picture: Picture) -> None:
         """Load an image: here if that is instant, else in the pool."""
         if self.stages.is_loaded(picture.source):
@@ -210,8 +205,6 @@ class Pipeline:
             picture.waiting = None
             self._changed.notify_all()
 
-    # --- form -----------------------------------------------------------------------------------------------------
-
     def _form_loop(self) -> None:
         batch = _Batch()
         while (arrived := self._wait_for_pairs(batch)) is not None:
@@ -226,7 +219,8 @@ class Pipeline:
                 self._prepare(batch)
                 batch = _Batch()
             batch.append(item)
-        if not self._is_full(batch) and not self._is_due(batch):
+        is_full = batch.tokens >= self.max_tokens or len(batch.items) >= self.max_pairs
+        if not is_full and not self._is_due(batch):
             return batch
         self._prepare(batch)
         return _Batch()
@@ -266,15 +260,10 @@ class Pipeline:
         is_small = batch.tokens + item.tokens <= self.max_tokens and len(batch.items) < self.max_pairs
         return is_small and batch.items[0].kind == item.kind
 
-    def _is_full(self, batch: _Batch) -> bool:
-        return batch.tokens >= self.max_tokens or len(batch.items) >= self.max_pairs
-
     def _is_due(self, batch: _Batch) -> bool:
         """Whether a batch closes before it is full: it has waited long enough, and the model could take it."""
         waited = time.perf_counter() - batch.since
         return bool(batch.items and self._slots) and (waited >= self.max_wait_s or self._closing is not None)
-
-    # --- prepare and launch ---------------------------------------------------------------------------------------
 
     def _prepare(self, batch: _Batch) -> None:
         """Pass a closed batch on: its inputs are made in the pool, and the launching thread waits for them."""
@@ -335,8 +324,6 @@ class Pipeline:
         middle = len(items) // 2
         self._launch(items[:middle])
         self._launch(items[middle:])
-
-    # --- finish and settle ----------------------------------------------------------------------------------------
 
     def _finish_loop(self) -> None:
         while (entry := self._launched.get()) is not None:

@@ -57,9 +57,7 @@ def word_chances(logits: Tensor) -> tuple[Tensor, Tensor]:
 def fill_surest(ids: Tensor, open_places: Tensor, chances: Tensor, words: Tensor) -> tuple[int, float]:
     """Fill the open place with the most probable word, and close it; return the word and its probability.
 
-    Args:
-        ids: (L,) and open_places: (L,) bool, with at least one True; both are changed in place.
-        chances, words: (L,) of `word_chances`.
+    All are (L,); `ids` and `open_places` (bool, at least one True) are changed in place.
     """
     place = int(chances.masked_fill(~open_places, -1.0).argmax())
     ids[place] = words[place]
@@ -71,13 +69,7 @@ def fill_masks(model: Any, inputs: dict[str, Tensor], mask_token_id: int) -> lis
     """Replace every mask token of inputs["input_ids"] (1, L) in place, the most probable first.
 
     Each step runs the model again, so that a filled word informs the rest: the procedure of the example in Hugging
-    Face's documentation of ViltForMaskedLM.
-
-    Returns:
-        (token id, probability) of each filled word, in the order of filling.
-
-    Raises:
-        ValueError: no word is masked.
+    Face's documentation of ViltForMaskedLM. Returns (token id, probability) of each word in the order of filling.
     """
     ids = inputs["input_ids"][0]  # (L,)
     open_places = ids == mask_token_id

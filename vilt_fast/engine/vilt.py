@@ -83,8 +83,6 @@ class ViltStages:
         limits = batch_limits(self.config, self.processor.image_processor, max_tokens)
         self.bucketed = Bucketed(self.model, limits, self._like, is_recording=is_recording)
 
-    # --- stages ---------------------------------------------------------------------------------------------------
-
     def is_loaded(self, source: Any) -> bool:
         """Whether an image is already an array of bytes."""
         return isinstance(source, np.ndarray | Tensor) and str(source.dtype).endswith("uint8")
@@ -172,8 +170,6 @@ class ViltStages:
         """Return unused memory to the device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    # --- parts ----------------------------------------------------------------------------------------------------
 
     def record_all(self) -> None:
         """Record the graph of every bucket; call it in the launching thread."""

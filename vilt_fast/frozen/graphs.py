@@ -55,12 +55,10 @@ class Limits(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """Of a batch."""
         return max_pairs(self.tokens)
 
     @property
     def max_seqlen(self) -> int:
-        """Of a pair."""
         return self.words + 1 + self.patches
 
 
@@ -72,7 +70,6 @@ class Bucket(NamedTuple):
 
     @property
     def pairs(self) -> int:
-        """How many pairs it holds."""
         return max_pairs(self.tokens)
 
 
@@ -98,14 +95,10 @@ def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int, is_sharing: boo
 def plan_batch(
     ids: Sequence[Sequence[int]], pixels: PackedPixels, config: Any, grid_size: tuple[int, int] | None = None
 ) -> PlannedBatch:
-    """Plan a batch on the host.
+    """Plan a batch on the host: ids of the words of each pair, images, the model's configuration.
 
     The draw of `max_image_length` patches is the same for all images of one size, so that it does not depend on what
-    else is in the batch.
-
-    Args:
-        ids: of the words of each pair. pixels: of the pairs. config: of the model.
-        grid_size: that patches are counted in; None: the largest image's.
+    else is in the batch. `grid_size` is what patches are counted in; None: the largest image's.
     """
     lengths, patch = torch.tensor([len(row) for row in ids]), config.patch_shape[0]
     columns = torch.arange(int(lengths.max()))
@@ -156,12 +149,8 @@ def pad_batch(plan: PlannedBatch, bucket: Bucket, limits: Limits) -> PlannedBatc
 
 def _pad_copies(layout: Layout, bucket: Bucket) -> Copies:
     # The last place for a patch is never used: projecting it does nothing, and the last row may become its own copy.
-    last = bucket.tokens
-    if layout.copies is None:
-        every = torch.arange(len(layout.patch_index))
-        copies = Copies(every, every[:0], every[:0])
-    else:
-        copies = layout.copies
+    last, every = bucket.tokens, torch.arange(len(layout.patch_index))
+    copies = layout.copies or Copies(every, every[:0], every[:0])
     return Copies(*(F.pad(part, (0, last - len(part)), value=last) for part in copies))
 
 

@@ -40,8 +40,6 @@ def resolve(name: str | Callable[[Tensor], Tensor]) -> tuple[str | None, Callabl
     """
     if callable(name):
         return None, name
-    if name in FUSED:
-        return FUSED[name], None
-    if name in SEPARATE:
-        return None, SEPARATE[name]
-    raise ValueError(f"hidden_act must be a callable or one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"hidden_act must be a callable or one of {', '.join(ACTIVATIONS)}, got {name!r}")
+    return FUSED.get(name), SEPARATE.get(name)

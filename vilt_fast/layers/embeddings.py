@@ -74,11 +74,10 @@ class ViltEmbeddings(nn.Module):
         # Dropout comes before the modality row is added, so with dropout that row has to come later.
         dropping = self.training and self.dropout_p > 0
         table = torch.zeros_like(modality) if dropping else modality
-        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
-        tokens = modality.new_zeros(layout.total_tokens, modality.shape[1])
         text = self.text_embeddings
         tokens = ops.text_embed(
-            tokens,
+            # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
+            modality.new_zeros(layout.total_tokens, modality.shape[1]),
             text_row=layout.text_row,
             input_ids=input_ids,
             token_type_ids=token_type_ids,
@@ -102,24 +101,19 @@ class ViltEmbeddings(nn.Module):
         return tokens
 
     def _embed_patches(
-        self,
-        tokens: Tensor,
-        layout: Layout,
-        pixel_values: Tensor | PackedPixels,
-        modality: Tensor,
-        pair_modality: Tensor,
+        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, modality: Tensor, pair_modality: Tensor
     ) -> Tensor:
         projection, copies = self.patch_embeddings.projection, layout.copies
         weight, bias = projection.weight, projection.bias
         options: dict[str, Any] = {}
-        if isinstance(pixel_values, PackedPixels):
-            packed, pixel_values = pixel_values, pixel_values.data
+        if isinstance(pixels, PackedPixels):
+            packed, pixels = pixels, pixels.data
             # Folded anew in each call: it is one pass over the weight, and nothing goes stale.
             weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
             options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
         tokens = ops.patch_embed(
             tokens,
-            pixels=pixel_values,
+            pixels=pixels,
             weight=weight,
             bias=bias,
             position=self.position_embeddings[0],

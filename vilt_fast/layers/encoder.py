@@ -48,16 +48,13 @@ class SelfAttention(nn.Module):
 
     @torch.no_grad()
     def _join(self) -> None:
-        for name in ("weight", "bias"):
-            modules = (self.query, self.key, self.value)
-            if not all(map(is_plain, modules)):
-                continue
-            parts = [getattr(module, name) for module in modules]
-            if parts[0] is None or parts[0].is_meta or _adjacent(parts):
-                continue
-            block = torch.cat(parts)
-            for part, rows in zip(parts, block.chunk(3), strict=True):
-                part.data = rows
+        modules = (self.query, self.key, self.value)
+        if not all(map(is_plain, modules)):
+            return
+        for parts in ([module.weight for module in modules], [module.bias for module in modules]):
+            if parts[0] is not None and not parts[0].is_meta and not _adjacent(parts):
+                for part, rows in zip(parts, torch.cat(parts).chunk(3), strict=True):
+                    part.data = rows
 
 
 def _adjacent(parts: list[Tensor]) -> bool:
@@ -122,25 +119,10 @@ class Layer(nn.Module):
         want_attention: bool = False,
         first_rows_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """One block over all pairs.
+        """One block over all pairs: (total_tokens, d) to the same, and the probabilities where wanted.
 
-        Args:
-            x: (total_tokens, d).
-            layout: of the batch.
-            head_scale: (num_heads,) or None.
-            want_attention: whether to return the probabilities.
-            first_rows_only: whether to compute no row but `layout.first` after the attention.
-
-        Returns:
-            (total_tokens or B, d), and (total_tokens, num_heads, max_seqlen) or None.
+        first_rows_only: whether to compute no row but `layout.first` after the attention: (B, d).
         """
-        z, probabilities = self._add_attention(x, layout, head_scale, want_attention, first_rows_only)
-        return self._add_mlp(z), probabilities
-
-    def _add_attention(
-        self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, first_rows_only: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """x + Attention(LN(x)), and the probabilities where wanted."""
         qkv = self.attention.attention(normalise(self.layernorm_before, x))
         options: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
         dropout_p = self.attention_dropout_p if self.training else 0.0
@@ -151,14 +133,11 @@ class Layer(nn.Module):
             probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **options)
         if first_rows_only:
             context, x = context[layout.first], x[layout.first]
-        return self._project_and_add(self.attention.output.dense, context, x), probabilities
-
-    def _add_mlp(self, z: Tensor) -> Tensor:
-        """z + MLP(LN(z))."""
+        z = self._project_and_add(self.attention.output.dense, context, x)
         hidden = project(self.intermediate.dense, normalise(self.layernorm_after, z), activation=self.activation)
         if self.activation_after is not None:
             hidden = self.activation_after(hidden)
-        return self._project_and_add(self.output.dense, hidden, z)
+        return self._project_and_add(self.output.dense, hidden, z), probabilities
 
     def _project_and_add(self, dense: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
         """residual + dropout(dense(input))."""

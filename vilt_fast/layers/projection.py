@@ -18,15 +18,7 @@ def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
 def project(
     module: nn.Module, input: Tensor, *, activation: str | None = None, residual: Tensor | None = None
 ) -> Tensor:
-    """activation(module(input)) + residual; a module that is not plain is called as it is.
-
-    Args:
-        module: maps (rows, K) to (rows, N).
-        input: (rows, K). activation, residual: as in `vilt_fast.reference.linear`.
-
-    Returns:
-        (rows, N).
-    """
+    """activation(module(input)) + residual, as in `reference.linear`; a module that is not plain is called as it is."""
     if is_plain(module):
         return ops.linear(input, module.weight, module.bias, activation=activation, residual=residual)
     output = module(input)

@@ -87,12 +87,7 @@ class ViltWithHead(PreTrainedModel):
         return F.cross_entropy(logits, labels.flatten())
 
     def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states(),
-            attentions=encoded.padded_attentions(),
-        )
+        return self.output_class(loss, logits, encoded.hidden_states(), encoded.padded_attentions())
 
     def _as_tuple(self, output: HeadOutput) -> tuple[Any, ...]:
         return output.to_tuple()

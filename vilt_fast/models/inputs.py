@@ -33,11 +33,7 @@ class Inputs:
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
 
     def text_shape(self) -> tuple[int, int]:
-        """(B, L).
-
-        Raises:
-            ValueError: both or neither of input_ids and inputs_embeds, or of another rank.
-        """
+        """(B, L)."""
         text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
         rank = 2 if text is self.input_ids else 3
         if text.ndim != rank or 0 in text.shape[:2]:
@@ -79,11 +75,7 @@ class Inputs:
         )
 
     def check(self, config: ViltConfig, device: torch.device) -> Batch:
-        """The same batch in one form: every tensor there, of its shape and type.
-
-        Raises:
-            ValueError: names the argument, what came and what is wanted.
-        """
+        """The same batch in one form: every tensor there, of its shape and type; a ValueError says which is not."""
         batch, length = self.text_shape()
         if length > config.max_position_embeddings:
             raise ValueError(
@@ -145,11 +137,9 @@ class Inputs:
         index = 1 if self.image_token_type_idx is None else self.image_token_type_idx
         if isinstance(index, Tensor):
             return index.to(device)
-        if not 0 <= index < config.modality_type_vocab_size:
-            raise ValueError(
-                f"image_token_type_idx must be in 0..{config.modality_type_vocab_size - 1} "
-                f"(modality_type_vocab_size), got {index}"
-            )
+        rows = config.modality_type_vocab_size
+        if not 0 <= index < rows:
+            raise ValueError(f"image_token_type_idx must be in 0..{rows - 1} (modality_type_vocab_size), got {index}")
         return torch.full((batch,), index, dtype=torch.long, device=device)
 
     def _leaders(self, config: ViltConfig) -> list[int] | None:
@@ -194,38 +184,34 @@ class Batch:
         checks = [*checks, *self._value_checks(config)]
         if self.image_embeds is not None:
             places = self.image_embeds.shape[1]
-            kept = None if self.pixel_mask is None else self.pixel_mask.flatten(1)[:, None, :] != 0
-            if kept is not None:
+            kept = None
+            if self.pixel_mask is not None:
+                kept = self.pixel_mask.flatten(1)[:, None, :] != 0
                 checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: a picture has no valid place"))
             return Layout.build(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
-        pixels, patch = self.pixel_values, config.patch_shape[0]
+        pixels, patch, limit, seed = self.pixel_values, config.patch_shape[0], config.max_image_length, self.seed
+        if seed is None:  # only a model in training that samples takes a number from PyTorch's generator
+            seed = int(torch.randint(2**63 - 1, ())) if training and limit > 0 else 0
         layout = Layout.build(
             self.attention_mask,
             self.pixel_mask,
             self.patch_mask,
             self.grid_size,
-            max_patches=config.max_image_length,
-            seed=self._drawn_seed(config, training),
+            max_patches=limit,
+            seed=seed,
             image_index=self.image_index,
             grid=pixels.pair_grid(patch) if isinstance(pixels, PackedPixels) else None,
             checks=checks,
         )
         if self.leaders is None or not isinstance(pixels, PackedPixels):
             return layout
-        limit = config.max_image_length
         counts = [height * width for height, width in pixels.grids(patch)]
         return layout.sharing(self.leaders, counts if limit < 0 else [min(count, limit) for count in counts])
 
-    def _drawn_seed(self, config: ViltConfig, training: bool) -> int:
-        if self.seed is not None:
-            return self.seed
-        # Only a model in training that samples takes a number from PyTorch's generator.
-        return int(torch.randint(2**63 - 1, ())) if training and config.max_image_length > 0 else 0
-
     def _value_checks(self, config: ViltConfig) -> list[Check]:
-        checks = [_range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, "type_vocab_size")]
+        checks = [_range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, " (type_vocab_size)")]
         if self.input_ids is not None:
-            checks.append(_range_check("input_ids", self.input_ids, config.vocab_size, "vocab_size"))
+            checks.append(_range_check("input_ids", self.input_ids, config.vocab_size, " (vocab_size)"))
         if self.image_index is not None:
             checks.append(((self.image_index < 0).any(), lambda: "image_index must not be negative"))
         return checks
@@ -234,25 +220,17 @@ class Batch:
 def check_labels(
     labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False
 ) -> list[Check]:
-    """Conditions on labels.
+    """Conditions on labels of that shape: integers in 0..classes - 1, or any floats if that is None.
 
-    Args:
-        labels: of the caller. shape: that they must have.
-        classes: integers in 0..classes - 1 are wanted; None: any floats.
-        ignore: whether -100 means "no label".
-
-    Raises:
-        ValueError: labels are no tensor, of another shape, or no integers.
+    ignore: whether -100 means "no label".
     """
     _shape("labels", labels, shape)
     if classes is None:
         return []
     labels = _integers("labels", labels)
-    wrong = (labels < 0) | (labels >= classes)
     if ignore:
-        wrong = wrong & (labels != -100)
-    wanted = f"labels must be in 0..{classes - 1}" + (" or -100" if ignore else "")
-    return [(wrong.any(), lambda: f"{wanted}, got {int(labels[wrong][0])}")]
+        return [_range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
+    return [_range_check("labels", labels, classes)]
 
 
 def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig) -> tuple[int, int]:
@@ -301,14 +279,12 @@ def _fold(name: str, extra: Tensor | None, batch: int, num_images: int) -> Tenso
 
 
 def _repeat(text: Tensor | None, num_images: int) -> Tensor | None:
-    """(B, ...) to (B * num_images, ...)."""
     return None if text is None else text.repeat_interleave(num_images, 0)
 
 
 def _check_packed(
     pixels: PackedPixels, pixel_mask: Tensor | None, config: ViltConfig, batch: int, device: torch.device
 ) -> tuple[int, int]:
-    """(GH, GW)."""
     if pixel_mask is not None:
         raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
     if config.num_channels != CHANNELS:
@@ -376,6 +352,6 @@ def _integers(name: str, tensor: Tensor) -> Tensor:
     return tensor.long()
 
 
-def _range_check(name: str, values: Tensor, size: int, size_name: str) -> Check:
+def _range_check(name: str, values: Tensor, size: int, note: str = "") -> Check:
     wrong = (values < 0) | (values >= size)
-    return wrong.any(), lambda: f"{name} must be in 0..{size - 1} ({size_name}), got {int(values[wrong][0])}"
+    return wrong.any(), lambda: f"{name} must be in 0..{size - 1}{note}, got {int(values[wrong][0])}"

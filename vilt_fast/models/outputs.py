@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from vilt_fast.packing import Layout
 
@@ -36,15 +36,12 @@ class ModelOutput(Mapping):
 
     def __init_subclass__(cls) -> None:
         # Lets torch.compile, torch.export and DataParallel look inside.
-        torch.utils._pytree.register_pytree_node(
+        pytree.register_pytree_node(
             cls,
-            lambda output: (list(output.values()), list(output.keys())),
+            lambda output: (list(output.values()), list(output)),
             lambda values, keys: cls(**dict(zip(keys, values, strict=True))),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
-            flatten_with_keys_fn=lambda output: (
-                [(torch.utils._pytree.MappingKey(k), v) for k, v in output.items()],
-                list(output.keys()),
-            ),
+            flatten_with_keys_fn=lambda output: ([(pytree.MappingKey(k), v) for k, v in output.items()], list(output)),
         )
 
     def to_tuple(self) -> tuple[Any, ...]:
