@@ -158,7 +158,7 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else []
         refused = sorted(name for name in foreign if name.split(".")[0] not in _TRAINERS)
         if not refused:
-            stand_ins = [(_InertDict if name.endswith("Dict") else _Inert, name) for name in foreign]
+            stand_ins: list[Any] = [(_InertDict if name.endswith("Dict") else _Inert, name) for name in foreign]
             with torch.serialization.safe_globals(stand_ins):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:

@@ -57,7 +57,11 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def model_class(name_or_path: str, command: str) -> str:
-    """Name of the class for these weights: the one in config.json that fits the command, or its first if none is named."""
+    """Name of the class for these weights: the one in config.json that fits the command, or the command's first.
+
+    Raises:
+        ValueError: the weights are for another command, or for none.
+    """
     fitting = [name for name, its_command in COMMANDS.items() if its_command == command]
     named = _architectures(name_or_path)
     for name in named or fitting:

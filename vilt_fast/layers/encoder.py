@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,13 +51,13 @@ class SelfAttention(nn.Module):
         modules = (self.query, self.key, self.value)
         if not all(map(is_plain, modules)):
             return
-        for parts in ([module.weight for module in modules], [module.bias for module in modules]):
+        for parts in (tuple(module.weight for module in modules), tuple(module.bias for module in modules)):
             if parts[0] is not None and not parts[0].is_meta and not _adjacent(parts):
                 for part, rows in zip(parts, torch.cat(parts).chunk(3), strict=True):
                     part.data = rows
 
 
-def _adjacent(parts: list[Tensor]) -> bool:
+def _adjacent(parts: Sequence[Tensor]) -> bool:
     """Whether the tensors lie one behind the other in one storage."""
     start, storage = parts[0].storage_offset(), parts[0].untyped_storage().data_ptr()
     return all(
