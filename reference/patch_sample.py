@@ -59,7 +59,7 @@ def patch_sample(
         kept = kept & patch_mask
     if 0 <= max_patches < cells:
         ordinal = y * grid[:, 1, None, None] + x  # raster position in the image's own grid
-        kept = _sample(kept.flatten(1), ordinal.flatten(1), max_patches, seed, image_index).view_as(kept)
+        kept = sample(kept.flatten(1), ordinal.flatten(1), max_patches, seed, image_index).view_as(kept)
     kept = kept.flatten(1)  # (B, GH * GW)
 
     text_count, patch_count = attention_mask.sum(1), kept.sum(1)
@@ -94,7 +94,7 @@ def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu"
     return (torch.arange(patches, device=device) * pixels_per_patch(pixels, patches)).long().clamp(max=pixels - 1)
 
 
-def _sample(valid: Tensor, ordinal: Tensor, count: int, seed: int, image_index: Tensor) -> Tensor:
+def sample(valid: Tensor, ordinal: Tensor, count: int, seed: int, image_index: Tensor) -> Tensor:
     """(B, cells) bool: of the valid patches, the `count` with the smallest draws; ties go to the smaller ordinal."""
     draw = philox(seed, ordinal, image_index[:, None].expand_as(ordinal))
     key = torch.where(valid, (draw << 31) + ordinal, torch.iinfo(torch.int64).max)

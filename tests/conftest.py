@@ -1,6 +1,9 @@
 """What all tests share. Without a GPU the kernels run in Triton's interpreter: to be chosen before Triton's import."""
 
+import importlib.util
 import os
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,3 +30,12 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no GPU, and Triton was imported without TRITON_INTERPRET=1")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def oracle() -> ModuleType:
+    """tests/models/oracle.py; tests/ is no package, so it is loaded by path."""
+    spec = importlib.util.spec_from_file_location("vilt_oracle", Path(__file__).parent / "models" / "oracle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
     from vilt_fast.engine import Engine
+    from vilt_fast.frozen import FrozenModel, freeze
     from vilt_fast.models.vilt import (
         ViltForImageAndTextRetrieval,
         ViltForImagesAndTextClassification,
@@ -41,6 +42,8 @@ _HOMES = {
     "ViltForQuestionAnswering": "models.vilt",
     "ViltForTokenClassification": "models.vilt",
     "Engine": "engine",
+    "FrozenModel": "frozen",
+    "freeze": "frozen",
     "backend": "ops",
     "Layout": "packing",
     "PackedPixels": "pixels",
@@ -59,6 +62,7 @@ __all__ = [
     "BertTokenizer",
     "BertTokenizerFast",
     "Engine",
+    "FrozenModel",
     "Layout",
     "PackedPixels",
     "ViltConfig",
@@ -73,6 +77,7 @@ __all__ = [
     "ViltModel",
     "ViltProcessor",
     "backend",
+    "freeze",
 ]
 
 

@@ -1,6 +1,4 @@
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -48,12 +46,3 @@ def model64(oracle: ModuleType) -> ViltModel:
 def name(request: pytest.FixtureRequest) -> str:
     """Each of transformers' six classes; a test that asks for it runs once for each."""
     return request.param
-
-
-@pytest.fixture(scope="session")
-def oracle() -> ModuleType:
-    """oracle.py beside this file; tests/ is no package, so it is loaded by path."""
-    spec = importlib.util.spec_from_file_location("vilt_oracle", Path(__file__).with_name("oracle.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

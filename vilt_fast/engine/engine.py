@@ -11,8 +11,9 @@ import torch
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts
-from vilt_fast.engine.vilt import ViltStages, own_model
+from vilt_fast.engine.vilt import ViltStages, longest_pair
 from vilt_fast.frozen.graphs import max_pairs
+from vilt_fast.frozen.model import MAX_TOKENS, freeze
 from vilt_fast.models.vilt import (
     ViltForImageAndTextRetrieval,
     ViltForImageTextMatching,
@@ -26,9 +27,7 @@ _KINDS = {
     "fill": (ViltForMaskedLM,),
 }
 _MODELS = tuple(model for models in _KINDS.values() for model in models)
-# Tokens per batch: on a GPU, where throughput stops growing; on a CPU, what its caches hold.
-_MAX_TOKENS = {"cuda": 49_152}
-_MAX_TOKENS_ELSEWHERE = 4096
+_MAX_TOKENS_ELSEWHERE = 4096  # what a CPU's caches hold
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Engine:
             or ViltForMaskedLM (`fill`).
         processor: a ViltProcessor.
         max_tokens: per batch, words and patches; None for 49,152 on a GPU and 4,096 elsewhere.
-        dtype, device: None for the model's. A model that is elsewhere, or in training mode, is copied.
+        dtype, device: None for the model's. The model is frozen (`vilt_fast.freeze`): the engine has a copy of its own.
         cuda_graphs: whether to record CUDA graphs, one per bucket of lengths, on first use or in `warmup`.
         workers: threads that decode images; None for one per core.
         max_wait_ms: how long a pair waits for others to share a batch with while the model is idle.
@@ -93,9 +92,13 @@ class Engine:
                 raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
         if not 0 <= max_wait_ms < float("inf"):
             raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 or more")
-        self.model = own_model(model, dtype, device)
-        max_tokens = max_tokens or _MAX_TOKENS.get(self.model.device.type, _MAX_TOKENS_ELSEWHERE)
-        self._stages = ViltStages(self.model, processor, max_tokens=max_tokens, top=top, cuda_graphs=cuda_graphs)
+        where = torch.device(model.device if device is None else device).type
+        max_tokens = max_tokens or (MAX_TOKENS if where == "cuda" else _MAX_TOKENS_ELSEWHERE)
+        longest = longest_pair(model.config, processor.image_processor)
+        # Where a batch holds one pair, its bucket has to.
+        limits = {"max_tokens": max(max_tokens, longest), "max_seqlen": longest}
+        self.model = freeze(model, dtype, device, cuda_graphs, **limits)
+        self._stages = ViltStages(self.model, processor, top=top)
         self._pipeline = Pipeline(
             self._stages,
             max_tokens=max_tokens,
@@ -167,7 +170,7 @@ class Engine:
             RuntimeError: the engine is closed.
         """
         if kind is None:
-            kind = next(name for name, models in _KINDS.items() if isinstance(self.model, models))
+            kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
         self._check_kind(kind)
         if not isinstance(question, str):
             raise ValueError(f"text: got {type(question).__name__}, wanted str")
@@ -175,7 +178,7 @@ class Engine:
 
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
-        self._pipeline.call(self._stages.record_all)
+        self._pipeline.call(self._stages.warm_up)
         self.submit(self._stages.blank, "", kind="logits").result()
         self._pipeline.counts = Counts()
 
@@ -212,9 +215,9 @@ class Engine:
 
     def _check_kind(self, kind: str) -> None:
         wanted = _KINDS.get(kind, _MODELS if kind == "logits" else ())
-        if not isinstance(self.model, wanted):
+        if not issubclass(self.model.model_class, wanted):
             names = " or ".join(model.__name__ for model in wanted) or f"one of {', '.join(_KINDS)}, logits"
-            raise ValueError(f"{kind}: got {type(self.model).__name__}, wanted {names}")
+            raise ValueError(f"{kind}: got {self.model.model_class.__name__}, wanted {names}")
 
     def _many(self, kind: str, images: Any, texts: Any, on_error: str, progress: bool | None) -> Any:
         self._check_kind(kind)

@@ -54,13 +54,13 @@ def word_chances(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float().softmax(-1).max(-1)
 
 
-def fill_surest(ids: Tensor, open_places: Tensor, chances: Tensor, words: Tensor) -> tuple[int, float]:
+def fill_surest(ids: Tensor | list[int], open_places: Tensor, chances: Tensor, words: Tensor) -> tuple[int, float]:
     """Fill the open place with the most probable word, and close it; return the word and its probability.
 
     All are (L,); `ids` and `open_places` (bool, at least one True) are changed in place.
     """
     place = int(chances.masked_fill(~open_places, -1.0).argmax())
-    ids[place] = words[place]
+    ids[place] = int(words[place])
     open_places[place] = False
     return int(words[place]), float(chances[place])
 

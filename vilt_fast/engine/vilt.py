@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +13,8 @@ from torch import Tensor
 
 from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
-from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, PlannedBatch, compute_logits, plan_batch, to_device
+from vilt_fast.frozen import FrozenModel
+from vilt_fast.frozen.planning import HostBatch, plan_pairs
 from vilt_fast.processing.pictures import decode
 from vilt_fast.processing.sizes import resize_size, target_size
 
@@ -31,18 +30,16 @@ class Loaded(NamedTuple):
 class _Words:
     """The text of a pair, and its masks filled so far."""
 
-    ids: Tensor  # (L,) int64
+    ids: list[int]
     open_places: Tensor = field(init=False)  # (L,) bool, where masks are to be filled
     filled: list[tuple[int, float]] = field(default_factory=list)
 
 
 class Prepared(NamedTuple):
-    """A batch that is planned and padded on the host, with its images on the device."""
+    """A batch that is planned on the host, with its images on the device."""
 
     kind: str
-    pairs: int
-    plan: PlannedBatch
-    compute: Callable[[PlannedBatch], Tensor]  # the logits
+    batch: HostBatch
     copied: Any  # CUDA event: the images are on the device; None without CUDA
 
 
@@ -58,11 +55,11 @@ class ViltStages:
     """See `vilt_fast.engine.stages.Stages`.
 
     Args:
-        model: in evaluation mode, on its device. processor: a ViltProcessor.
-        max_tokens: per batch. top: answers to report. cuda_graphs: whether to record graphs on a GPU.
+        model: frozen. processor: a ViltProcessor.
+        top: answers to report.
     """
 
-    def __init__(self, model: Any, processor: Any, *, max_tokens: int, top: int, cuda_graphs: bool) -> None:
+    def __init__(self, model: FrozenModel, processor: Any, *, top: int) -> None:
         self.model, self.processor, self.top = model, processor, top
         self.config, self.device = model.config, model.device
         self.patch = self.config.patch_shape[0]
@@ -72,16 +69,8 @@ class ViltStages:
         is_cuda = self.device.type == "cuda"
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None
-        self.bucketed: Bucketed | None = None
-        if is_cuda and cuda_graphs and model.first_rows_only and processor.image_processor.do_resize:
-            self.use_buckets(max_tokens, is_recording=True)
         if is_cuda:  # the weights may still be in flight
             torch.cuda.synchronize(self.device)
-
-    def use_buckets(self, max_tokens: int, *, is_recording: bool) -> None:
-        """Run batches in the shape of buckets from now on."""
-        limits = batch_limits(self.config, self.processor.image_processor, max_tokens)
-        self.bucketed = Bucketed(self.model, limits, self._like, is_recording=is_recording)
 
     def is_loaded(self, source: Any) -> bool:
         """Whether an image is already an array of bytes."""
@@ -106,12 +95,12 @@ class ViltStages:
         rows = self.processor.tokenizer([item.text for item in fresh])["input_ids"]
         longest, mask = self.config.max_position_embeddings, self.processor.tokenizer.mask_token_id
         for item, ids in zip(fresh, rows, strict=True):
-            item.state = words = _Words(torch.tensor(ids, dtype=torch.int64))
+            item.state = words = _Words(ids)
             item.tokens = len(ids) + 1 + item.picture.value.tokens
             if not 0 < len(ids) <= longest:
                 item.error = ValueError(f"text: got {len(ids)} tokens, wanted 1 to {longest}: {item.text[:60]!r}")
             elif item.kind == "fill":
-                words.open_places = words.ids == mask
+                words.open_places = torch.tensor(ids) == mask
                 if not words.open_places.any():
                     item.error = ValueError(f"text: got no masked word, wanted at least one [MASK]: {item.text!r}")
 
@@ -126,14 +115,8 @@ class ViltStages:
             pixels = self._pack(list(pictures.values()), picture if is_sharing else None, self.device)
             if self._copying is not None:
                 copied = self._copying.record_event()
-        ids = [item.state.ids.tolist() for item in items]
-        bucketed = self.bucketed
-        plan = plan_batch(ids, pixels, self.config, None if bucketed is None else bucketed.limits.grid_size)
-        compute: Callable[[PlannedBatch], Tensor] = self._compute
-        if bucketed is not None and (bucket := bucketed.bucket_of(plan)) is not None:
-            plan, offsets = bucketed.pad(plan, bucket)
-            compute = partial(bucketed.run, offsets=offsets, bucket=bucket, pairs=len(items))
-        return Prepared(items[0].kind, len(items), plan, compute, copied)
+        batch = plan_pairs([item.state.ids for item in items], pixels, self.config)
+        return Prepared(items[0].kind, batch, copied)
 
     @torch.inference_mode()
     def launch(self, prepared: Prepared) -> Launched:
@@ -141,7 +124,7 @@ class ViltStages:
         with self._stream(self._computing):
             if self._computing is not None:
                 self._computing.wait_event(prepared.copied)
-            logits = prepared.compute(prepared.plan)
+            logits = self.model.run(prepared.batch).logits
             # On a GPU, `to` with non_blocking writes into pinned memory.
             outputs = tuple(part.to("cpu", non_blocking=True) for part in self._reduce(prepared.kind, logits))
             done = None if self._computing is None else self._computing.record_event()
@@ -171,21 +154,15 @@ class ViltStages:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def record_all(self) -> None:
-        """Record the graph of every bucket; call it in the launching thread."""
-        if self.bucketed is not None and self.bucketed.is_recording:
-            with torch.inference_mode(), self._stream(self._computing):
-                for tokens in self.bucketed.sizes:
-                    for is_sharing in (False, True):
-                        self.bucketed.record(Bucket(tokens, is_sharing))
+    def warm_up(self) -> None:
+        """Compile and record; call it in the launching thread."""
+        with self._stream(self._computing):
+            self.model.warmup()
 
     def _pack(self, pictures: list[np.ndarray], picture: list[int] | None, device: Any) -> Any:
         return self.processor.image_processor.pack(
             pictures, device=device, picture=picture, input_data_format="channels_last"
         )
-
-    def _compute(self, plan: PlannedBatch) -> Tensor:
-        return compute_logits(self.model, to_device(plan, self.device))
 
     def _stream(self, stream: Any) -> AbstractContextManager[Any]:
         return nullcontext() if stream is None else torch.cuda.stream(stream)
@@ -203,25 +180,14 @@ class ViltStages:
         words.filled.append(fill_surest(words.ids, words.open_places, chances[:length], chosen[:length]))
         if words.open_places.any():
             return AGAIN
-        text = decode(words.ids.tolist(), skip_special_tokens=True)
+        text = decode(words.ids, skip_special_tokens=True)
         return Filled(text, [(decode([token]), chance) for token, chance in words.filled])
 
 
-def batch_limits(config: Any, image_processor: Any, max_tokens: int) -> Limits:
-    """What no batch exceeds, by the settings of model and processor; the largest possible pair is a batch."""
+def longest_pair(config: Any, image_processor: Any) -> int:
+    """Tokens of the longest text with the image that has the most patches, by the settings of model and processor."""
     edge, divisor = image_processor.size["shortest_edge"], image_processor.size_divisor
     patch = config.patch_shape[0]
     long, short = resize_size(10**6, 1, edge, divisor)[0] // patch, resize_size(edge, edge, edge, divisor)[0] // patch
     limit = config.max_image_length
-    patches = min(long * short, limit) if limit >= 0 else long * short
-    words = config.max_position_embeddings
-    return Limits(tokens=max(max_tokens, words + 1 + patches), words=words, grid_size=(long, long), patches=patches)
-
-
-def own_model(model: Any, dtype: torch.dtype | None, device: torch.device | str | None) -> Any:
-    """The model itself if it is as wanted and in evaluation mode, else a copy that is; the caller's stays unchanged."""
-    wanted_dtype = model.dtype if dtype is None else dtype
-    wanted_device = torch.empty(0, device=model.device if device is None else device).device
-    if (model.dtype, model.device, model.training) == (wanted_dtype, wanted_device, False):
-        return model
-    return copy.deepcopy(model).to(device=wanted_device, dtype=wanted_dtype).eval()
+    return config.max_position_embeddings + 1 + (min(long * short, limit) if limit >= 0 else long * short)

@@ -1,1 +1,5 @@
-"""Inference without modules: batches planned on the host, run in the shape of buckets, replayed as CUDA graphs."""
+"""The frozen form: a snapshot of a model for inference, see `vilt_fast.freeze`."""
+
+from vilt_fast.frozen.model import FrozenModel, Stats, freeze
+
+__all__ = ["FrozenModel", "Stats", "freeze"]

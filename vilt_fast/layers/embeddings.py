@@ -95,7 +95,7 @@ class ViltEmbeddings(nn.Module):
         if dropping:
             tokens = F.dropout(tokens, self.dropout_p)
         if image_embeds is not None:  # not dropped, as in Hugging Face: whoever made them has done that
-            tokens = _place_image_embeds(tokens, layout, image_embeds, table, pair_modality)
+            tokens = place_image_embeds(tokens, layout, image_embeds, table, pair_modality)
         if dropping:
             tokens = tokens + modality[_modality_of_rows(layout, pair_modality)]
         return tokens
@@ -130,7 +130,7 @@ class ViltEmbeddings(nn.Module):
         return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
 
 
-def _place_image_embeds(
+def place_image_embeds(
     tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor, pair_modality: Tensor
 ) -> Tensor:
     source = layout.patch_index.long()

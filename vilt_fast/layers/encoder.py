@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,39 @@ from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.activations import resolve
 from vilt_fast.layers.projection import is_plain, normalise, project
 from vilt_fast.packing import Layout
+
+
+class BlockSteps(Protocol):
+    """The steps of a block around its attention: of a live `Layer`, and of a frozen one."""
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        """qkv(LN(x)): (rows, d) to (rows, 3 * d)."""
+
+    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+        """residual + W context: (rows, d)."""
+
+    def expand(self, z: Tensor) -> Tensor:
+        """act(W LN(z)): (rows, d) to (rows, hidden)."""
+
+    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        """residual + W hidden: (rows, hidden) to (rows, d)."""
+
+
+def walk_block(
+    steps: BlockSteps, x: Tensor, attend: Callable[[Tensor], Tensor], first_rows: Tensor | None = None
+) -> Tensor:
+    """z = x + Attention(LN(x)); z + MLP(LN(z)): the one description of a block. Seven launches on the kernels.
+
+    Args:
+        steps: of the block. x: (rows, d).
+        attend: (rows, 3 * d) to (rows, d), inside each pair.
+        first_rows: (B,), the rows to go on with after the attention; None: all.
+    """
+    context = attend(steps.query_key_value(x))
+    if first_rows is not None:
+        context, x = context[first_rows], x[first_rows]
+    z = steps.project(context, x)
+    return steps.contract(steps.expand(z), z)
 
 
 class SelfAttention(nn.Module):
@@ -95,7 +128,7 @@ class Attention(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: z = x + Attention(LN(x)); z + MLP(LN(z)). Seven launches on the kernels."""
+    """One block, see `walk_block`."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
@@ -123,21 +156,32 @@ class Layer(nn.Module):
 
         first_rows_only: whether to compute no row but `layout.first` after the attention: (B, d).
         """
-        qkv = self.attention.attention(normalise(self.layernorm_before, x))
         options: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
         dropout_p = self.attention_dropout_p if self.training else 0.0
-        context = ops.attention(qkv, layout.cu_seqlens, self.num_heads, dropout_p=dropout_p, **options)
         probabilities = None
-        if want_attention:
-            every_row = torch.arange(layout.total_tokens, device=x.device)
-            probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **options)
-        if first_rows_only:
-            context, x = context[layout.first], x[layout.first]
-        z = self._project_and_add(self.attention.output.dense, context, x)
+
+        def attend(qkv: Tensor) -> Tensor:
+            nonlocal probabilities
+            if want_attention:
+                every_row = torch.arange(layout.total_tokens, device=x.device)
+                probabilities = ops.attention_rows(qkv, layout.cu_seqlens, every_row, self.num_heads, **options)
+            return ops.attention(qkv, layout.cu_seqlens, self.num_heads, dropout_p=dropout_p, **options)
+
+        return walk_block(self, x, attend, layout.first if first_rows_only else None), probabilities
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        """See `BlockSteps`, as for those that follow."""
+        return self.attention.attention(normalise(self.layernorm_before, x))
+
+    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+        return self._project_and_add(self.attention.output.dense, context, residual)
+
+    def expand(self, z: Tensor) -> Tensor:
         hidden = project(self.intermediate.dense, normalise(self.layernorm_after, z), activation=self.activation)
-        if self.activation_after is not None:
-            hidden = self.activation_after(hidden)
-        return self._project_and_add(self.output.dense, hidden, z), probabilities
+        return hidden if self.activation_after is None else self.activation_after(hidden)
+
+    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self._project_and_add(self.output.dense, hidden, residual)
 
     def _project_and_add(self, dense: nn.Module, input: Tensor, residual: Tensor) -> Tensor:
         """residual + dropout(dense(input))."""

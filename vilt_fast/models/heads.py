@@ -62,7 +62,7 @@ class ViltWithHead(PreTrainedModel):
             image_index=image_index,
         )
         encoded = self.vilt.encode(
-            self._prepare(inputs),
+            inputs if self.slots is None else inputs.fold_images(self.slots),
             want_attentions=output_attentions,
             want_hidden_states=output_hidden_states,
             first_rows_only=self.first_rows_only,
@@ -71,10 +71,12 @@ class ViltWithHead(PreTrainedModel):
         logits = self.logits(encoded)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
         output = self._output(encoded, loss, logits)
-        return output if either(return_dict, self.config.return_dict) else self._as_tuple(output)
+        return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
 
-    def _prepare(self, inputs: Inputs) -> Inputs:
-        return inputs
+    @property
+    def slots(self) -> int | None:
+        """Images per text, where inputs have a dimension of them."""
+        return None
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         raise NotImplementedError
@@ -88,9 +90,6 @@ class ViltWithHead(PreTrainedModel):
 
     def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
         return self.output_class(loss, logits, encoded.hidden_states(), encoded.padded_attentions())
-
-    def _as_tuple(self, output: HeadOutput) -> tuple[Any, ...]:
-        return output.to_tuple()
 
 
 class ViltWithWordHead(ViltWithHead):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from numbers import Integral
 from typing import Any
 
@@ -31,6 +31,12 @@ class Inputs:
     seed: int | None = None
     image_index: Tensor | None = None
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
+
+    def to(self, device: torch.device) -> Inputs:
+        """The same inputs with every tensor on `device`."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        moving = {n: value.to(device) for n, value in given.items() if isinstance(value, Tensor | PackedPixels)}
+        return replace(self, **moving)
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L)."""

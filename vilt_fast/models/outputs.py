@@ -48,6 +48,10 @@ class ModelOutput(Mapping):
         """The fields that are not None, in order."""
         return tuple(self.values())
 
+    def plain_tuple(self) -> tuple[Any, ...]:
+        """What `return_dict=False` gives."""
+        return self.to_tuple()
+
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
             return self.to_tuple()[key]
@@ -79,6 +83,11 @@ class BaseModelOutputWithPooling(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
 
+    def plain_tuple(self) -> tuple[Any, ...]:
+        """As in the base class, but the pooler's place is kept where there is none."""
+        rest = (value for value in (self.hidden_states, self.attentions) if value is not None)
+        return (self.last_hidden_state, self.pooler_output, *rest)
+
 
 @dataclass(eq=False)
 class HeadOutput(ModelOutput):
@@ -104,3 +113,8 @@ class TokenClassifierOutput(HeadOutput):
 
 class ViltForImagesAndTextClassificationOutput(HeadOutput):
     """Of ViltForImagesAndTextClassification: logits (B, labels); one tuple of states and attentions per image."""
+
+    def plain_tuple(self) -> tuple[Any, ...]:
+        """As in the base class, but the places of states and attentions are kept."""
+        head = () if self.loss is None else (self.loss,)
+        return (*head, self.logits, self.hidden_states, self.attentions)

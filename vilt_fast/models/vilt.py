@@ -44,6 +44,7 @@ class ViltModel(PreTrainedModel):
         add_pooling_layer: whether there is a pooler.
     """
 
+    output_class = BaseModelOutputWithPooling
     config: ViltConfig
 
     def __init__(self, config: ViltConfig, add_pooling_layer: bool = True) -> None:
@@ -124,9 +125,7 @@ class ViltModel(PreTrainedModel):
             hidden_states=encoded.hidden_states(),
             attentions=encoded.padded_attentions(),
         )
-        if either(return_dict, self.config.return_dict):
-            return output
-        return (output.last_hidden_state, pooled, *output.to_tuple()[1 if pooled is None else 2 :])
+        return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
 
     def encode(
         self,
@@ -301,8 +300,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         self.classifier = Classifier(width, width, config.num_labels)
         self._init_weights()
 
-    def _prepare(self, inputs: Inputs) -> Inputs:
-        return inputs.fold_images(self.config.num_images)
+    @property
+    def slots(self) -> int:
+        """Images per text."""
+        return self.config.num_images
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         if isinstance(labels, Tensor) and labels.ndim == 2 and labels.shape[1] == 1:
@@ -326,10 +327,6 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             hidden_states=states and [tuple(t[i::step, :n] for t in states) for i, n in cuts],
             attentions=attentions and [tuple(t[i::step, :, :n, :n] for t in attentions) for i, n in cuts],
         )
-
-    def _as_tuple(self, output: HeadOutput) -> tuple[Any, ...]:
-        head = () if output.loss is None else (output.loss,)
-        return (*head, output.logits, output.hidden_states, output.attentions)
 
 
 class ViltForTokenClassification(ViltWithWordHead):

@@ -1,0 +1,389 @@
+"""`freeze`: a snapshot of a model for inference."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilt_fast import ops
+from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
+from vilt_fast.frozen.planning import HostBatch, Words, make_plan, plan_inputs
+from vilt_fast.frozen.weights import Weights, collect
+from vilt_fast.layers.embeddings import place_image_embeds
+from vilt_fast.layers.encoder import walk_block
+from vilt_fast.models.base import PreTrainedModel
+from vilt_fast.models.inputs import Inputs
+from vilt_fast.models.outputs import ModelOutput
+from vilt_fast.packing import Layout
+from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
+
+# Tokens of the largest recorded batch: where a GPU's throughput stops growing.
+MAX_TOKENS = 49_152
+_FOLDED = 8  # normalisations of images whose folded weights are kept
+_NOT_KEPT = ("labels", "output_attentions", "output_hidden_states")
+
+
+@dataclass
+class Stats:
+    """What a frozen model has done since it was made or warmed up."""
+
+    calls: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    replayed: int = 0  # calls that a graph answered
+    too_large: int = 0  # calls beyond the largest bucket, run without a graph
+    bytes_of_bucket: dict[int, int] = field(default_factory=dict)  # tokens -> device memory that recording it took
+
+
+def freeze(
+    model: PreTrainedModel,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    graphs: bool = True,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    max_seqlen: int | None = None,
+) -> FrozenModel:
+    """A snapshot of a model for inference, as fast as we can make it.
+
+    As in `torch.jit.freeze`, weights become constants: they are copied, cast, and laid out as the kernels want them, and
+    later changes of the model do not reach the snapshot (`FrozenModel.is_stale` tells). It is not
+    `requires_grad_(False)`: the result has no parameters. It always computes as in evaluation mode. 32-bit weights are
+    used as they are; nothing is folded into them.
+
+    Args:
+        model: any model of this library, with nothing hanging on it.
+        dtype: of weights and activations; None: the model's.
+        device: None: the model's.
+        graphs: whether to record CUDA graphs, one per bucket of lengths, in `warmup` or when each is first wanted; on
+            other devices than CUDA there are none.
+        max_tokens: of the largest graph, words and patches of a batch; larger batches run without one.
+        max_seqlen: tokens of the longest pair in a graph; None: the longest text with the largest image under ViLT's
+            own rule of resizing.
+
+    Raises:
+        ValueError: a module has a hook, an adapter, quantised weights or a forward of its own; names it.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"freeze: model: got {type(model).__name__}, wanted a model of vilt_fast")
+    for name, value in (("max_tokens", max_tokens), ("max_seqlen", max_seqlen)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"freeze: {name}: got {value!r}, wanted a positive integer")
+    dtype = model.dtype if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"freeze: dtype: got {dtype!r}, wanted a floating-point torch dtype")
+    # The index of "cuda" is that of the current device.
+    device = torch.empty(0, device=model.device if device is None else device).device
+    limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config))
+    return FrozenModel(model, collect(model, dtype, device), limits, graphs=graphs)
+
+
+class FrozenModel:
+    """What `freeze` returns: called as the model is, with the same arguments, outputs and padded shapes.
+
+    Inputs may be on the host or on the device; from the host, nothing waits for the device. Results are the caller's own
+    tensors and have no gradient. Several threads may call it. It can be copied and pickled; graphs are recorded anew.
+    `labels`, `output_attentions` and `output_hidden_states` are refused.
+
+    Attributes:
+        config: a copy of the model's. model_class: its class.
+        slots: images per text, where inputs have a dimension of them.
+        limits: of recorded batches. graphs: whether they are wanted.
+    """
+
+    def __init__(self, model: Any, weights: Weights, limits: Limits, *, graphs: bool) -> None:
+        self.config, self.model_class = copy.deepcopy(model.config), type(model)
+        self.slots: int | None = getattr(model, "slots", None)
+        self.weights, self.limits, self.graphs = weights, limits, graphs
+        self._start()
+
+    def _start(self) -> None:
+        """What is neither copied nor pickled."""
+        self._stats, self._lock = Stats(), threading.Lock()
+        self._folded: dict[tuple[Any, ...], tuple[Tensor, Tensor, float]] = {}
+        self._names = [*inspect.signature(self.model_class.forward).parameters][1:]
+        self._first_rows_only = getattr(self.model_class, "first_rows_only", False)
+        self._buckets: Buckets | None = None
+        if self.graphs and self.device.type == "cuda":
+            self.use_buckets(CudaGraphs(self.device))
+
+    def use_buckets(self, recorder: Any) -> None:
+        """Run batches in the shape of buckets from now on, see `vilt_fast.frozen.graphs.Buckets`."""
+        width = self.config.hidden_size
+        self._buckets = Buckets(self._encode, self.limits, width, self.dtype, self.device, recorder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self.weights.text.word.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of weights and results."""
+        return self.weights.text.word.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The output of the model's forward.
+
+        Raises:
+            ValueError: as the model's forward, and where something is asked for that the frozen form does not keep.
+            TypeError: an argument that the model does not have.
+        """
+        given = self._bind(args, kwargs)
+        return_dict = given.pop("return_dict", None)
+        inputs = Inputs(**given)
+        if self.slots is not None:
+            inputs = inputs.fold_images(self.slots)
+        with torch.no_grad():
+            output = self._answer(inputs)
+        is_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if is_dict else output.plain_tuple()
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by name, without those that are refused."""
+        name = self.model_class.__name__
+        if len(args) > len(self._names):
+            raise TypeError(f"{name} takes {len(self._names)} arguments, got {len(args)}")
+        given = dict(zip(self._names, args, strict=False))
+        for argument in kwargs:
+            if argument in given or argument not in self._names:
+                problem = "multiple values for" if argument in given else "an unexpected"
+                raise TypeError(f"{name} got {problem} argument {argument!r}")
+        given |= kwargs
+        for argument in _NOT_KEPT:
+            asked = given.pop(argument, None)
+            if getattr(self.config, argument, None) and asked is None or asked is not None and asked is not False:
+                raise ValueError(f"{argument}: the frozen form keeps none; leave it out, or call the live model")
+        if torch.is_grad_enabled():
+            for argument, value in given.items():
+                if isinstance(value, Tensor) and value.requires_grad:
+                    raise ValueError(f"{argument} requires a gradient, which the frozen form does not have; detach it")
+        return given
+
+    def _answer(self, inputs: Inputs) -> ModelOutput:
+        batch = plan_inputs(inputs, self.config)
+        if batch is not None:
+            return self.run(batch)
+        # Unusual inputs, and those that are wrong: planned and refused as the live form does it, on the device.
+        checked = inputs.to(self.device).check(self.config, self.device)
+        layout = checked.layout(self.config, False, [])
+        given = {
+            "input_ids": checked.input_ids,
+            "token_type_ids": checked.token_type_ids,
+            "inputs_embeds": checked.inputs_embeds,
+            "image_embeds": checked.image_embeds,
+            "pair_modality": checked.pair_modality,
+        }
+        embed = partial(self._embed, layout=layout, pixels=checked.pixel_values, **given)
+        cu_seqlens = layout.cu_seqlens.cpu().numpy()
+        return self._finish(layout, self._run(layout, cu_seqlens, embed, head_mask=checked.head_mask))
+
+    @torch.no_grad()
+    def run(self, batch: HostBatch) -> Any:
+        """The output for a batch that is planned; nothing waits for the device."""
+        layout, given = batch.send(self.device)
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        embed = partial(self._embed, layout=layout, pixels=pixels, **given)
+        return self._finish(layout, self._run(layout, batch.plan.arrays["cu_seqlens"], embed))
+
+    def _run(
+        self, layout: Layout, cu_seqlens: np.ndarray, embed: Callable[[Tensor], Tensor], head_mask: Tensor | None = None
+    ) -> Tensor:
+        """Embed and encode a batch, by a graph where one fits: what `_encode` returns, in memory of its own."""
+        rows, pairs, buckets = layout.total_tokens, layout.batch_size, self._buckets
+        size = None if buckets is None else buckets.choose(rows, pairs, layout.max_seqlen)
+        with self._lock:
+            self._stats.calls += 1
+            self._stats.pairs += pairs
+            self._stats.tokens += rows
+            self._stats.replayed += size is not None and head_mask is None
+            self._stats.too_large += size is None and buckets is not None
+        if buckets is None or size is None or head_mask is not None:
+            tokens = embed(torch.empty(rows, self.config.hidden_size, dtype=self.dtype, device=self.device))
+            return self._encode(tokens, Spans(layout.cu_seqlens, layout.first, layout.max_seqlen), head_mask)
+        with buckets.exclusively():
+            places = buckets.rows(size)[:rows]
+            tokens = embed(places)
+            if tokens.data_ptr() != places.data_ptr():  # the reference returns new rows
+                places.copy_(tokens)
+            result = buckets.replay(size, cu_seqlens)
+            return result[: self._results(pairs) if self._first_rows_only else rows].clone()
+
+    def _results(self, pairs: int) -> int:
+        return pairs // (self.slots or 1)
+
+    def _embed(
+        self,
+        rows: Tensor,
+        *,
+        layout: Layout,
+        pixels: Tensor | PackedPixels | None,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        pair_modality: Tensor,
+        inputs_embeds: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        pixel_offset: Tensor | None = None,
+    ) -> Tensor:
+        """Fill `rows` (total_tokens, d), every one of them; see `vilt_fast.layers.embeddings`."""
+        rows = ops.text_embed(
+            rows,
+            text_row=layout.text_row,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            **vars(self.weights.text),
+        )
+        tables = self.weights.patches
+        if pixels is None:
+            assert image_embeds is not None
+            return place_image_embeds(rows, layout, image_embeds.to(self.dtype), tables.modality, pair_modality)
+        places, options, copies = vars(tables), {}, layout.copies
+        if isinstance(pixels, PackedPixels):
+            weight, bias, scale = self._fold(pixels)
+            offset = pixels.pair_offset if pixel_offset is None else pixel_offset
+            places = places | {"weight": weight, "bias": bias}
+            options = {"grid_size": layout.grid_size, "pixel_offset": offset, "pixel_scale": scale}
+        rows = ops.patch_embed(
+            rows,
+            pixels=pixels.data if isinstance(pixels, PackedPixels) else pixels,
+            pair_modality=pair_modality,
+            grid=layout.grid,
+            patch_index=layout.patch_index if copies is None else layout.patch_index[copies.projected],
+            patch_row=layout.patch_row if copies is None else layout.patch_row[copies.projected],
+            cls_row=layout.cls_row,
+            **places,
+            **options,
+        )
+        return rows if copies is None else rows.index_copy_(0, copies.target, rows[copies.source])
+
+    def _fold(self, pixels: PackedPixels) -> tuple[Tensor, Tensor, float]:
+        """The projection for bytes of this normalisation, made once."""
+        key = (pixels.mean, pixels.std, pixels.rescale_factor)
+        folded = self._folded.get(key)
+        if folded is None:
+            if len(self._folded) >= _FOLDED:
+                self._folded.clear()
+            tables = self.weights.patches
+            folded = self._folded[key] = fold_normalisation(tables.weight, tables.bias, *key)
+        return folded
+
+    def _encode(self, tokens: Tensor, spans: Spans, head_mask: Tensor | None = None) -> Tensor:
+        """All rows (total_tokens, d) after the blocks; or where the head reads first rows alone, its scores."""
+        heads, blocks = self.config.num_attention_heads, self.weights.blocks
+        for i, block in enumerate(blocks):
+            attend = partial(
+                ops.attention,
+                cu_seqlens=spans.cu_seqlens,
+                num_heads=heads,
+                max_seqlen=spans.max_seqlen,
+                head_scale=None if head_mask is None else head_mask[i].to(tokens.dtype),
+            )
+            narrows = self._first_rows_only and i + 1 == len(blocks)
+            tokens = walk_block(block, tokens, attend, spans.first if narrows else None)
+        if not self._first_rows_only:
+            return tokens
+        rows = tokens if blocks else tokens[spans.first]
+        pooled, slots = self._pool(self.weights.norm(rows)), self.slots or 1
+        pooled = pooled[: len(pooled) // slots * slots].view(-1, slots * pooled.shape[1])
+        assert self.weights.head is not None
+        return self.weights.head(pooled)
+
+    def _pool(self, rows: Tensor) -> Tensor:
+        assert self.weights.pooler is not None
+        return self.weights.pooler(rows, activation="tanh")
+
+    def _finish(self, layout: Layout, result: Tensor) -> ModelOutput:
+        """The output, from what `_run` returned."""
+        kind, norm = self.model_class.output_class, self.weights.norm
+        if self._first_rows_only:
+            return kind(logits=result)
+        if self.weights.head is not None:
+            words = norm(result[layout.word_row])
+            return kind(logits=layout.unpack_words(self.weights.head(words)))
+        rows = norm(result)
+        pooled = None if self.weights.pooler is None else self._pool(rows[layout.first])
+        return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
+
+    def is_stale(self, model: PreTrainedModel) -> bool:
+        """Whether a model no longer has the weights that were frozen; compares them all, on the frozen form's device."""
+        if type(model) is not self.model_class:
+            return True
+        try:
+            now = _tensors(collect(model, self.dtype, self.device))
+        except ValueError:  # something hangs on it now
+            return True
+        return not all(torch.equal(a, b) for a, b in zip(_tensors(self.weights), now, strict=True))
+
+    def stats(self) -> Stats:
+        """Counts so far; a copy."""
+        with self._lock:
+            recordings = {} if self._buckets is None else dict(self._buckets.recordings)
+            return replace(self._stats, bytes_of_bucket={size: made.bytes for size, made in recordings.items()})
+
+    @torch.no_grad()
+    def warmup(self) -> float:
+        """Compile all that will be launched, record all graphs, and run once; returns the seconds it took.
+
+        Memory by bucket is in `stats` afterwards.
+        """
+        start = time.perf_counter()
+        if self._buckets is not None:
+            with self._buckets.exclusively():
+                self._buckets.record_all()
+        elif self.device.type == "cuda":  # the programs of every size class
+            for rows in bucket_sizes(self.limits.tokens):
+                tokens = torch.zeros(rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
+                spans = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
+                self._encode(tokens, Spans(spans, spans[:1], self.limits.max_seqlen))
+        patch, slots = self.config.patch_shape[0], self.slots or 1
+        shape = (slots, self.config.num_channels, patch, patch)
+        blank = [torch.zeros(shape, dtype=self.dtype)]
+        if self.config.num_channels == CHANNELS:
+            data = torch.zeros(slots * CHANNELS * patch * patch, dtype=torch.uint8)
+            blank.append(PackedPixels(data, ((patch, patch),) * slots))
+        words, modality = Words.from_rows([[0]] * slots), np.ones(slots, np.int64)
+        plan = make_plan(words.attention_mask, np.ones((slots, 2), np.int64), (1, 1))
+        for pixels in blank:
+            self.run(HostBatch(words, plan, pixels, modality, None))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._stats = Stats()
+        return time.perf_counter() - start
+
+
+def _longest_pair(config: Any) -> int:
+    """Tokens of the longest text with the largest image under ViLT's rule: sides at most as 1333 to 800."""
+    short, patch = min(config.image_shape), config.patch_shape[0]
+    cells = (short // patch) * (int(short * 1333 / 800) // patch)
+    limit = config.max_image_length
+    return config.max_position_embeddings + 1 + (min(cells, limit) if limit >= 0 else cells)
+
+
+def _tensors(weights: Any) -> Iterator[Tensor]:
+    """The tensors of weights, in order."""
+    if isinstance(weights, Tensor):
+        yield weights
+    elif is_dataclass(weights):
+        for part in fields(weights):
+            yield from _tensors(getattr(weights, part.name))
+    elif isinstance(weights, tuple):
+        for part in weights:
+            yield from _tensors(part)

@@ -1,0 +1,311 @@
+"""The layout of a batch, made on the host: no device waits, and everything small travels in one copy.
+
+The rules are those of `vilt_fast.reference.patch_sample`, which stays the oracle; here they are written for speed, in
+NumPy, for images whose valid patches form a rectangle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilt_fast.models.inputs import Inputs
+from vilt_fast.packing import Layout
+from vilt_fast.pixels import CHANNELS, PackedPixels
+from vilt_fast.reference.patch_sample import nearest_pixels, sample
+
+
+class Words(NamedTuple):
+    """The texts of a batch on the host."""
+
+    input_ids: np.ndarray  # (B, L) int64
+    attention_mask: np.ndarray  # (B, L) bool
+    token_type_ids: np.ndarray  # (B, L) int64
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int]]) -> Words:
+        """Texts of one type, padded at the right with 0."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        input_ids = np.zeros(mask.shape, np.int64)
+        input_ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, lengths.sum())
+        return cls(input_ids, mask, np.zeros_like(input_ids))
+
+
+class HostBatch(NamedTuple):
+    """A batch that is planned: all on the host but the pixels, which are where they came."""
+
+    words: Words
+    plan: HostPlan
+    pixels: Tensor | PackedPixels
+    modality: np.ndarray  # (B,) int64, the row of the modality table that each image gets
+    leaders: list[int] | None  # of `PackedPixels.leaders`, where pairs share images
+
+    def send(self, device: torch.device) -> tuple[Layout, dict[str, Tensor]]:
+        """The layout on a device, and what else the embeddings read."""
+        arrays = {"input_ids": self.words.input_ids, "token_type_ids": self.words.token_type_ids}
+        arrays["pair_modality"] = self.modality
+        if isinstance(self.pixels, PackedPixels):
+            offsets = np.array(self.pixels.offsets, np.int64)
+            arrays["pixel_offset"] = offsets[list(self.pixels.image_of_pair)]
+        tensors = send({**self.plan.arrays, **arrays}, device)
+        layout = self.plan.layout(tensors)
+        if self.leaders is not None:
+            layout = layout.sharing(self.leaders, self.plan.arrays["patch_count"].tolist())
+        return layout, {name: tensors[name] for name in arrays}
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """A layout as arrays on the host; `tensors` of these make it one on a device."""
+
+    arrays: dict[str, np.ndarray]  # the tensors of `Layout`, by name
+    grid_size: tuple[int, int]
+    total_tokens: int
+    max_seqlen: int
+    max_patches: int
+
+    @property
+    def pairs(self) -> int:
+        """B."""
+        return len(self.arrays["cls_row"])
+
+    def layout(self, tensors: dict[str, Tensor]) -> Layout:
+        """The layout, once its arrays have become `tensors` (and others with them)."""
+        return Layout(
+            **{name: tensors[name] for name in self.arrays},
+            has_cls=True,
+            grid_size=self.grid_size,
+            total_tokens=self.total_tokens,
+            max_seqlen=self.max_seqlen,
+            max_patches=self.max_patches,
+        )
+
+
+def plan_pairs(rows: Sequence[Sequence[int]], pixels: PackedPixels, config: Any) -> HostBatch:
+    """Plan texts, as the ids of their words, and images that are known to fit the model.
+
+    The draw of `max_image_length` patches is the same for all images of one size, so that it does not depend on what
+    else is in the batch.
+    """
+    words, patch = Words.from_rows(rows), config.patch_shape[0]
+    plan = make_plan(
+        words.attention_mask,
+        np.array(pixels.grids(patch)),
+        pixels.grid_size(patch),
+        max_patches=config.max_image_length,
+        image_index=np.zeros(len(rows), np.int64),
+    )
+    leaders = None if pixels.picture is None else pixels.leaders()
+    return HostBatch(words, plan, pixels, np.ones(len(rows), np.int64), leaders)
+
+
+def plan_inputs(inputs: Inputs, config: Any) -> HostBatch | None:
+    """Plan the inputs of a forward call where they are the usual ones, on the host and right.
+
+    None for everything else, errors included: `Inputs.check` then says what is wrong, or plans the unusual.
+    """
+    unusual = (inputs.inputs_embeds, inputs.image_embeds, inputs.head_mask, inputs.patch_mask, inputs.image_index)
+    words = _usual_words(inputs, config)
+    if words is None or inputs.seed is not None or any(value is not None for value in unusual):
+        return None
+    pixels, batch, patch = inputs.pixel_values, len(words.input_ids), config.patch_shape[0]
+    leaders, image_index = None, None
+    if isinstance(pixels, PackedPixels):
+        if inputs.pixel_mask is not None or pixels.pairs != batch or config.num_channels != CHANNELS:
+            return None
+        if any(height % patch or width % patch for height, width in pixels.sizes):
+            return None
+        grids, grid_size = np.array(pixels.grids(patch)), pixels.grid_size(patch)
+        image_index = np.array(pixels.image_of_pair)
+        leaders = None if pixels.picture is None else pixels.leaders(inputs.slots)
+    else:
+        found = _usual_grids(pixels, inputs.pixel_mask, batch, config)
+        if found is None or not isinstance(pixels, Tensor):
+            return None
+        grids, grid_size = found
+    modality = inputs.image_token_type_idx
+    if modality is None:
+        modality = np.ones(batch, np.int64)
+    elif isinstance(modality, Tensor):
+        modality = modality.numpy()
+    elif 0 <= modality < config.modality_type_vocab_size:
+        modality = np.full(batch, modality, np.int64)
+    else:
+        return None
+    plan = make_plan(
+        words.attention_mask, grids, grid_size, max_patches=config.max_image_length, image_index=image_index
+    )
+    return HostBatch(words, plan, pixels, modality, leaders)
+
+
+def _usual_words(inputs: Inputs, config: Any) -> Words | None:
+    ids, mask, types = (
+        None if tensor is None else _host_array(tensor)
+        for tensor in (inputs.input_ids, inputs.attention_mask, inputs.token_type_ids)
+    )
+    if ids is None or ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > config.max_position_embeddings:
+        return None
+    if not _is_in_range(ids, config.vocab_size):
+        return None
+    if inputs.token_type_ids is None:
+        types = np.zeros_like(ids)
+    elif types is None or types.shape != ids.shape or not _is_in_range(types, config.type_vocab_size):
+        return None
+    if inputs.attention_mask is None:
+        return Words(ids, np.ones(ids.shape, bool), types)
+    if mask is None or mask.shape != ids.shape:
+        return None
+    mask = mask != 0
+    return Words(ids, mask, types) if mask.any(1).all() else None
+
+
+def _usual_grids(
+    pixels: Any, pixel_mask: Tensor | None, batch: int, config: Any
+) -> tuple[np.ndarray, tuple[int, int]] | None:
+    """(B, 2) valid patches of each image, and (GH, GW)."""
+    patch = config.patch_shape[0]
+    if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not pixels.is_floating_point() or pixels.requires_grad:
+        return None
+    if pixels.shape[:2] != (batch, config.num_channels) or min(pixels.shape[2:]) < patch:
+        return None
+    grid_size = pixels.shape[2] // patch, pixels.shape[3] // patch
+    if pixel_mask is None:
+        return np.tile(grid_size, (batch, 1)), grid_size
+    mask = _host_array(pixel_mask)
+    if mask is None or mask.shape != (batch, *pixels.shape[2:]):
+        return None
+    grids = grids_of_mask(mask, grid_size)
+    return None if grids is None else (grids, grid_size)
+
+
+def _host_array(tensor: Any) -> np.ndarray | None:
+    """A tensor on the host as an array; None for anything else."""
+    if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or tensor.requires_grad:
+        return None
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _is_in_range(values: np.ndarray, size: int) -> bool:
+    return values.dtype == np.int64 and 0 <= values.min() and values.max() < size
+
+
+def make_plan(
+    attention_mask: np.ndarray,
+    grids: np.ndarray,
+    grid_size: tuple[int, int],
+    *,
+    max_patches: int = -1,
+    seed: int = 0,
+    image_index: np.ndarray | None = None,
+) -> HostPlan:
+    """Plan a batch.
+
+    Args:
+        attention_mask: (B, L) bool, True for words that become tokens.
+        grids: (B, 2) integers, the valid patches (height, width) of each image, at most `grid_size`.
+        grid_size, max_patches, seed: as in `vilt_fast.reference.patch_sample`.
+        image_index: (B,) int64, likewise; None: 0, 1, ...
+    """
+    batch, (height, width) = len(grids), grid_size
+    rows, columns = _axes(height, width)
+    kept = ((rows < grids[:, :1])[:, :, None] & (columns < grids[:, 1:])[:, None, :]).reshape(batch, -1)
+    if 0 <= max_patches < kept.shape[1]:
+        kept = _sampled(kept, grids, grid_size, max_patches, seed, image_index)
+    text_count, patch_count = attention_mask.sum(1), kept.sum(1)
+    lengths = text_count + patch_count + 1
+    cu_seqlens = np.zeros(batch + 1, np.int32)
+    lengths.cumsum(out=cu_seqlens[1:])
+    starts = cu_seqlens[:-1]
+    cls_row = starts + text_count
+    text_row = np.where(attention_mask, starts[:, None] + (attention_mask.cumsum(1) - 1), -1)
+    patch_index = kept.ravel().nonzero()[0]
+    shift = cls_row + 1 - (patch_count.cumsum() - patch_count)  # a pair's first row of patches less its first place
+    patch_row = np.arange(len(patch_index)) + shift.repeat(patch_count)
+    return HostPlan(
+        arrays={
+            "grid": np.ascontiguousarray(grids, np.int32),
+            "text_count": text_count.astype(np.int32),
+            "patch_count": patch_count.astype(np.int32),
+            "cu_seqlens": cu_seqlens,
+            "text_row": text_row.astype(np.int32),
+            "cls_row": cls_row.astype(np.int32),
+            "patch_index": patch_index.astype(np.int32),
+            "patch_row": patch_row.astype(np.int32),
+            "word_row": text_row[attention_mask],
+        },
+        grid_size=grid_size,
+        total_tokens=int(cu_seqlens[-1]),
+        max_seqlen=int(lengths.max()),
+        max_patches=int(patch_count.max()),
+    )
+
+
+def grids_of_mask(pixel_mask: np.ndarray, grid_size: tuple[int, int]) -> np.ndarray | None:
+    """(B, 2) valid patches of each image; None where some image's valid pixels are no rectangle at its top left.
+
+    A patch is valid where its nearest pixel is, as in `vilt_fast.reference.patch_sample`.
+
+    Args:
+        pixel_mask: (B, H, W), nonzero for real pixels.
+        grid_size: (GH, GW).
+    """
+    valid = pixel_mask != 0  # a quarter of the time that PyTorch takes for it
+    column, row = valid[:, :, 0], valid[:, 0, :]
+    for image, height, width in zip(valid, column.sum(1).tolist(), row.sum(1).tolist(), strict=True):
+        area = height * width
+        if area == 0 or np.count_nonzero(image) != area or np.count_nonzero(image[:height, :width]) != area:
+            return None
+    height, width = valid.shape[1:]
+    tall = column[:, _nearest(height, grid_size[0])].sum(1)
+    return np.stack((tall, row[:, _nearest(width, grid_size[1])].sum(1)), 1)
+
+
+def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Small arrays of int32 and int64 as tensors on a device, in one copy that nobody waits for."""
+    # The wide ones first, so that all lie at multiples of their size.
+    order = sorted(arrays, key=lambda name: -arrays[name].itemsize)
+    flat = np.concatenate([arrays[name].ravel().view(np.int32) for name in order])
+    packet = torch.from_numpy(flat)
+    if device.type == "cuda":
+        packet = packet.pin_memory().to(device, non_blocking=True)
+    parts = packet.split([arrays[name].nbytes // 4 for name in order])
+    tensors = {}
+    for name, part in zip(order, parts, strict=True):
+        array = arrays[name]
+        part = part.view(torch.int64) if array.itemsize == 8 else part
+        tensors[name] = part if array.ndim == 1 else part.view(array.shape)
+    return tensors
+
+
+def _sampled(
+    kept: np.ndarray,
+    grids: np.ndarray,
+    grid_size: tuple[int, int],
+    max_patches: int,
+    seed: int,
+    image_index: np.ndarray | None,
+) -> np.ndarray:
+    """(B, cells) bool: the draw of the reference."""
+    rows, columns = _axes(*grid_size)
+    ordinal = (rows[:, None] * grids[:, 1, None, None] + columns).reshape(kept.shape)
+    index = np.arange(len(grids)) if image_index is None else image_index
+    chosen = sample(*map(torch.from_numpy, (kept, ordinal)), max_patches, seed, torch.from_numpy(index))
+    return chosen.numpy()
+
+
+@cache
+def _axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(height), np.arange(width)
+
+
+@cache
+def _nearest(pixels: int, patches: int) -> np.ndarray:
+    return nearest_pixels(pixels, patches).numpy()

@@ -1,0 +1,273 @@
+"""The weights of a frozen model: copied, cast and laid out once, as the operations want them.
+
+Only what is provably what it looks like is taken: a module with a hook, an adapter, a parametrization or a forward of
+its own computes something that its weights do not say, and is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vilt_fast import ops
+from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ADVICE = "merge or remove what was added (merge_and_unload() of PEFT, remove() of a hook), or call the live model"
+
+
+class Affine(NamedTuple):
+    """x W^T + b."""
+
+    weight: Tensor  # (N, K)
+    bias: Tensor | None  # (N,)
+
+    def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+        return ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+
+
+class Norm(NamedTuple):
+    """LayerNorm of rows."""
+
+    weight: Tensor  # (d,)
+    bias: Tensor  # (d,)
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The steps of one block, as `vilt_fast.layers.encoder.walk_block` takes them."""
+
+    norm_before: Norm
+    joined: Affine  # query, key and value in one
+    out: Affine
+    norm_after: Norm
+    up: Affine
+    down: Affine
+    activation: str | None
+    activation_after: Callable[[Tensor], Tensor] | None
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        return self.joined(self.norm_before(x))
+
+    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+        return self.out(context, residual=residual)
+
+    def expand(self, z: Tensor) -> Tensor:
+        hidden = self.up(self.norm_after(z), activation=self.activation)
+        return hidden if self.activation_after is None else self.activation_after(hidden)
+
+    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.down(hidden, residual=residual)
+
+
+@dataclass(frozen=True, eq=False)
+class TextTables:
+    """What `ops.text_embed` reads."""
+
+    word: Tensor
+    position: Tensor
+    token_type: Tensor
+    ln_weight: Tensor
+    ln_bias: Tensor
+    modality: Tensor  # (d,), the row of text
+    eps: float
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTables:
+    """What `ops.patch_embed` reads."""
+
+    weight: Tensor  # (d, C, p, p), in channels-last memory
+    bias: Tensor | None
+    position: Tensor
+    cls_token: Tensor
+    modality: Tensor  # (M, d)
+    table_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierHead:
+    """See `vilt_fast.layers.heads.Classifier`."""
+
+    first: Affine
+    norm: Norm
+    last: Affine
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.last(F.gelu(self.norm(self.first(rows))))
+
+
+@dataclass(frozen=True, eq=False)
+class WordHead:
+    """See `vilt_fast.layers.heads.MaskedLMHead`."""
+
+    dense: Affine
+    activation: str | None
+    activation_after: Callable[[Tensor], Tensor] | None
+    norm: Norm
+    decoder: Affine
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        rows = self.dense(rows, activation=self.activation)
+        rows = rows if self.activation_after is None else self.activation_after(rows)
+        return self.decoder(self.norm(rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """Of a whole model."""
+
+    text: TextTables
+    patches: PatchTables
+    blocks: tuple[Block, ...]
+    norm: Norm
+    pooler: Affine | None
+    head: Callable[[Tensor], Tensor] | None  # rows to scores; None for ViltModel
+
+
+def collect(model: Any, dtype: torch.dtype, device: torch.device) -> Weights:
+    """A copy of a model's weights.
+
+    Raises:
+        ValueError: a module is not what its class says; names it and what was found.
+    """
+    refuse_changed(model)
+    take = _Taker(dtype, device)
+    vilt = getattr(model, "vilt", model)
+    embeddings, text = vilt.embeddings, vilt.embeddings.text_embeddings
+    modality = take(embeddings.token_type_embeddings.weight)
+    norm, projection = take.norm(text.LayerNorm), embeddings.patch_embeddings.projection
+    return Weights(
+        text=TextTables(
+            word=take(text.word_embeddings.weight),
+            position=take(text.position_embeddings.weight),
+            token_type=take(text.token_type_embeddings.weight),
+            ln_weight=norm.weight,
+            ln_bias=norm.bias,
+            modality=modality[0],
+            eps=norm.eps,
+        ),
+        patches=PatchTables(
+            weight=take(projection.weight),
+            bias=None if projection.bias is None else take(projection.bias),
+            position=take(embeddings.position_embeddings)[0],
+            cls_token=take(embeddings.cls_token)[0, 0],
+            modality=modality,
+            table_size=embeddings.table_size,
+        ),
+        blocks=tuple(take.block(layer) for layer in vilt.encoder.layer),
+        norm=take.norm(vilt.layernorm),
+        pooler=None if vilt.pooler is None else take.affine(vilt.pooler.dense),
+        head=None if vilt is model else take.head(model),
+    )
+
+
+class _Taker:
+    """Copies parameters to a dtype and a device; one that is used twice is copied once."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.options: dict[str, Any] = {"dtype": dtype, "device": device, "copy": True}
+        self.taken: dict[int, Tensor] = {}  # by the id of the parameter, which the model keeps alive
+
+    def __call__(self, parameter: Tensor) -> Tensor:
+        if id(parameter) not in self.taken:
+            self.taken[id(parameter)] = parameter.detach().to(**self.options).contiguous()
+        return self.taken[id(parameter)]
+
+    def affine(self, linear: Any) -> Affine:
+        return Affine(self(linear.weight), None if linear.bias is None else self(linear.bias))
+
+    def joined(self, *linears: Any) -> Affine:
+        """One product in place of several on the same rows."""
+        weight = torch.cat([linear.weight.detach() for linear in linears]).to(**self.options)
+        if linears[0].bias is None:
+            return Affine(weight, None)
+        return Affine(weight, torch.cat([linear.bias.detach() for linear in linears]).to(**self.options))
+
+    def norm(self, norm: Any) -> Norm:
+        return Norm(self(norm.weight), self(norm.bias), norm.eps)
+
+    def block(self, layer: Any) -> Block:
+        attention = layer.attention.attention
+        return Block(
+            norm_before=self.norm(layer.layernorm_before),
+            joined=self.joined(attention.query, attention.key, attention.value),
+            out=self.affine(layer.attention.output.dense),
+            norm_after=self.norm(layer.layernorm_after),
+            up=self.affine(layer.intermediate.dense),
+            down=self.affine(layer.output.dense),
+            activation=layer.activation,
+            activation_after=layer.activation_after,
+        )
+
+    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
+        for name in ("rank_output", "itm_score", "mlm_score", "classifier"):
+            head = getattr(model, name, None)
+            if isinstance(head, nn.Linear):
+                return self.affine(head)
+            if isinstance(head, MatchingHead):
+                return self.affine(head.fc)
+            if isinstance(head, Classifier):
+                first, norm, _, last = head.children()
+                return ClassifierHead(self.affine(first), self.norm(norm), self.affine(last))
+            if isinstance(head, MaskedLMHead):
+                transform = head.transform
+                return WordHead(
+                    dense=self.affine(transform.dense),
+                    activation=transform.activation,
+                    activation_after=transform.activation_after,
+                    norm=self.norm(transform.LayerNorm),
+                    decoder=self.affine(head.decoder),
+                )
+        raise ValueError(f"freeze: got a {type(model).__name__}, which has no head that can be frozen")
+
+
+def refuse_changed(model: nn.Module) -> None:
+    """Raise unless every module is what the model's class makes, and nothing hangs on it.
+
+    Raises:
+        ValueError: names the module and what was found.
+    """
+    with torch.device("meta"):
+        plain = type(model)(model.config, **_options(model))
+    wanted: dict[str, nn.Module] = dict(plain.named_modules())
+    found = dict(model.named_modules())
+    for name, module in found.items():
+        if name not in wanted:
+            raise _refusal(name, f"is a {type(module).__name__} that {type(model).__name__} does not have")
+        if type(module) is not type(wanted[name]):
+            raise _refusal(name, f"is a {_full_name(module)}, not a {type(wanted[name]).__name__}")
+        if "forward" in vars(module) or "__call__" in vars(module):
+            raise _refusal(name, "has a forward of its own")
+        hooks = next((kind for kind in _HOOKS if getattr(module, kind)), None)
+        if hooks is not None:
+            raise _refusal(name, f"has {hooks.strip('_').replace('_', ' ')}")
+    for name in wanted.keys() - found.keys():
+        raise _refusal(name, "is missing")
+    for name, tensor in model.named_parameters():
+        if type(tensor) not in (Tensor, nn.Parameter):
+            raise _refusal(name, f"is a {type(tensor).__name__}, not a plain tensor")
+        if tensor.is_meta:
+            raise ValueError(f"freeze: {name} is on the meta device: load weights first")
+
+
+def _refusal(name: str, what: str) -> ValueError:
+    return ValueError(f"freeze: {name or 'the model'} {what}; {_ADVICE}")
+
+
+def _full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _options(model: Any) -> dict[str, Any]:
+    """What the constructor takes beside the configuration."""
+    return {"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {}
