@@ -340,7 +340,7 @@ def test_bad_arguments(make_model, arguments, message):
 def test_buckets_change_nothing(make_model, make_inputs, name, repeater, index):
     """Batch after batch in the same memory, which holds NaN wherever nothing was written."""
     model = make_model(name, index, dtype=torch.float64)
-    frozen = vilt_fast.freeze(model, max_tokens=1000, max_seqlen=1000)
+    frozen = vilt_fast.freeze(model, max_tokens=3000, max_seqlen=1000)
     frozen.use_buckets(repeater)
     frozen._buckets._tokens.fill_(float("nan"))
     for seed in range(5):
