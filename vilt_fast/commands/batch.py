@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +23,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.commands.loading import check_out, load
+from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _FIRST = b'{"image":'  # how every line of the output starts
+_AHEAD = 1000  # pairs that are read before the answers to those in front of them are written
 _SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may cost
 
 
@@ -158,28 +161,17 @@ def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
 
 
 def _answer_all(engine: Any, entries: Iterator[Entry]) -> Iterator[dict[str, Any]]:
-    """The lines of all entries in order; entries with an error bypass the engine."""
+    """The lines of all entries in order."""
     waiting: deque[Entry] = deque()
 
-    def pairs() -> Iterator[Entry]:
-        for entry in entries:
-            waiting.append(entry)
-            if entry.error is None:
-                yield entry
+    def submit(entry: Entry) -> Future:
+        waiting.append(entry)
+        if entry.error is not None:
+            raise ValueError(entry.error)
+        return engine.submit(entry.path, entry.asked["question"])
 
-    def errors() -> Iterator[dict[str, Any]]:
-        while waiting and waiting[0].error is not None:
-            entry = waiting.popleft()
-            yield {**entry.asked, "error": entry.error}
-
-    for_images, for_questions = itertools.tee(pairs())
-    results = engine.answer(
-        (entry.path for entry in for_images), (entry.asked["question"] for entry in for_questions), on_error="return"
-    )
-    for result in results:
-        yield from errors()
+    for result in in_order(submit, zip(entries), _AHEAD, "return"):
         yield {**waiting.popleft().asked, **_outcome(result)}
-    yield from errors()
 
 
 def _outcome(result: Any) -> dict[str, Any]:

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("workload", "scope", "contestant", "dtype", "batch", "error", "median_ms", "pairs_per_s", "status")
-RESULTS = "bench-results"  # where files go unless --out says otherwise
-
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run suites and file their rows, or compare two result files."""

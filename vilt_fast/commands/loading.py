@@ -129,11 +129,7 @@ def check_out(path: str, wanted: str = "a PNG file") -> None:
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
     """The model's inputs for images and texts, on its device and in its dtype."""
     encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
-    like = next(model.parameters())
-    return {
-        name: value.to(device=like.device, dtype=like.dtype if value.is_floating_point() else None)
-        for name, value in encoded.items()
-    }
+    return dict(encoded.to(model.device, model.dtype))
 
 
 def print_ranked(ranked: Iterable[tuple[str, float]], score_format: str = "6.1%") -> None:

@@ -53,12 +53,12 @@ def pair_up(images: Any, texts: Any) -> Pairs:
 
 
 def in_order(
-    submit: Callable[[Any, Any], Future], pairs: Iterable[tuple[Any, Any]], ahead: int, on_error: str
+    submit: Callable[..., Future], pairs: Iterable[tuple[Any, ...]], ahead: int, on_error: str
 ) -> Generator[Any, None, None]:
     """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
 
     Args:
-        submit: enqueues one pair; a ValueError is the pair's own.
+        submit: enqueues one pair, given as its arguments; a ValueError is the pair's own.
         on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
     """
     futures: queue.Queue[Future | BaseException | None] = queue.Queue(ahead)
@@ -96,9 +96,9 @@ def with_bar(results: Generator[Any, None, None], length: int | None, progress: 
 
 def _feed(submit: Callable, pairs: Iterable, futures: queue.Queue, is_over: threading.Event) -> None:
     try:
-        for image, text in pairs:
+        for pair in pairs:
             try:
-                future = submit(image, text)
+                future = submit(*pair)
             except ValueError as error:
                 future = Future()
                 future.set_exception(error)
