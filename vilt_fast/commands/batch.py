@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -50,17 +50,14 @@ def ask_many(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     done, kept_bytes = _already_done(out, entries)
     model, processor = load(arguments)
-    answered = errors = 0
     with open(out, "ab") as file, Engine(model, processor, top=arguments.top) as engine:
         file.truncate(kept_bytes)
-        with tqdm(total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty()) as bar:
-            for line in _synced(file, _answer_all(engine, entries)):
-                errors += "error" in line
-                answered += "error" not in line
-                bar.update()
+        lines = _synced(file, _answer_all(engine, entries))
+        bar = tqdm(lines, total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty())
+        count = Counter("errors" if "error" in line else "answered" for line in bar)
+    answered, errors = count["answered"], count["errors"]
     if arguments.json:
-        summary = {"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}
-        print(json.dumps(summary))
+        print(json.dumps({"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}))
         return
     earlier = f", {done} were there before" if done else ""
     print(f"{arguments.out}: {answered} answered, {errors} with an error{earlier}")
@@ -90,7 +87,7 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
     if arguments.folder is None:
         raise ValueError(f"--images: got none, wanted the folder that {arguments.questions!r} is about")
     questions = [arguments.questions]
-    if _is_file(source):
+    if os.path.isfile(source):  # not Path.is_file, which raises on a question too long for a file name
         questions = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not questions:
             raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one per line")
@@ -104,13 +101,6 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
         for path, question in itertools.product(paths, questions)
     )
     return entries, len(paths) * len(questions)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a question that is too long for a file name
-        return False
 
 
 def _from_json_lines(source: Path, folder: Path) -> Iterator[Entry]:
