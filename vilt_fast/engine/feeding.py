@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,34 +22,29 @@ _KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryErro
 _MISSING = object()
 
 
-class Pairs(NamedTuple):
-    """What a caller gave."""
-
-    pairs: Iterable[tuple[Any, Any]]
-    length: int | None  # None if unknown
-    is_single: bool  # one image and one text
-
-
-def pair_up(images: Any, texts: Any) -> Pairs:
+def pair_up(images: Any, texts: Any) -> tuple[Iterable[tuple[Any, Any]], int | None, bool]:
     """Each image with its text; a single one goes with all of the other side.
+
+    Returns:
+        The pairs, their number (None if unknown), and whether there is one image and one text.
 
     Raises:
         ValueError: lists of different lengths, or neither one nor many; on iteration, one side ends before the other.
     """
     one_image, one_text = _is_picture(images), isinstance(texts, str)
     if one_image and one_text:
-        return Pairs([(images, texts)], 1, True)
+        return [(images, texts)], 1, True
     sides = []
     for name, side, is_one in (("images", images, one_image), ("texts", texts, one_text)):
         if not is_one and not isinstance(side, Iterable):
             raise ValueError(f"{name}: got {type(side).__name__}, wanted one, a list of them or an iterator")
         sides.append(itertools.repeat(side) if is_one else side)
     if one_image or one_text:
-        return Pairs(zip(*sides, strict=False), _length(texts if one_image else images), False)
+        return zip(*sides, strict=False), _length(texts if one_image else images), False
     lengths = [_length(side) for side in sides]
     if None not in lengths and lengths[0] != lengths[1]:
         raise ValueError(f"images, texts: got {lengths[0]} and {lengths[1]}, wanted as many of both, or one of either")
-    return Pairs(_zip_all(*sides), None if None in lengths else lengths[0], False)
+    return _zip_all(*sides), None if None in lengths else lengths[0], False
 
 
 def in_order(
