@@ -50,7 +50,8 @@ def _version(package: str) -> str | None:
 def _cpu_name() -> str:
     name = ""
     if sys.platform == "linux":
-        name = _first_line("sed", "-n", "s/^model name[^:]*: *//p", "/proc/cpuinfo")
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     elif sys.platform == "darwin":
         name = _first_line("sysctl", "-n", "machdep.cpu.brand_string")
     return name or platform.processor() or platform.machine()
