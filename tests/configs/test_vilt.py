@@ -69,7 +69,7 @@ def test_files_that_are_none(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="config.json"):
         ViltConfig.from_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    for text, word in [("{", "not valid JSON"), ("[1]", "JSON object"), ('{"model_type": "bert"}', "'bert'")]:
+    for text, word in [("{", "not a valid JSON"), ("[1]", "got a JSON list"), ('{"model_type": "bert"}', "'bert'")]:
         path.write_text(text)
         with pytest.raises(ValueError, match=word):
             ViltConfig.from_pretrained(tmp_path)

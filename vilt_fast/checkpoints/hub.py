@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from vilt_fast.checkpoints.files import listing
+
 # "name" or "namespace/name"; the hub's own rule (huggingface_hub.utils.validate_repo_id), which keeps out
 # "./foo", "../foo", "~/foo", "/foo" and "C:\\foo".
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w([\w.-]{0,94}\w)?", re.ASCII)
@@ -83,9 +85,8 @@ def _find_in_directory(directory: Path, filename: str, required: bool) -> Path |
         return path
     if not required:
         return None
-    names = sorted(entry.name for entry in directory.iterdir())
-    listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {listing or 'nothing'}")
+    names = listing(sorted(entry.name for entry in directory.iterdir())) or "nothing"
+    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {names}")
 
 
 def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> Path | None:

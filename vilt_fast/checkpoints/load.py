@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
-from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, listing, open_weights
+from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, open_weights
 
 logger = logging.getLogger(__name__)
 

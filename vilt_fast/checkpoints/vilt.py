@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, listing, open_weights
+from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, open_weights
 
 PREFIX = "vilt."
 # Heads of known checkpoints: a model without one leaves its tensors out.

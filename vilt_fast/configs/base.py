@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import vilt_fast
-from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.checkpoints.files import read_json, write_atomically
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 # Keys that transformers and this package write about themselves, not about the model.
@@ -99,14 +99,7 @@ class PreTrainedConfig:
             FileNotFoundError: there is no config.json. ValueError: it is not JSON, or not of this architecture.
         """
         hub, overrides = HubOptions.split(kwargs)
-        path = find_file(name_or_path, "config.json", **hub)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-        return cls.from_dict(config, **overrides)
+        return cls.from_dict(read_json(find_file(name_or_path, "config.json", **hub)), **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.37 and 5.x read."""

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vilt_fast.checkpoints.files import read_json
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
 from .packed import pack_pictures, scaled_message
 from .pictures import Decoded, check_data_format, decode, flatten_pictures
-from .saving import find_json, read_json, split_options, to_json, write_files
+from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 from .sizes import target_size
 

@@ -11,9 +11,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
+from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
 
-from .saving import find_json, read_json, to_json
+from .saving import find_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
 SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
