@@ -41,6 +41,7 @@ def test_labels() -> None:
     config.num_labels = 5
     assert config.id2label[4] == "LABEL_4"
     assert ViltConfig.from_dict(config.to_dict(), num_labels=7).num_labels == 7
+    assert ViltConfig.from_dict({"num_labels": 7}, id2label={0: "a"}).num_labels == 1
     assert ViltConfig.from_dict(config.to_dict()).id2label == config.id2label
     assert ViltConfig.from_dict({**config.to_dict(), "label2id": {"a": 0}}, id2label={0: "b"}).label2id == {"b": 0}
 

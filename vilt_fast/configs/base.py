@@ -79,11 +79,10 @@ class PreTrainedConfig:
         found = config.pop("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(f"config.json must have model_type {cls.model_type!r}, got {found!r}")
-        if "num_labels" in overrides:  # 4.37 writes id2label alone; a number given now replaces those names
-            config.pop("id2label", None)
-        if "num_labels" in overrides or "id2label" in overrides:
-            config.pop("label2id", None)
-        if "id2label" in config:
+        if overrides.keys() & {"num_labels", "id2label"}:  # either replaces all that is saved
+            for name in ("num_labels", "id2label", "label2id"):
+                config.pop(name, None)
+        elif "id2label" in config:
             config.pop("num_labels", None)
         return cls(**{**config, **overrides})
 

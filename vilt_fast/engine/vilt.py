@@ -90,7 +90,9 @@ class ViltStages:
     def load(self, source: Any) -> Loaded:
         """Decode an image and compute how many patches it will have."""
         settings = self.processor.image_processor
-        decoded = decode(source, name="image", floats="bytes" if settings.do_rescale else "refuse")
+        decoded = decode(source, name="image")
+        if decoded.is_unit and not settings.do_rescale:
+            raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
         size = target_size("image", *decoded.size, settings) if settings.do_resize else decoded.size
         height, width = size
         if height % self.patch or width % self.patch:

@@ -108,15 +108,11 @@ def _check_item(item: Any, name: str, is_words: bool) -> Any:
     return _check_text(item, name, is_words)
 
 
-def _check_text(text: Any, name: str, is_words: bool) -> str | list[str]:
+def _check_text(text: Any, name: str, is_words: bool) -> Any:
     if is_words:
         if not isinstance(text, list | tuple):
             raise ValueError(f"{name}: got {type(text).__name__}, wanted a list of words (is_split_into_words=True)")
-        return [_check_string(word, f"{name}[{i}]") for i, word in enumerate(text)]
-    return _check_string(text, name)
-
-
-def _check_string(text: Any, name: str) -> str:
+        return [_check_text(word, f"{name}[{i}]", False) for i, word in enumerate(text)]
     if not isinstance(text, str):
         raise ValueError(f"{name}: got {type(text).__name__}, wanted a string")
     try:

@@ -265,7 +265,7 @@ def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
-    decoded = decode(picture, input_data_format, name, floats="unit" if settings.do_resize else "keep")
+    decoded = decode(picture, input_data_format, name, keep=not settings.do_resize)
     if settings.do_rescale and decoded.is_scaled:
         warnings.warn(scaled_message(name), stacklevel=5)
     pixels = _resize(decoded, name, settings) if settings.do_resize else np.asarray(decoded.pixels)

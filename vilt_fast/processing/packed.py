@@ -56,7 +56,9 @@ def pack_pictures(
     names, decoded = _decode_all(images, input_data_format)
     factor = _rescale_factor(names, decoded, settings)
     arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
-    data = _flat_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
+    flat = torch.empty(sum(map(np.size, arrays)), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
+    data = flat.to(device, non_blocking=True)
     if settings.do_resize:
         sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
         data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
@@ -68,7 +70,7 @@ def _decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], 
     """What errors call each picture of an argument, and its bytes; files and PIL images are decoded on threads."""
 
     def decode_one(item: tuple[str, Any]) -> Decoded:
-        decoded = decode(item[1], input_data_format, item[0], floats="unit", hint=_HINT)
+        decoded = decode(item[1], input_data_format, item[0], hint=_HINT)
         _ = decoded.array  # made here, on the thread
         return decoded
 
@@ -101,10 +103,3 @@ def _rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: 
             )
     factor = settings.rescale_factor if settings.do_rescale else 1.0
     return factor / 255 if decoded[0].is_unit else factor
-
-
-def _flat_bytes(pictures: Sequence[np.ndarray], *, pinned: bool) -> Tensor:
-    """All bytes, one picture behind the other."""
-    flat = torch.empty(sum(picture.size for picture in pictures), dtype=torch.uint8, pin_memory=pinned)
-    np.concatenate([picture.reshape(-1) for picture in pictures], out=flat.numpy())
-    return flat

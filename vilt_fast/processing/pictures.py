@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +36,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What becomes of an array that is not 8-bit, floats in [0, 1] above all:
-#   keep    it stays as it is
-#   unit    8-bit, with a note that the bytes stand for floats in [0, 1]: the image processor
-#   bytes   8-bit, and from here on an image like any other: the Engine
-#   refuse  as bytes, but floats in [0, 1] raise: the Engine without rescaling
-Floats = Literal["keep", "unit", "bytes", "refuse"]
 _WANTED = "a path, a PIL image, a NumPy array, a torch tensor, or a list of these"
 
 
@@ -50,7 +44,7 @@ class Decoded:
     """An RGB image in memory."""
 
     source: Image.Image | np.ndarray  # as opened
-    pixels: Image.Image | np.ndarray  # a PIL image, or (H, W, 3): uint8 unless floats="keep"
+    pixels: Image.Image | np.ndarray  # a PIL image, or (H, W, 3): uint8 unless kept as it was
     is_unit: bool  # whether the bytes stand for floats in [0, 1]
 
     @cached_property
@@ -79,22 +73,19 @@ class Decoded:
 
 
 def decode(
-    image: Any, input_data_format: str | None = None, name: str = "images", *, floats: Floats, hint: str = ""
+    image: Any, input_data_format: str | None = None, name: str = "images", *, keep: bool = False, hint: str = ""
 ) -> Decoded:
     """Decode one image of any kind, or raise as `decode_rgb`: for the image processor, packed images and the Engine.
 
     Args:
         image, input_data_format, name: as for `decode_rgb`.
-        floats: see `Floats`.
+        keep: whether an array keeps its dtype; else it becomes 8-bit.
         hint: what to do about values that do not fit 8 bits, for the error.
     """
     source = load_picture(image, input_data_format, name)
-    if floats == "keep" or isinstance(source, Image.Image):
+    if keep or isinstance(source, Image.Image):
         return Decoded(source, source, False)
-    pixels, is_unit = _quantise(source, name, hint)
-    if is_unit and floats == "refuse":
-        raise ValueError(f"{name}: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
-    return Decoded(source, pixels, is_unit and floats == "unit")
+    return Decoded(source, *_quantise(source, name, hint))
 
 
 def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
@@ -132,7 +123,7 @@ def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "im
         FileNotFoundError: no such file.
         ValueError: anything else that keeps it from being a picture; the message names it.
     """
-    return decode(image, input_data_format, name, floats="bytes").array
+    return decode(image, input_data_format, name).array
 
 
 def load_picture(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:

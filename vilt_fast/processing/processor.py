@@ -17,7 +17,6 @@ from .settings import SETTINGS
 from .text import BertTokenizer
 
 _TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
-_IMAGE_ARGUMENTS = (*SETTINGS, "return_tensors", "data_format", "input_data_format")
 # What follows `images` and `text` in transformers 4.37.
 _BY_PLACE = (
     "add_special_tokens padding truncation max_length stride pad_to_multiple_of return_token_type_ids "
@@ -199,14 +198,10 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
 def _split_arguments(**flat: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tokenizer's arguments and the picture processor's, out of flat ones and Hugging Face's groups."""
     text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
-    unknown = sorted(set(flat) - _TEXT_ARGUMENTS - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
+    known = {*_TEXT_ARGUMENTS, *SETTINGS, "return_tensors", "data_format", "input_data_format"}
+    unknown = sorted(set(flat) - known - {"pad_and_return_pixel_mask"})
     if unknown:
         raise TypeError(f"ViltProcessor() got an unexpected keyword argument {unknown[0]!r}")
-    for_text = {name: value for name, value in flat.items() if name in _TEXT_ARGUMENTS}
-    for_images = {name: value for name, value in flat.items() if name not in _TEXT_ARGUMENTS}
-    for name, value in common.items():
-        if name in _TEXT_ARGUMENTS:
-            for_text[name] = value
-        if name in _IMAGE_ARGUMENTS:
-            for_images[name] = value
-    return {**for_text, **text_group}, {**for_images, **images_group}
+    flat.update((name, value) for name, value in common.items() if name in known)
+    for_text = {name: flat.pop(name) for name in _TEXT_ARGUMENTS & flat.keys()}
+    return {**for_text, **text_group}, {**flat, **images_group}
