@@ -19,7 +19,7 @@ from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
 from .packed import pack_pictures, scaled_message
-from .pictures import Decoded, check_data_format, decode, flatten_pictures
+from .pictures import check_data_format, decode, flatten_pictures
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 from .sizes import target_size
@@ -38,23 +38,8 @@ _OLD_DO_PAD = "pad_and_return_pixel_mask"
 class _Prepared(NamedTuple):
     """One picture ready to be written into the batch."""
 
-    pixels: np.ndarray  # (H, W, 3), uint8 where there is a table
+    pixels: np.ndarray  # (3, H, W), uint8 where there is a table
     table: np.ndarray | None  # (3, 256): what each channel's byte becomes; None: the pixels are final
-
-    @property
-    def dtype(self) -> np.dtype:
-        return (self.pixels if self.table is None else self.table).dtype
-
-    def write(self, out: np.ndarray) -> None:
-        """Write into `out` (3, H, W), which may be strided."""
-        channels = self.pixels.transpose(2, 0, 1)
-        if self.table is None:
-            out[...] = channels
-        elif (self.table == self.table[0]).all():
-            np.take(self.table[0], channels, out=out, mode="clip")
-        else:
-            for row, channel, target in zip(self.table, channels, out, strict=True):
-                np.take(row, channel, out=target, mode="clip")
 
 
 class ViltImageProcessor(Settings):
@@ -268,20 +253,18 @@ def _prepare(name: str, picture: Any, input_data_format: str | None, settings: S
     decoded = decode(picture, input_data_format, name, keep=not settings.do_resize)
     if settings.do_rescale and decoded.is_scaled:
         warnings.warn(scaled_message(name), stacklevel=5)
-    pixels = _resize(decoded, name, settings) if settings.do_resize else np.asarray(decoded.pixels)
+    image = decoded.pixels
+    if settings.do_resize:
+        height, width = target_size(name, *decoded.size, settings)
+        image = image if isinstance(image, Image.Image) else Image.fromarray(decoded.array)
+        image = image.resize((width, height), resample=settings.resample)
+    pixels = np.asarray(image).transpose(2, 0, 1)
     if pixels.dtype != np.uint8:
-        values = _arithmetic(pixels.transpose(2, 0, 1), settings)
-        return _Prepared(values.transpose(1, 2, 0), None)
+        return _Prepared(_arithmetic(pixels, settings), None)
     # Only 256 values can occur, so the float operations are done on those: exact, and several times as fast.
     bytes_in = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 256))
-    values = _arithmetic(_rescale(bytes_in, 1 / 255) if decoded.is_unit else bytes_in, settings)
-    return _Prepared(pixels, None if values is bytes_in else values)
-
-
-def _resize(decoded: Decoded, name: str, settings: Settings) -> np.ndarray:
-    height, width = target_size(name, *decoded.size, settings)
-    image = decoded.pixels if isinstance(decoded.pixels, Image.Image) else Image.fromarray(decoded.array)
-    return np.asarray(image.resize((width, height), resample=settings.resample))
+    table = _arithmetic(_rescale(bytes_in, 1 / 255) if decoded.is_unit else bytes_in, settings)
+    return _Prepared(pixels, None if table is bytes_in else table)
 
 
 def _arithmetic(values: np.ndarray, settings: Settings) -> np.ndarray:
@@ -305,19 +288,17 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
-    sizes = [picture.pixels.shape[:2] for picture in prepared]
+    sizes = [picture.pixels.shape[1:] for picture in prepared]
     if not do_pad and kind is None:
-        alone = [_stack([picture], size, layout)[0] for picture, size in zip(prepared, sizes, strict=True)]
-        return BatchFeature({"pixel_values": alone})
+        return BatchFeature({"pixel_values": [_stack([picture], layout)[0] for picture in prepared]})
     if not do_pad and len(set(sizes)) > 1:
         raise ValueError(
             f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
             "return_tensors=None for a list"
         )
-    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-    data: dict[str, Any] = {"pixel_values": _stack(prepared, largest, layout)}
+    data: dict[str, Any] = {"pixel_values": _stack(prepared, layout)}
     if do_pad:
-        data["pixel_mask"] = np.zeros((len(prepared), *largest), dtype=np.int64)
+        data["pixel_mask"] = np.zeros((len(prepared), *np.max(sizes, axis=0)), dtype=np.int64)
         for mask, (height, width) in zip(data["pixel_mask"], sizes, strict=True):
             mask[:height, :width] = 1
     if kind is None:
@@ -325,14 +306,17 @@ def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | 
     return BatchFeature(data, kind)
 
 
-def _stack(prepared: list[_Prepared], size: tuple[int, int], layout: str) -> np.ndarray:
+def _stack(prepared: list[_Prepared], layout: str) -> np.ndarray:
     """All pictures in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
-    dtype = np.result_type(*(picture.dtype for picture in prepared))
+    dtype = np.result_type(*((pixels if table is None else table).dtype for pixels, table in prepared))
+    height, width = np.max([picture.pixels.shape[1:] for picture in prepared], axis=0)
     first = layout == "channels_first"
-    batch = np.empty((len(prepared), 3, *size) if first else (len(prepared), *size, 3), dtype=dtype)
-    for picture, out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
-        height, width = picture.pixels.shape[:2]
-        out[:, height:] = 0
-        out[:, :height, width:] = 0
-        picture.write(out[:, :height, :width])
+    batch = np.zeros((len(prepared), 3, height, width) if first else (len(prepared), height, width, 3), dtype=dtype)
+    for (pixels, table), out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
+        target = out[:, : pixels.shape[1], : pixels.shape[2]]
+        if table is None:
+            target[...] = pixels
+        else:
+            for channel, row, bytes_in in zip(target, table, pixels, strict=True):
+                np.take(row, bytes_in, out=channel, mode="clip")
     return batch
