@@ -86,7 +86,7 @@ def _find_in_directory(directory: Path, filename: str, required: bool) -> Path |
         return path
     if not required:
         return None
-    names = listing(sorted(entry.name for entry in directory.iterdir())) or "nothing"
+    names = listing(sorted(os.listdir(directory))) or "nothing"
     raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {names}")
 
 

@@ -53,16 +53,13 @@ def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, stri
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
             another shape or not floating point; it names them.
     """
-    decoder = family_of(model).DECODER
     with open_weights(name_or_path, **hub) as stored:
         fit = _fit(model, stored)
         fit.refuse(model, stored, strict)
-        tied = _is_tied(model, fit)
-        if tied is not None:
-            _set_tied(model, tied)
+        _tie(model, fit)
         with torch.no_grad():
             for name, parameter in _parameters(model).items():
-                if name in fit.tensors and not (tied and name == decoder):
+                if name in fit.tensors:
                     parameter.copy_(fit.tensors[name].read())
 
 
@@ -154,20 +151,15 @@ def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
     return None
 
 
-def _is_tied(model: nn.Module, fit: _Fit) -> bool | None:
-    """Whether the decoder shall share the word table; None: no such head, or the checkpoint has no say."""
+def _tie(model: Any, fit: _Fit) -> None:
+    """Let the decoder share the word table, or not, as the checkpoint has it; one that lacks such a head has no say."""
     family = family_of(model)
     decoder, words = family.DECODER, family.WORDS
-    if decoder not in _parameters(model):
-        return None
-    if decoder not in fit.tensors:
-        return True if fit.lacks_decoder else None
-    if not getattr(model.config, "tie_word_embeddings", False) or words not in fit.tensors:
-        return False
-    return torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
-
-
-def _set_tied(model: Any, tied: bool) -> None:
+    if decoder not in _parameters(model) or not (fit.lacks_decoder or decoder in fit.tensors):
+        return
+    tied = fit.lacks_decoder
+    if not tied and getattr(model.config, "tie_word_embeddings", False) and words in fit.tensors:
+        tied = torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
     if tied != shares_words(model):
         (model.tie_weights if tied else model.untie_weights)()
     # What is saved next must say how it is.

@@ -84,7 +84,7 @@ def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
         found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
-    held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""
+    held = f", which holds: {listing(sorted(os.listdir(path))) or 'nothing'}" if path.is_dir() else ""
     raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(WEIGHT_NAMES)})")
 
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vilt_fast import ops
 from vilt_fast.checkpoints.files import read_json
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
-from .packed import pack_pictures, scaled_message
-from .pictures import check_data_format, decode, flatten_pictures
+from .packed import decode_all, join_bytes, rescale_factor
+from .pictures import check_data_format, decode, flatten_pictures, scaled_message
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 from .sizes import target_size
@@ -124,7 +125,8 @@ class ViltImageProcessor(Settings):
     ) -> PackedPixels:
         """Turn pictures into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
 
-        The bytes are those that `preprocess` normalises, bit for bit; the model does the rest while it projects them.
+        The bytes are those that `preprocess` normalises, bit for bit; the model folds the normalisation into its
+        projection. On a GPU nothing is waited for: the decoded bytes go there in one copy from pinned memory.
 
         Args:
             images, input_data_format: as for `preprocess`.
@@ -133,11 +135,27 @@ class ViltImageProcessor(Settings):
             overrides: settings, as for `preprocess`; do_pad has no effect.
 
         Raises:
-            FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
+            FileNotFoundError, ValueError: as from `preprocess`; ValueError also for what bytes cannot hold: a filter
+                other than bicubic, floats without resizing that are not whole numbers in 0..255, floats in [0, 1]
+                beside 8-bit pictures.
             TypeError: an argument that is no setting.
         """
         settings = self._settings("pack", **overrides)
-        return pack_pictures(images, settings, device, picture=picture, input_data_format=input_data_format)
+        device = torch.device(device)
+        if settings.do_resize and settings.resample != Image.Resampling.BICUBIC:
+            raise ValueError(
+                f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that "
+                "packed pictures are resized with; call without device for the others"
+            )
+        names, decoded = decode_all(images, input_data_format)
+        factor = rescale_factor(names, decoded, settings)
+        arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
+        data = join_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
+        if settings.do_resize:
+            sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
+            data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
+        mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+        return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
     def _settings(self, method: str, *values: Any, **overrides: Any) -> Settings:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""

@@ -88,6 +88,11 @@ def decode(
     return Decoded(source, *_quantise(source, name, hint))
 
 
+def scaled_message(name: str) -> str:
+    """What to warn of where floats in [0, 1] are to be rescaled."""
+    return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
+
+
 def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
     """All pictures of an argument in order, each with the name that an error gives it, such as "images[3]".
 
