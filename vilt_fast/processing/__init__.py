@@ -4,7 +4,7 @@ from .batch import BatchEncoding, BatchFeature
 from .image import ViltFeatureExtractor, ViltImageProcessor
 from .pictures import decode_rgb
 from .processor import ViltProcessor
-from .sizes import resize_size
+from .settings import resize_size
 from .text import BertTokenizer, BertTokenizerFast
 
 __all__ = [

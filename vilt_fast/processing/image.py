@@ -23,7 +23,6 @@ from .packed import decode_all, join_bytes, rescale_factor
 from .pictures import check_data_format, decode, flatten_pictures, scaled_message
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
-from .sizes import target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
@@ -152,7 +151,7 @@ class ViltImageProcessor(Settings):
         arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
         data = join_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
         if settings.do_resize:
-            sizes = [target_size(name, *size, settings) for name, size in zip(names, sizes, strict=True)]
+            sizes = [settings.target_size(name, *size) for name, size in zip(names, sizes, strict=True)]
             data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
         mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
         return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
@@ -273,7 +272,7 @@ def _prepare(name: str, picture: Any, input_data_format: str | None, settings: S
         warnings.warn(scaled_message(name), stacklevel=5)
     image = decoded.pixels
     if settings.do_resize:
-        height, width = target_size(name, *decoded.size, settings)
+        height, width = settings.target_size(name, *decoded.size)
         image = image if isinstance(image, Image.Image) else Image.fromarray(decoded.array)
         image = image.resize((width, height), resample=settings.resample)
     pixels = np.asarray(image).transpose(2, 0, 1)

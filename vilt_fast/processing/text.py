@@ -29,8 +29,6 @@ from .vocabulary import SPECIAL_NAMES, make_backend, read_saved, saved_files, to
 
 # Hugging Face's value for "no limit", which it writes into tokenizer_config.json.
 UNLIMITED = int(1e30)
-# What transformers writes into tokenizer_config.json beside the settings.
-_BOOKKEEPING = ("backend", "files_loaded", "is_local", "local_files_only", "processor_class", "tokenizer_class")
 
 
 class BertTokenizer(TokenTable):
@@ -260,10 +258,8 @@ class BertTokenizer(TokenTable):
             ValueError: a file is broken, or an argument out of range.
         """
         hub, overrides = split_options(kwargs)
-        settings = read_saved(pretrained_model_name_or_path, **hub)
-        for key in _BOOKKEEPING:
-            settings.pop(key, None)
-        return cls(**{**settings, "name_or_path": str(pretrained_model_name_or_path), **overrides})
+        saved = read_saved(pretrained_model_name_or_path, **hub)
+        return cls(**{**saved, "name_or_path": str(pretrained_model_name_or_path), **overrides})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json; return their paths.
