@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from vilt_fast.checkpoints.files import listing
 from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, open_weights
@@ -129,10 +127,7 @@ def _split(tensor: StoredTensor, layer: str, kind: str) -> dict[str, StoredTenso
 
 
 def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
-    def read(whole: Callable[[], torch.Tensor] = tensor.read) -> torch.Tensor:
-        return whole()[start:stop]
-
-    return replace(tensor, shape=(stop - start, *tensor.shape[1:]), read=read)
+    return replace(tensor, shape=(stop - start, *tensor.shape[1:]), read=lambda: tensor.read()[start:stop])
 
 
 def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -159,17 +154,13 @@ def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     with open_weights(path) as stored:
-        return _infer_config(stored)
-
-
-def _infer_config(stored: StoredWeights) -> dict[str, Any]:
-    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
-    if not is_original(shapes):
-        raise ValueError(
-            f"{stored.path} is no checkpoint of the original ViLT repository; "
-            f"it holds {listing(sorted(shapes), 5) or 'no tensors'}"
-        )
-    sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
+        shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+        if not is_original(shapes):
+            raise ValueError(
+                f"{stored.path} is no checkpoint of the original ViLT repository; "
+                f"it holds {listing(sorted(shapes), 5) or 'no tensors'}"
+            )
+        sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
     dropout = hyper.get("drop_rate")
     return {
         **sizes,

@@ -93,11 +93,6 @@ class ViltConfig(PreTrainedConfig):
             raise ValueError(f"image_size must be at least patch_size={self.patch_size!r}, got {self.image_size!r}")
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels that the position table stands for."""
-        return _pair(self.image_size)
-
-    @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         return _pair(self.patch_size)
@@ -105,7 +100,7 @@ class ViltConfig(PreTrainedConfig):
     @property
     def table_size(self) -> tuple[int, int]:
         """(rows, columns) of the position table."""
-        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), self.patch_shape
         return height // patch_height, width // patch_width
 
     @property

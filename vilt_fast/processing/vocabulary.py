@@ -154,7 +154,8 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
     if "added_tokens_decoder" not in settings:  # until 4.33, these were files of their own
         settings.update(find_json(name_or_path, "special_tokens_map.json", **hub) or {})
         added = find_json(name_or_path, "added_tokens.json", **hub) or {}
-        specials = {_content(settings.get(name)) for name in SPECIAL_NAMES}
+        named = [to_added_token(settings[name], name) for name in SPECIAL_NAMES if settings.get(name) is not None]
+        specials = {token.content for token in named}
         settings["added_tokens_decoder"] = {
             index: to_added_token(token, "added_tokens.json", special=token in specials)
             for token, index in added.items()
@@ -164,10 +165,6 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
         if path is not None:
             return {**{name: settings[name] for name in settings if name not in _NO_SETTINGS}, key: str(path)}
     raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, Mapping) else token
 
 
 def saved_files(tokenizer: Any, processor_class: str | None = None) -> dict[str, str]:
