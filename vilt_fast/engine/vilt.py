@@ -16,7 +16,7 @@ from torch import Tensor
 from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen.graphs import Bucket, Bucketed, Limits, PlannedBatch, compute_logits, plan_batch, to_device
-from vilt_fast.processing.pictures import decode
+from vilt_fast.processing.decoding import decode
 from vilt_fast.processing.settings import resize_size
 
 

@@ -1,4 +1,4 @@
-"""Pictures -> `pixel_values` and `pixel_mask`, bit for bit what Hugging Face's PIL processor of ViLT gives."""
+"""Images -> `pixel_values` and `pixel_mask`, bit for bit what Hugging Face's PIL processor of ViLT gives."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from vilt_fast.checkpoints.files import read_json
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
+from .decoding import check_data_format, decode, flatten_images, scaled_message
 from .packed import decode_all, join_bytes, rescale_factor
-from .pictures import check_data_format, decode, flatten_pictures, scaled_message
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 
@@ -36,17 +36,17 @@ _OLD_DO_PAD = "pad_and_return_pixel_mask"
 
 
 class _Prepared(NamedTuple):
-    """One picture ready to be written into the batch."""
+    """One image ready to be written into the batch."""
 
     pixels: np.ndarray  # (3, H, W), uint8 where there is a table
     table: np.ndarray | None  # (3, 256): what each channel's byte becomes; None: the pixels are final
 
 
 class ViltImageProcessor(Settings):
-    """Resize, rescale, normalise and pad pictures for ViLT, with the PIL arithmetic of transformers 4.37.
+    """Resize, rescale, normalise and pad images for ViLT, with the PIL arithmetic of transformers 4.37.
 
-    Output equals transformers' PIL class bit for bit wherever that one accepts the picture. Beyond it, greyscale,
-    palette, alpha and 16-bit pictures become RGB (see `vilt_fast.processing.pictures`), and `data_format` is honoured
+    Output equals transformers' PIL class bit for bit wherever that one accepts the image. Beyond it, greyscale,
+    palette, alpha and 16-bit images become RGB (see `vilt_fast.processing.decoding`), and `data_format` is honoured
     as in 4.37 (5.x ignores it).
 
     Args:
@@ -56,7 +56,7 @@ class ViltImageProcessor(Settings):
         resample: Pillow's filter, 0..5 or `PIL.Image.Resampling`; default bicubic.
         do_rescale: multiply by `rescale_factor` (default 1/255). Floats in [0, 1] need do_rescale=False.
         do_normalize: subtract `image_mean`, divide by `image_std`: a number, or one for each of the 3 channels.
-        do_pad: pad with zeros at the bottom and right to the largest picture, and return `pixel_mask`.
+        do_pad: pad with zeros at the bottom and right to the largest image, and return `pixel_mask`.
         pad_and_return_pixel_mask: the old name of `do_pad`.
         kwargs: other settings from a preprocessor_config.json, kept and saved again.
 
@@ -88,7 +88,7 @@ class ViltImageProcessor(Settings):
         input_data_format: str | None = None,
         **overrides: Any,
     ) -> BatchFeature:
-        """Turn pictures into model inputs.
+        """Turn images into model inputs.
 
         Args:
             images: a path, a PIL image, a NumPy array or torch tensor (H, W), (H, W, C) or (C, H, W), a batch of
@@ -104,13 +104,12 @@ class ViltImageProcessor(Settings):
 
         Raises:
             FileNotFoundError: a path does not exist.
-            ValueError: a picture cannot be used, named by its index; or a setting is out of range.
+            ValueError: an image cannot be used, named by its index; or a setting is out of range.
         """
         chosen = self._settings("preprocess", *settings, **overrides)
         kind = tensor_kind(return_tensors)
         layout = check_data_format(data_format, "data_format") or "channels_first"
-        pictures = flatten_pictures(images)
-        prepared = [_prepare(name, picture, input_data_format, chosen) for name, picture in pictures]
+        prepared = [_prepare(name, image, input_data_format, chosen) for name, image in flatten_images(images)]
         return _assemble(prepared, chosen.do_pad, layout, kind)
 
     def pack(
@@ -122,21 +121,21 @@ class ViltImageProcessor(Settings):
         input_data_format: str | None = None,
         **overrides: Any,
     ) -> PackedPixels:
-        """Turn pictures into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
+        """Turn images into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
 
         The bytes are those that `preprocess` normalises, bit for bit; the model folds the normalisation into its
         projection. On a GPU nothing is waited for: the decoded bytes go there in one copy from pinned memory.
 
         Args:
             images, input_data_format: as for `preprocess`.
-            device: where the pictures are resized, and stay.
-            picture: which picture each pair looks at, where several texts are about one; see `PackedPixels`.
+            device: where the images are resized, and stay.
+            picture: which image each pair looks at, where several texts are about one; see `PackedPixels`.
             overrides: settings, as for `preprocess`; do_pad has no effect.
 
         Raises:
             FileNotFoundError, ValueError: as from `preprocess`; ValueError also for what bytes cannot hold: a filter
                 other than bicubic, floats without resizing that are not whole numbers in 0..255, floats in [0, 1]
-                beside 8-bit pictures.
+                beside 8-bit images.
             TypeError: an argument that is no setting.
         """
         settings = self._settings("pack", **overrides)
@@ -144,7 +143,7 @@ class ViltImageProcessor(Settings):
         if settings.do_resize and settings.resample != Image.Resampling.BICUBIC:
             raise ValueError(
                 f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that "
-                "packed pictures are resized with; call without device for the others"
+                "packed images are resized with; call without device for the others"
             )
         names, decoded = decode_all(images, input_data_format)
         factor = rescale_factor(names, decoded, settings)
@@ -266,8 +265,8 @@ def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
-    decoded = decode(picture, input_data_format, name, keep=not settings.do_resize)
+def _prepare(name: str, source: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
+    decoded = decode(source, input_data_format, name, keep=not settings.do_resize)
     if settings.do_rescale and decoded.is_scaled:
         warnings.warn(scaled_message(name), stacklevel=5)
     image = decoded.pixels
@@ -305,12 +304,12 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
-    sizes = [picture.pixels.shape[1:] for picture in prepared]
+    sizes = [item.pixels.shape[1:] for item in prepared]
     if not do_pad and kind is None:
-        return BatchFeature({"pixel_values": [_stack([picture], layout)[0] for picture in prepared]})
+        return BatchFeature({"pixel_values": [_stack([item], layout)[0] for item in prepared]})
     if not do_pad and len(set(sizes)) > 1:
         raise ValueError(
-            f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
+            f"do_pad: got False with images of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
             "return_tensors=None for a list"
         )
     data: dict[str, Any] = {"pixel_values": _stack(prepared, layout)}
@@ -324,9 +323,9 @@ def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | 
 
 
 def _stack(prepared: list[_Prepared], layout: str) -> np.ndarray:
-    """All pictures in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
+    """All images in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
     dtype = np.result_type(*((pixels if table is None else table).dtype for pixels, table in prepared))
-    height, width = np.max([picture.pixels.shape[1:] for picture in prepared], axis=0)
+    height, width = np.max([item.pixels.shape[1:] for item in prepared], axis=0)
     first = layout == "channels_first"
     batch = np.zeros((len(prepared), 3, height, width) if first else (len(prepared), height, width, 3), dtype=dtype)
     for (pixels, table), out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):

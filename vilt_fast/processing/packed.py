@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .pictures import Decoded, decode, flatten_pictures, scaled_message
+from .decoding import Decoded, decode, flatten_images, scaled_message
 from .settings import Settings
 
-_HINT = "; packed pictures are bytes: call without device for this one"
+_HINT = "; packed images are bytes: call without device for this one"
 
 
 def decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], list[Decoded]]:
-    """What errors call each picture of an argument, and its bytes; files and PIL images are decoded on threads."""
+    """What errors call each image of an argument, and its bytes; files and PIL images are decoded on threads."""
 
     def decode_one(item: tuple[str, Any]) -> Decoded:
         decoded = decode(item[1], input_data_format, item[0], hint=_HINT)
         _ = decoded.array  # made here, on the thread
         return decoded
 
-    named = flatten_pictures(images)
+    named = flatten_images(images)
     # Pillow releases the interpreter's lock while it decodes; arrays need no decoding, and threads for one no start.
     coded = sum(not isinstance(image, np.ndarray | Tensor) for _, image in named)
     with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) if coded > 1 else nullcontext() as pool:
@@ -35,7 +35,7 @@ def decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], l
 
 
 def rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:
-    """The one number that takes bytes to pixels, for all pictures of the batch."""
+    """The one number that takes bytes to pixels, for all images of the batch."""
     for name, item in zip(names, decoded, strict=True):
         if not settings.do_resize and not item.is_exact:
             raise ValueError(
@@ -46,7 +46,7 @@ def rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: S
             warnings.warn(scaled_message(name), stacklevel=4)
         if item.is_unit != decoded[0].is_unit:
             raise ValueError(
-                f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed pictures cannot hold side "
+                f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed images cannot hold side "
                 "by side; convert one of them, or call without device"
             )
     factor = settings.rescale_factor if settings.do_rescale else 1.0

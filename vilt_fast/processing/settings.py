@@ -16,7 +16,7 @@ _LONGER, _SHORTER = 1333, 800
 
 
 def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
-    """The size (height, width) in pixels that a picture is resized to.
+    """The size (height, width) in pixels that an image is resized to.
 
     The shorter side becomes `shortest_edge`; if the longer one then exceeds int(1333 / 800 * shortest_edge), it
     becomes that; both are rounded and floored to multiples of `size_divisor`. A side may come out 0. The order of the
