@@ -22,17 +22,14 @@ logger = logging.getLogger(__name__)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the names of other architectures look like.
-_ARCHITECTURES = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"visual_bert\.|(.*\.)?embeddings\.visual_projection\.", "VisualBERT"),
-        (r"(text_model|vision_model)\.", "CLIP"),
-        (r"(blocks|patch_embed)\.", "a timm vision transformer"),
-        (r"(model\.layers|transformer\.h|h|decoder)\.", "a language model"),
-        (r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit)\.", "{0}"),
-        (r"(bert\.)?embeddings\.(word_embeddings|LayerNorm)\.", "BERT"),
-    )
-)
+_ARCHITECTURES = {
+    r"visual_bert\.|(.*\.)?embeddings\.visual_projection\.": "VisualBERT",
+    r"(text_model|vision_model)\.": "CLIP",
+    r"(blocks|patch_embed)\.": "a timm vision transformer",
+    r"(model\.layers|transformer\.h|h|decoder)\.": "a language model",
+    r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit)\.": "{0}",
+    r"(bert\.)?embeddings\.(word_embeddings|LayerNorm)\.": "BERT",
+}
 
 
 def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, strict: bool = True, **hub: Any) -> None:
@@ -144,8 +141,8 @@ def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
             config = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8"))
             found = config.get("model_type", wanted)
             return None if found == wanted else f"model_type {found!r} by its config.json"
-    for pattern, name in _ARCHITECTURES:
-        match = next(filter(None, map(pattern.match, stored.tensors)), None)
+    for pattern, name in _ARCHITECTURES.items():
+        match = next(filter(None, (re.match(pattern, tensor) for tensor in stored.tensors)), None)
         if match:
             return name.format(match.group(1))
     return None

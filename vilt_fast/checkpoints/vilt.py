@@ -24,25 +24,22 @@ DECODER, WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.wo
 # Tables of constants that old transformers saved.
 _CONSTANTS = (".position_ids", ".token_type_ids")
 _BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."
-_RENAMED = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (_BLOCK + r"norm1\.", _LAYER + "layernorm_before."),
-        (_BLOCK + r"norm2\.", _LAYER + "layernorm_after."),
-        (_BLOCK + r"attn\.proj\.", _LAYER + "attention.output.dense."),
-        (_BLOCK + r"mlp\.fc1\.", _LAYER + "intermediate.dense."),
-        (_BLOCK + r"mlp\.fc2\.", _LAYER + "output.dense."),
-        (r"transformer\.norm\.", "vilt.layernorm."),
-        (r"transformer\.cls_token$", "vilt.embeddings.cls_token"),
-        (r"transformer\.pos_embed$", "vilt.embeddings.position_embeddings"),
-        (r"transformer\.patch_embed\.proj\.", "vilt.embeddings.patch_embeddings.projection."),
-        (r"text_embeddings\.", "vilt.embeddings.text_embeddings."),
-        (r"token_type_embeddings\.", "vilt.embeddings.token_type_embeddings."),
-        (r"pooler\.", "vilt.pooler."),
-        (r"(vqa|nlvr2)_classifier\.", "classifier."),
-        (r"mlm_score\.bias$", "mlm_score.decoder.bias"),
-    )
-)
+_RENAMED = {
+    _BLOCK + r"norm1\.": _LAYER + "layernorm_before.",
+    _BLOCK + r"norm2\.": _LAYER + "layernorm_after.",
+    _BLOCK + r"attn\.proj\.": _LAYER + "attention.output.dense.",
+    _BLOCK + r"mlp\.fc1\.": _LAYER + "intermediate.dense.",
+    _BLOCK + r"mlp\.fc2\.": _LAYER + "output.dense.",
+    r"transformer\.norm\.": "vilt.layernorm.",
+    r"transformer\.cls_token$": "vilt.embeddings.cls_token",
+    r"transformer\.pos_embed$": "vilt.embeddings.position_embeddings",
+    r"transformer\.patch_embed\.proj\.": "vilt.embeddings.patch_embeddings.projection.",
+    r"text_embeddings\.": "vilt.embeddings.text_embeddings.",
+    r"token_type_embeddings\.": "vilt.embeddings.token_type_embeddings.",
+    r"pooler\.": "vilt.pooler.",
+    r"(vqa|nlvr2)_classifier\.": "classifier.",
+    r"mlm_score\.bias$": "mlm_score.decoder.bias",
+}
 _FUSED = re.compile(_BLOCK + r"attn\.qkv\.(weight|bias)")
 # A table of constants, timm's unused classifier, and what the training metrics counted.
 _DROPPED = re.compile(r"text_embeddings\.position_ids|(transformer\.)?head\.(weight|bias)|(train|val|dev|test)_\w+\..*")
@@ -110,9 +107,9 @@ def _rename(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _new_name(name: str) -> str:
-    for old, new in _RENAMED:
-        if old.match(name):
-            return old.sub(new, name, count=1)
+    for old, new in _RENAMED.items():
+        if re.match(old, name):
+            return re.sub(old, new, name, count=1)
     return name
 
 

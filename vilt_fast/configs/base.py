@@ -31,7 +31,6 @@ def configuration(cls: type[Config]) -> type[Config]:
         self.id2label, self.label2id = _labels(self.id2label, self.label2id, num_labels)
         ignored = names | {"model_type", "use_return_dict"}
         self.extra = {name: value for name, value in keywords.items() if name not in ignored}
-        self._check()
 
     cls.__init__ = __init__  # type: ignore[method-assign, assignment]  # as dataclass itself does
     return cls
@@ -50,9 +49,6 @@ class PreTrainedConfig:
     output_hidden_states: bool = False
     return_dict: bool = True
     extra: dict[str, Any] = field(init=False)
-
-    def _check(self) -> None:
-        """Raise ValueError for fields that mean nothing."""
 
     @property
     def num_labels(self) -> int:

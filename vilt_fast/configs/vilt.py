@@ -65,8 +65,6 @@ class ViltConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         self.image_size = _pair_or_int(self.image_size)
         self.patch_size = _pair_or_int(self.patch_size)
-
-    def _check(self) -> None:
         sizes = (
             "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size "
             "num_attention_heads intermediate_size num_channels"

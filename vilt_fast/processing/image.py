@@ -20,7 +20,7 @@ from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
 from .decoding import check_data_format, decode, flatten_images, scaled_message
-from .packed import decode_all, join_bytes, rescale_factor
+from .packed import decode_all, rescale_factor
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 
@@ -148,7 +148,9 @@ class ViltImageProcessor(Settings):
         names, decoded = decode_all(images, input_data_format)
         factor = rescale_factor(names, decoded, settings)
         arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
-        data = join_bytes(arrays, pinned=device.type == "cuda").to(device, non_blocking=True)
+        flat = torch.empty(sum(map(np.size, arrays)), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
+        data = flat.to(device, non_blocking=True)
         if settings.do_resize:
             sizes = [settings.target_size(name, *size) for name, size in zip(names, sizes, strict=True)]
             data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)

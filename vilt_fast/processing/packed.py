@@ -1,4 +1,4 @@
-"""The steps of `ViltImageProcessor.pack`: images decoded on threads, the number they share, their bytes in a row."""
+"""The steps of `ViltImageProcessor.pack`: images decoded on threads, and the factor they share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .decoding import Decoded, decode, flatten_images, scaled_message
@@ -51,10 +50,3 @@ def rescale_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: S
             )
     factor = settings.rescale_factor if settings.do_rescale else 1.0
     return factor / 255 if decoded[0].is_unit else factor
-
-
-def join_bytes(arrays: Sequence[np.ndarray], *, pinned: bool) -> Tensor:
-    """All bytes, one array behind the other."""
-    flat = torch.empty(sum(map(np.size, arrays)), dtype=torch.uint8, pin_memory=pinned)
-    np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
-    return flat
