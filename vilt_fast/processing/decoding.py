@@ -17,6 +17,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,11 +90,6 @@ def decode(
     return Decoded(source, *_quantise(source, name, hint))
 
 
-def scaled_message(name: str) -> str:
-    """What to warn of where floats in [0, 1] are to be rescaled."""
-    return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
-
-
 def flatten_images(images: Any, name: str = "images") -> list[tuple[str, Any]]:
     """All images of an argument in order, each with the name that an error gives it, such as "images[3]".
 
@@ -111,6 +108,23 @@ def _walk(item: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(part, f"{name}[{index}]")
     else:
         yield name, item
+
+
+def decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], list[Decoded]]:
+    """What errors call each image of an argument, and its bytes; files and PIL images are decoded on threads."""
+
+    hint = "; packed images are bytes: call without device for this one"
+
+    def decode_one(item: tuple[str, Any]) -> Decoded:
+        decoded = decode(item[1], input_data_format, item[0], hint=hint)
+        _ = decoded.array  # made here, on the thread
+        return decoded
+
+    named = flatten_images(images)
+    # Pillow releases the interpreter's lock while it decodes; arrays need no decoding, and threads for one no start.
+    coded = sum(not isinstance(image, np.ndarray | torch.Tensor) for _, image in named)
+    with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) if coded > 1 else nullcontext() as pool:
+        return [name for name, _ in named], list((pool.map if pool else map)(decode_one, named))
 
 
 def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "images") -> np.ndarray:

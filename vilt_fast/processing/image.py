@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,7 @@ from vilt_fast.checkpoints.files import read_json
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
-from .decoding import check_data_format, decode, flatten_images, scaled_message
-from .packed import decode_all, rescale_factor
+from .decoding import Decoded, check_data_format, decode, decode_all, flatten_images
 from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
 
@@ -146,7 +145,7 @@ class ViltImageProcessor(Settings):
                 "packed images are resized with; call without device for the others"
             )
         names, decoded = decode_all(images, input_data_format)
-        factor = rescale_factor(names, decoded, settings)
+        factor = _packed_factor(names, decoded, settings)
         arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
         flat = torch.empty(sum(map(np.size, arrays)), dtype=torch.uint8, pin_memory=device.type == "cuda")
         np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
@@ -267,10 +266,34 @@ def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _packed_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:
+    """The one number that takes bytes to pixels, for all images of the batch."""
+    for name, item in zip(names, decoded, strict=True):
+        if not settings.do_resize and not item.is_exact:
+            raise ValueError(
+                f"{name}: got floats that are not whole numbers in 0..255, which bytes cannot hold without rounding; "
+                "call without device, or with do_resize=True, which rounds them"
+            )
+        if item.is_unit and settings.do_rescale:
+            warnings.warn(_scaled_message(name), stacklevel=4)
+        if item.is_unit != decoded[0].is_unit:
+            raise ValueError(
+                f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed images cannot hold side "
+                "by side; convert one of them, or call without device"
+            )
+    factor = settings.rescale_factor if settings.do_rescale else 1.0
+    return factor / 255 if decoded[0].is_unit else factor
+
+
+def _scaled_message(name: str) -> str:
+    """What to warn of where floats in [0, 1] are to be rescaled."""
+    return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
+
+
 def _prepare(name: str, source: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
     decoded = decode(source, input_data_format, name, keep=not settings.do_resize)
     if settings.do_rescale and decoded.is_scaled:
-        warnings.warn(scaled_message(name), stacklevel=5)
+        warnings.warn(_scaled_message(name), stacklevel=5)
     image = decoded.pixels
     if settings.do_resize:
         height, width = settings.target_size(name, *decoded.size)
