@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.processing.sizes import resize_size
+from vilt_fast.processing.settings import resize_size
 
 # (height, width) of COCO-like images before resizing, and how many of a hundred have it.
 COCO_SIZES = {

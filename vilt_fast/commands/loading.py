@@ -13,7 +13,7 @@ from PIL import Image
 
 import vilt_fast
 from vilt_fast.checkpoints.hub import find_file
-from vilt_fast.processing.pictures import load_picture
+from vilt_fast.processing.decoding import load_image
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -114,7 +114,7 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    pictures: list[Any] = [load_picture(path, name="IMAGE") for path in paths]
+    pictures: list[Any] = [load_image(path, name="IMAGE") for path in paths]
     return pictures, *load(arguments)
 
 
