@@ -6,6 +6,7 @@ Peers: the flash kernel for packed spans, and scaled dot-product attention on th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,42 +17,40 @@ from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Unavailable
-from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
+from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded, tuning_input
 from vilt_fast.configs.vilt import ViltConfig
 
 TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
 _PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
 
 
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """Spans shorter than, as long as and longer than a tile; then the attention rows of every seventh query."""
-    d, heads = (768, 12) if large else (48, 3)
-    lengths = [1, 63, 64, 65, 197, 281] * 8 if large else [1, 64, 65]
-    total, cu_seqlens = sum(lengths), _cu_seqlens(lengths, device)
-    qkv, shape = random(total, 3 * d), f"{len(lengths)} spans, {total} rows, {heads} x {d // heads}"
-    options = {"max_seqlen": max(lengths)}
-    yield CheckCase("attention", shape, (qkv, cu_seqlens, heads), options)
-    queries = torch.arange(0, total, 7, device=device)
-    yield CheckCase("attention_rows", shape, (qkv, cu_seqlens, queries, heads), options, "attention_rows")
-
-
 def cases(batch: Case) -> list[OperationCase]:
-    """The spans of a packed batch."""
+    """The spans of a packed batch; then the attention rows of every seventh query."""
     lengths, d, heads = batch.lengths, batch.config.hidden_size, batch.config.num_attention_heads
     spans, longest, total = _cu_seqlens(lengths, batch.device), max(lengths), sum(lengths)
-    case = OperationCase(
+    queries = torch.arange(0, total, 7, device=batch.device)
+    case = partial(
+        OperationCase,
         batch,
-        operation="attention",
         shape=f"{len(lengths)} spans of {min(lengths)}..{longest}, {total} x 3 x {d}",
         make=lambda generator: [rounded(generator, total, 3 * d)],
+        work=lambda itemsize: flops.attention(lengths, d, itemsize),
+    )
+    attention = case(
+        operation="attention",
+        floor="attention",
         ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
         peers={
             "torch varlen_attn": _varlen(spans, longest, heads),
             "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
         },
-        work=lambda itemsize: flops.attention(lengths, d, itemsize),
     )
-    return [case]
+    rows = case(
+        operation="attention_rows",
+        floor="attention_rows",
+        ours=lambda qkv: ops.attention_rows(qkv, spans, queries, heads, max_seqlen=longest),
+    )
+    return [attention, rows]
 
 
 def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> Tensor:

@@ -21,6 +21,7 @@ from vilt_fast.bench import contestant, end_to_end, environment, operations, our
 from vilt_fast.bench.case import Case, full_config, tiny_config
 from vilt_fast.bench.contestant import Clock, Contestant, Row
 from vilt_fast.bench.workloads import Workload
+from vilt_fast.ops import OPERATIONS
 
 # Contestants whose cost against size is a curve worth drawing.
 CURVES = (
@@ -114,8 +115,8 @@ def run_suite(name: str, run: Run) -> Iterator[list[Row]]:
 def _ops(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((2,) if run.is_small else (1, 64, 256)):
         whole = run.case(workloads.vqa_mix(batch), compiles=batch == 256)
-        for module in operations.modules().values():
-            for case in module.cases(whole):
+        for operation in OPERATIONS:
+            for case in operations.timed_cases(operation, whole):
                 yield run.time("ops", case, case.contestants(run.dtypes[-1]))
 
 

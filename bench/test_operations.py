@@ -37,7 +37,7 @@ def cases(operation: str, device: str) -> list[OperationCase]:
     else:
         workload = workloads.shrunk(workloads.vqa_mix(2), 8, side=96)
         config = tiny_config(workload)
-    found = operations.modules()[operation].cases(Case(workload, config, torch.device(device), compiles=GPU))
+    found = operations.timed_cases(operation, Case(workload, config, torch.device(device), compiles=GPU))
     for case in found:
         case.interpreted = device != "cuda"
     return found
