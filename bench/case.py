@@ -170,12 +170,8 @@ class Case:
     @cached_property
     def wanted(self) -> Tensor:
         """Logits of the first inputs by the padded reference in fp64."""
-        return self.right_logits(self.inputs[0])
-
-    def right_logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits of padded inputs by the reference in fp64."""
         with full_precision(), torch.inference_mode():
-            return padded_logits(self.model(torch.float64).state_dict(), self.config, inputs, torch.float64)
+            return padded_logits(self.model(torch.float64).state_dict(), self.config, self.inputs[0], torch.float64)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Layout]:
