@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vilt_fast import ops
-from vilt_fast.bench import flops
+from vilt_fast.bench import flops, peers
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Unavailable
 from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded, tuning_input
 from vilt_fast.configs.vilt import ViltConfig
 
@@ -29,6 +27,11 @@ def cases(batch: Case) -> list[OperationCase]:
     lengths, d, heads = batch.lengths, batch.config.hidden_size, batch.config.num_attention_heads
     spans, longest, total = _cu_seqlens(lengths, batch.device), max(lengths), sum(lengths)
     queries = torch.arange(0, total, 7, device=batch.device)
+
+    def varlen(qkv: Tensor) -> Tensor:
+        attend = peers.varlen(qkv, spans, longest)
+        return attend(*qkv.unflatten(-1, (3, heads, -1)).unbind(1)).flatten(1)
+
     case = partial(
         OperationCase,
         batch,
@@ -41,7 +44,7 @@ def cases(batch: Case) -> list[OperationCase]:
         floor="attention",
         ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
         peers={
-            "torch varlen_attn": _varlen(spans, longest, heads),
+            "torch varlen_attn": varlen,
             "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
         },
     )
@@ -55,19 +58,6 @@ def cases(batch: Case) -> list[OperationCase]:
 
 def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
-
-
-def _varlen(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
-    def varlen(qkv: Tensor) -> Tensor:
-        if not qkv.is_cuda:
-            raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
-        from torch.nn.attention.varlen import varlen_attn
-
-        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
-        out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
-        return out.flatten(1)
-
-    return varlen
 
 
 def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
