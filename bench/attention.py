@@ -15,8 +15,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops, peers
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded, tuning_input
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
 
 TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
 _PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
@@ -73,15 +72,9 @@ def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tenso
     return sdpa
 
 
-def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """One tile for every size class, chosen where most time goes."""
-    from vilt_fast.kernels.attention import attention
-
-    # Spans of 181 to 241 tokens, as many as fit: vqa-mix has 211 on average.
-    most, heads = max(rows), config.num_attention_heads
-    mean = min(most, 211)
-    lengths = torch.randint(mean - mean // 7, mean + mean // 7 + 1, (max(most // 211, 1),)).tolist()
-    qkv, cu_seqlens = tuning_input(device, sum(lengths), 3 * config.hidden_size), _cu_seqlens(lengths, device)
+    config = batches[-1].config
     candidates = [dict(zip(_PARAMETERS, tile, strict=True)) for tile in TILES]
-    key = {"N": config.hidden_size // heads, "dtype": TUNED_DTYPES}
-    yield Task("attention", key, lambda: attention(qkv, cu_seqlens, heads, max_seqlen=max(lengths)), candidates)
+    key = {"N": config.hidden_size // config.num_attention_heads, "dtype": TUNED_DTYPES}
+    yield Task("attention", key, cases(batches[-1])[0], candidates)

@@ -5,8 +5,7 @@ Peers: F.linear, F.linear + add, F.gelu(F.linear), and the same under torch.comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded, tuning_input
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
 
 _PARAMETERS = {
     "descriptor": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "FLATTEN", "programs", "SUBTILES"),
@@ -101,7 +99,7 @@ def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residu
     )
 
 
-def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """A tile for each product and size class.
 
     All must give the same bits as the anchor, which is the same for every size class: a row's answer may not depend on
@@ -109,17 +107,17 @@ def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iter
     """
     from vilt_fast.kernels import launch
 
-    arch = launch.arch_of(torch.empty(0, device=device))
+    arch = launch.arch_of(torch.empty(0, device=batches[0].device))
     kind = "descriptor" if launch.family(arch) in ("sm90", "sm100") else "pointer"
-    for count in rows:
-        bucket = launch.size_bucket(count)
+    for batch in batches:
+        bucket = launch.size_bucket(sum(batch.lengths))
         tiles = FEW_ROWS[kind] if bucket in ("tiny", "small") else MANY_ROWS[kind]
         anchor, *candidates = (_configuration(arch, kind, tile) for tile in (FEW_ROWS[kind][0], *tiles))
-        for K, N, activation, has_residual in _products(config.hidden_size, config.intermediate_size):
+        for product in _products(batch.config.hidden_size, batch.config.intermediate_size):
+            K, N, _, has_residual = product
             suffix = "_residual" if has_residual and kind == "descriptor" else ""
             key = {"N": N, "K": K, "bucket": bucket, "dtype": TUNED_DTYPES}
-            call = _tuning_call(device, (count, K, N), activation, has_residual)
-            yield Task(f"linear_{kind}{suffix}", key, call, candidates, anchor)
+            yield Task(f"linear_{kind}{suffix}", key, _case(batch, *product), candidates, anchor)
 
 
 def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any]:
@@ -127,14 +125,3 @@ def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any
 
     found = dict(zip(_PARAMETERS[kind], tile, strict=True), GROUP_M=8)
     return found | {"num_stages": 2, "matrix_instr_nonkdim": 16} if launch.family(arch) == "gfx942" else found
-
-
-def _tuning_call(
-    device: torch.device, sizes: tuple[int, int, int], activation: str | None, has_residual: bool
-) -> Callable[[], Tensor]:
-    from vilt_fast.kernels.linear import linear
-
-    rows, K, N = sizes
-    x, weight, bias = (tuning_input(device, *shape) for shape in ((rows, K), (N, K), (N,)))
-    residual = tuning_input(device, rows, N) if has_residual else None
-    return partial(linear, x, weight, bias, activation=activation, residual=residual)

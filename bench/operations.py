@@ -3,7 +3,7 @@
 Such a file holds two functions, of which an operation that is not tuned lacks the second:
 
     cases(batch) -> list[OperationCase]              for `vilt-fast check`, `vilt-fast bench --suite ops` and pytest
-    tasks(config, rows, device) -> Iterator[Task]    for `vilt-fast tune`
+    tasks(batches) -> Iterator[Task]                 for `vilt-fast tune`, from the smallest batch to the largest
 
 Kernels are imported where they are called: a bench runs on machines without Triton.
 """
@@ -159,19 +159,13 @@ class Task:
     Args:
         op: name of the kernel in the tables.
         key: N, K, bucket and dtype of the entry, as far as it has them.
-        call: runs the operation, with the configuration that is forced meanwhile.
+        case: what is measured, with the configuration that is forced meanwhile.
         candidates: configurations to measure.
         anchor: configuration whose result every candidate must give, bit for bit; within rounding where None.
     """
 
     op: str
     key: dict[str, Any]
-    call: Callable[[], Tensor]
+    case: OperationCase
     candidates: list[dict[str, Any]]
     anchor: dict[str, Any] | None = None
-
-
-def tuning_input(device: torch.device, *shape: int) -> Tensor:
-    """Random bf16 numbers whose rows are of length one or so."""
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return values.mul_(shape[-1] ** -0.5).to(device, torch.bfloat16)
