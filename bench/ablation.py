@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -122,10 +122,8 @@ def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Any:
 @contextmanager
 def _backends(switches: Sequence[str]) -> Iterator[None]:
     sides = {name: "kernels" if name in switches else "reference" for name in KERNELS}
-    with ExitStack() as stack:
-        stack.enter_context(vilt_fast.backend(**sides))
-        if "linear" in switches and "epilogues" not in switches:
-            stack.enter_context(unfused_epilogues())
+    is_split = "linear" in switches and "epilogues" not in switches
+    with vilt_fast.backend(**sides), unfused_epilogues() if is_split else nullcontext():
         yield
 
 
