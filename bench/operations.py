@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast.bench import timing, verify
+from vilt_fast.bench import ours, timing, verify
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
+from vilt_fast.bench.contestant import Calls, Contestant
 from vilt_fast.bench.flops import Cost
 from vilt_fast.ops import OPERATIONS
 
@@ -134,8 +134,8 @@ class OperationCase:
 
 
 def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> Calls:
-    if backend == "kernels" and case.device.type != "cuda" and not case.interpreted:
-        raise Unavailable("needs a GPU: Triton kernels")
+    if not case.interpreted:
+        ours.need_kernels(case, backend)
 
     def call(tensors: Sequence[Tensor]) -> Any:
         with vilt_fast.backend(backend):

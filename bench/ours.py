@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import vilt_fast
+from vilt_fast.bench import contestant
 from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
 from vilt_fast.models.vilt import Encoded
@@ -91,7 +92,7 @@ def padded_reference_calls(case: Case, dtype: torch.dtype) -> Calls:
     return [partial(padded_logits, state, case.config, inputs, dtype, batch) for inputs in case.inputs_in(dtype)]
 
 
-def need_kernels(case: Case, backend: str) -> None:
+def need_kernels(case: contestant.Case, backend: str) -> None:
     """Raises:
     Unavailable: the kernels are asked for, and there is no GPU.
     """

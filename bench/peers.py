@@ -73,16 +73,14 @@ class HandWritten(nn.Module):
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
         self.layers, self.images = config.num_hidden_layers, images
-        for name, value in state.items():
-            if "embeddings." not in name and ".attention.attention." not in name:
-                self._keep(name, value)
+        replaced = ("embeddings.", ".attention.attention.")
+        kept = {name: value for name, value in state.items() if not any(part in name for part in replaced)}
         for block in map("vilt.encoder.layer.{}".format, range(self.layers)):
             for kind in ("weight", "bias"):
                 parts = [state[f"{block}.attention.attention.{name}.{kind}"] for name in ("query", "key", "value")]
-                self._keep(f"{block}.qkv.{kind}", torch.cat(parts))
-
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name.replace(".", "_"), value.clone())
+                kept[f"{block}.qkv.{kind}"] = torch.cat(parts)
+        for name, value in kept.items():
+            self.register_buffer(name.replace(".", "_"), value.clone())
 
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         name = name.replace(".", "_")
