@@ -2,18 +2,19 @@
 
 Each kernel file exposes `shipped_configurations(target)`; this module turns every one of them into machine code and
 reads registers, spills, shared memory and matrix instructions from it. `@triton.jit` of a process under
-TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes.
+TRITON_INTERPRET=1 makes functions that cannot be compiled, so the work is done in child processes:
+
+    python -m vilt_fast.bench.compile sm80,sm90 linear,attention [SHARD COUNT]      one JSON row per line
 """
 
 import importlib
-import multiprocessing
+import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 from vilt_fast.ops import OPERATIONS
@@ -101,17 +102,10 @@ def compile_one(target: str, config: Any) -> dict[str, Any]:
     }
 
 
-def _without_interpreter() -> None:
-    os.environ["TRITON_INTERPRET"] = "0"
-
-
-def _compile_share(targets: Sequence[str], operations: Sequence[str], first: int, step: int) -> list[dict[str, Any]]:
-    """Rows of every `step`-th configuration from `first` on."""
-    work = [(target, config) for target in targets for config in shipped(target, operations)]
-    try:
-        return [compile_one(target, config) for target, config in work[first::step]]
-    except Exception:  # the compiler's own errors do not pass from process to process
-        raise RuntimeError(f"a kernel does not compile:\n{traceback.format_exc()}") from None
+def _start(targets: Sequence[str], operations: Sequence[str], shard: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", __spec__.name, ",".join(targets), ",".join(operations), str(shard), str(count)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def compile_all(
@@ -136,8 +130,27 @@ def compile_all(
     if unknown := sorted(set(operations) - set(OPERATIONS)):
         raise ValueError(f"operations: got {', '.join(unknown)}, wanted some of {', '.join(OPERATIONS)}")
     count = jobs or os.cpu_count() or 1
-    with multiprocessing.get_context("spawn").Pool(count, _without_interpreter) as pool:
-        shares = [(targets, operations, first, count) for first in range(count)]
-        rows = list(chain.from_iterable(pool.starmap(_compile_share, shares, chunksize=1)))
+    children = [_start(targets, operations, shard, count) for shard in range(count)]
+    rows: list[dict[str, Any]] = []
+    try:
+        for child in children:
+            out, errors = child.communicate()
+            if child.returncode:
+                raise RuntimeError(f"a kernel does not compile:\n{errors}")
+            rows += map(json.loads, out.splitlines())
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
     order = {target: i for i, target in enumerate(targets)}
     return sorted(rows, key=lambda row: (order[row["target"]], row["kernel"], row["config"]))
+
+
+def _main(targets: str, operations: str, shard: str = "0", count: str = "1") -> None:
+    work = [(target, entry) for target in targets.split(",") for entry in shipped(target, operations.split(","))]
+    for target, configuration in work[int(shard) :: int(count)]:
+        print(json.dumps(compile_one(target, configuration)), flush=True)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
