@@ -50,7 +50,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from vilt_fast.bench import plots
 
-        plots.waterfall([row.flat() for row in rows], Path(arguments.plot))
+        plots.PLOTS["waterfall"]([row.flat() for row in rows], Path(arguments.plot))
         print(arguments.plot)
     _end(rows)
 
