@@ -28,7 +28,7 @@ from torch import Tensor
 from vilt_fast.contracts import pillow
 
 from . import launch
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 PRECISION_BITS = tl.constexpr(pillow.PRECISION_BITS)
 HALF = tl.constexpr(1 << (pillow.PRECISION_BITS - 1))  # rounds to nearest
@@ -145,7 +145,7 @@ class _Jobs(NamedTuple):
 
 
 def _tiles(rows: int, row_bytes: int) -> int:
-    return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
+    return triton.cdiv(rows, TILE["BLOCK_M"]) * triton.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
 def _tables(axes: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], tuple[int, int, int]], list[Tensor]]:
@@ -170,7 +170,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
         vertical = width != w and pillow.vertical_first(height, width, h, w, rule)
         horizontal_table, vertical_table = fields[width, w], fields[height, h]
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
-        stride = launch.cdiv(row_bytes, ALIGN.value) * ALIGN.value
+        stride = triton.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
         if max(height * width * channels, rows * stride, h * out_bytes) > MAX_BYTES:
             raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB per image")
@@ -186,8 +186,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
     return _Jobs(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
 
 
-@torch.library.custom_op("vilt_fast::resize", mutates_args=())
-def _resize(
+def _launch(
     source: Tensor,
     jobs: Tensor,
     images: int,
@@ -201,11 +200,13 @@ def _resize(
     job_words = 2 * images * FIELDS.value  # a field is two words
     tables = jobs[2 * job_words :]
     first, second = (jobs[at : at + job_words].view(torch.int64) for at in (0, job_words))
-    options = {"num_warps": NUM_WARPS, **TILE}
-    with launch.on_device(source):
-        resize_kernel[(first_tiles,)](scratch, source, first, tables, images, ALIGNED_ROWS=False, **options)
-        resize_kernel[(second_tiles,)](out, scratch, second, tables, images, ALIGNED_ROWS=vertical_last, **options)
+    common = {"num_jobs": images, "num_warps": NUM_WARPS, **TILE}
+    launch.run(resize_kernel, (first_tiles,), scratch, source, first, tables, ALIGNED_ROWS=False, **common)
+    launch.run(resize_kernel, (second_tiles,), out, scratch, second, tables, ALIGNED_ROWS=vertical_last, **common)
     return out
+
+
+_resize = torch.library.custom_op("vilt_fast::resize", _launch, mutates_args=())
 
 
 @_resize.register_fake
@@ -215,13 +216,12 @@ def _(source, jobs, images, first_tiles, second_tiles, scratch_bytes, out_bytes,
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    types = {"out_ptr": "*u8:16", "jobs_ptr": "*i64:16", "tables_ptr": "*i32:16", "num_jobs": "i32"}
-    cases = (("first", "*u8", False), ("second", "*u8:16", False), ("second, aligned rows", "*u8:16", True))
-    options = {"num_warps": NUM_WARPS, **TILE}
-    return [
-        describe(name, resize_kernel, types | {"in_ptr": in_type}, options | {"ALIGNED_ROWS": aligned})
-        for name, in_type, aligned in cases
-    ]
+    source, jobs = empty("u8", 17)[1:], empty("i32", 4 * FIELDS.value + 4)
+    packed, aligned = (
+        compiled(target, "", _launch, source, jobs, 1, 1, 1, 16, 16, vertical_last) for vertical_last in (False, True)
+    )
+    shipped = zip(("first", "second", "second, aligned rows"), (*packed, aligned[1]), strict=True)
+    return [configuration._replace(name=name) for name, configuration in shipped]
 
 
 # --- public functions -------------------------------------------------------------------------------------------------
