@@ -127,11 +127,9 @@ def _launch(
 
 
 _attention_rows = torch.library.custom_op("vilt_fast::attention_rows", _launch, mutates_args=())
-
-
-@_attention_rows.register_fake
-def _(qkv, cu_seqlens, query_rows, num_heads, max_seqlen, scale, head_scale):
-    return qkv.new_empty(query_rows.shape[0], num_heads, max_seqlen)
+_attention_rows.register_fake(
+    lambda qkv, bounds, query_rows, heads, max_seqlen, *_: qkv.new_empty(query_rows.shape[0], heads, max_seqlen)
+)
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
@@ -171,9 +169,9 @@ def check_arguments(
 ) -> float:
     """Checks what both functions take, and gives the scale."""
     launch.check_device(op, qkv, cu_seqlens, head_scale, query_rows)
-    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), launch.FLOATS)
+    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"))
     launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32)
-    launch.check_tensor(op, "head_scale", head_scale, (num_heads,), launch.FLOATS)
+    launch.check_tensor(op, "head_scale", head_scale, (num_heads,))
     columns = qkv.shape[1]
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"

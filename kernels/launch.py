@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -255,7 +255,7 @@ def check_tensor(
     argument: str,
     tensor: Tensor | None,
     shape: Sequence[int | str],
-    dtypes: Iterable[torch.dtype] | torch.dtype,
+    dtypes: Sequence[torch.dtype] | torch.dtype = FLOATS,
     *,
     row_major: bool = False,
 ) -> None:
@@ -265,7 +265,7 @@ def check_tensor(
         op, argument: names for the message.
         tensor: what came; None, for an argument that was left out, passes.
         shape: wanted shape; a string stands for any size and names it.
-        dtypes: wanted dtype, or the dtypes allowed.
+        dtypes: wanted dtype, or the dtypes allowed; fp32, fp16 and bf16 where left out.
         row_major: the last dimension must be contiguous (rows may be strided).
 
     Raises:
@@ -279,11 +279,11 @@ def check_tensor(
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{op}: {argument}: got shape {tuple(tensor.shape)}, wanted ({wanted})")
-    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else dtypes
     if tensor.dtype not in allowed:
         names = " or ".join(str(dtype) for dtype in allowed)
         raise ValueError(f"{op}: {argument}: got dtype {tensor.dtype}, wanted {names}")
-    if row_major and tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if row_major and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
             f"{op}: {argument}: got strides {tensor.stride()}, wanted a contiguous last dimension (stride 1)"
         )

@@ -96,11 +96,7 @@ def _launch(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 _layer_norm = torch.library.custom_op("vilt_fast::layer_norm", _launch, mutates_args=())
-
-
-@_layer_norm.register_fake
-def _(input, weight, bias, eps):
-    return input.new_empty(input.shape)
+_layer_norm.register_fake(lambda input, *_: input.new_empty(input.shape))
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
@@ -120,7 +116,7 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
     Weight and bias have the dtype of `input`, whose rows may be strided. No gradients.
     """
-    launch.check_tensor("layer_norm", "input", input, ("rows", "d"), launch.FLOATS)
+    launch.check_tensor("layer_norm", "input", input, ("rows", "d"))
     d = input.shape[1]
     if not 0 < d <= MAX_D:
         raise ValueError(f"layer_norm: input: got {d} columns, wanted 1 to {MAX_D}")

@@ -316,16 +316,16 @@ def patch_embed(
     multiplied as torch.get_float32_matmul_precision() says. For bytes a weight in channels-last memory is used as it
     is, another one is copied. No gradients.
     """
-    op, allowed, (pairs, hidden) = "patch_embed", launch.FLOATS, (grid.shape[0], weight.shape[0])
+    op, pairs, hidden = "patch_embed", grid.shape[0], weight.shape[0]
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
     launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
-    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), allowed, row_major=True)
-    launch.check_tensor(op, "bias", bias, (hidden,), allowed)
-    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), allowed)
-    launch.check_tensor(op, "cls_token", cls_token, (hidden,), allowed)
-    launch.check_tensor(op, "modality", modality, ("M", hidden), allowed)
+    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), row_major=True)
+    launch.check_tensor(op, "bias", bias, (hidden,))
+    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden))
+    launch.check_tensor(op, "cls_token", cls_token, (hidden,))
+    launch.check_tensor(op, "modality", modality, ("M", hidden))
     launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
@@ -338,14 +338,14 @@ def _check_pixels(
     pixels: Tensor, weight: Tensor, grid: Tensor, grid_size: tuple[int, int] | None, pixel_offset: Tensor | None
 ) -> tuple[int, int]:
     """(GH, GW)."""
-    op, floats = "patch_embed", launch.FLOATS
-    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"), floats)
+    op = "patch_embed"
+    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"))
     _, channels, patch, columns = weight.shape
     if patch != columns or not 4 <= patch <= 64:
         raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted square patches of 4 to 64")
     launch.check_tensor(op, "grid", grid, ("B", 2), torch.int32)
     if pixel_offset is None:
-        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"), floats)
+        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"))
         return pixels.shape[2] // patch, pixels.shape[3] // patch
     launch.check_tensor(op, "pixels", pixels, ("bytes",), torch.uint8, row_major=True)
     launch.check_tensor(op, "pixel_offset", pixel_offset, (grid.shape[0],), torch.int64)

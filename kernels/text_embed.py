@@ -154,25 +154,25 @@ def text_embed(
     Floats are fp32, fp16 or bf16, and rows have at most 16384 columns. Ids are not checked:
     that would need a wait for the device. No gradients.
     """
-    op, dtypes = "text_embed", launch.FLOATS
+    op = "text_embed"
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())
     launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
-    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), dtypes, row_major=True)
+    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
     launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
     hidden, (batch, words) = tokens.shape[1], text_row.shape
     if not 1 <= hidden <= MAX_HIDDEN:
         raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
-    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes)
+    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden))
     launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
     launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
     for name, table in tables.items():
-        launch.check_tensor(op, name, table, ("entries", hidden), dtypes)
+        launch.check_tensor(op, name, table, ("entries", hidden))
     for name, vector in vectors.items():
-        launch.check_tensor(op, name, vector, (hidden,), dtypes)
+        launch.check_tensor(op, name, vector, (hidden,))
     if words > position.shape[0]:
         raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
     _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
