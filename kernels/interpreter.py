@@ -7,7 +7,7 @@ writes past its tensors raise, which is otherwise seen only when the process die
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -96,23 +96,14 @@ def _extent(tensor: Any) -> tuple[int, int]:
     return first, first + (steps + 1) * tensor.element_size() if tensor.numel() else first
 
 
-def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from _tensors(argument)
-        elif isinstance(argument, interpreter.TensorDescriptor):
-            yield argument.base
-        elif hasattr(argument, "data_ptr"):
-            yield argument
-
-
 def _patch_arguments(original: Callable) -> Callable:
     """Wraps the copy of a launch's arguments to the host: notes where its tensors are."""
 
     @functools.wraps(original)
     def arguments(self, positional, named):
         copied = original(self, positional, named)
-        _extents[:] = map(_extent, _tensors((*copied[0], *copied[1].values())))
+        bases = (getattr(value, "base", value) for value in (*copied[0], *copied[1].values()))  # of descriptors
+        _extents[:] = [_extent(base) for base in bases if hasattr(base, "data_ptr")]
         return copied
 
     return arguments
@@ -135,15 +126,9 @@ def _patch_access(original: Callable, kind: str) -> Callable:
     return access
 
 
-_patched = False
-
-
+@functools.cache
 def patch() -> None:
     """Corrects bfloat16 and checks memory in this process's interpreter; a second call does nothing."""
-    global _patched
-    if _patched:
-        return
-    _patched = True
     builder, reductions = interpreter.InterpreterBuilder, interpreter.ReduceOps
     # Where the argument stands whose type is the result's.
     typed = {"unary_op": 0, "binary_op": 0, "ternary_op": 2, "create_fma": 2, "create_rsqrt": 0, "create_dot": 2}
