@@ -241,13 +241,6 @@ def _launch(
     launch.run(_linear_descriptor, (programs,), *descriptors, bias, residual_desc, rows, *product, **options)
 
 
-def _uses_descriptors(arch: str, dtype: str, tensors: tuple[Tensor | None, ...]) -> bool:
-    # fp32 as it is has no matrix unit to feed, so the plain kernel does.
-    if launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
-        return False
-    return all(tensor is None or _describable(tensor) for tensor in tensors)
-
-
 def _choose_and_launch(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
@@ -259,8 +252,11 @@ def _choose_and_launch(
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else launch.row_major(residual)
     arch, dtype = launch.arch_of(input), launch.product_name(input.dtype)
-    op = "linear_pointer"
-    if _uses_descriptors(arch, dtype, (out, x, w, residual)):
+    described = all(tensor is None or _describable(tensor) for tensor in (out, x, w, residual))
+    # fp32 as it is has no matrix unit to feed, so the plain kernel does.
+    if not described or launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
+        op = "linear_pointer"
+    else:
         op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
     sizes = {"N": N, "K": input.shape[1], "rows": rows}
     config = launch.configuration(op, arch=arch, **sizes, dtype=dtype, heuristic=heuristic)

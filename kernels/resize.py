@@ -17,7 +17,7 @@ words. An axis that does not change is copied, as a pass of one tap that weighs 
 Not supported: alpha (multiply beforehand, as Pillow does), boxes, gradients, other filters, an image of 2 GiB.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -148,36 +148,31 @@ def _tiles(rows: int, row_bytes: int) -> int:
     return triton.cdiv(rows, TILE["BLOCK_M"]) * triton.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
-def _tables(axes: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], tuple[int, int, int]], list[Tensor]]:
-    """TABLE, TABLE_SIZE and TAPS of every axis (size before, size after), and the tables themselves, each once."""
-    fields, tables, start = {}, [], 0
-    for axis in dict.fromkeys(axes):
-        table = pillow.bicubic_table(*axis)
-        fields[axis] = (start, axis[1], len(table) - 1)
-        tables.append(table.flatten())
-        start += table.numel()
-    return fields, tables
-
-
 def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
-    fields, tables = _tables(
-        axis for shape, size in zip(shapes, sizes, strict=True) for axis in zip(shape[:2], size, strict=True)
-    )
+    tables: list[Tensor] = []
+    tables_size = 0
+    fields: dict[tuple[int, int], tuple[int, int, int]] = {}  # TABLE, TABLE_SIZE and TAPS by size before and after
     jobs, starts = ([], []), [0]
     tiles, scratch_bytes, vertical_last = [0, 0], 0, True
     for index, ((height, width, channels), (h, w), offset) in enumerate(zip(shapes, sizes, offsets, strict=True)):
         # Where the width stays the order of the passes is free, and horizontal first is faster.
         vertical = width != w and pillow.vertical_first(height, width, h, w, rule)
-        horizontal_table, vertical_table = fields[width, w], fields[height, h]
+        axes = ((height, h), (width, w)) if vertical else ((width, w), (height, h))
+        for axis in axes:
+            if axis not in fields:
+                table = pillow.bicubic_table(*axis)
+                fields[axis] = (tables_size, axis[1], len(table) - 1)
+                tables.append(table.flatten())
+                tables_size += table.numel()
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
         stride = triton.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
         if max(height * width * channels, rows * stride, h * out_bytes) > MAX_BYTES:
             raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB per image")
         place = (tiles[0], offset, scratch_bytes, width * channels, stride, rows, row_bytes, channels)
-        jobs[0].append((*place, vertical, *(vertical_table if vertical else horizontal_table)))
+        jobs[0].append((*place, vertical, *fields[axes[0]]))
         place = (tiles[1], scratch_bytes, starts[-1], stride, out_bytes, h, out_bytes, channels)
-        jobs[1].append((*place, not vertical, *(horizontal_table if vertical else vertical_table)))
+        jobs[1].append((*place, not vertical, *fields[axes[1]]))
         tiles = [tiles[0] + _tiles(rows, row_bytes), tiles[1] + _tiles(h, out_bytes)]
         scratch_bytes += rows * stride
         starts.append(starts[-1] + h * out_bytes)
