@@ -240,16 +240,13 @@ def _blocks(words: int, cells: int) -> dict[str, int]:
     return blocks | {"ORDINAL_BITS": max((cells - 1).bit_length(), 9), "num_warps": 1 if cells <= 512 else 8}
 
 
-def _new_plan(attention_mask: Tensor, places: int) -> Plan:
-    """The Plan's tensors, not initialised; `places` patch places per pair."""
+def _new_plan(attention_mask: Tensor, cells: int, max_patches: int) -> Plan:
+    """The Plan's tensors, not initialised."""
     batch, words = attention_mask.shape
+    places = min(cells, max_patches) if max_patches >= 0 else cells
     shapes = ((batch, 2), (batch,), (batch,), (batch + 1,), (batch, words), (batch,))
     shapes += ((batch * places,), (batch * places,))
     return Plan(*(attention_mask.new_empty(shape, dtype=torch.int32) for shape in shapes))
-
-
-def _places(cells: int, max_patches: int) -> int:
-    return min(cells, max_patches) if max_patches >= 0 else cells
 
 
 def _launch(
@@ -264,8 +261,7 @@ def _launch(
     has_cls: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, words = attention_mask.shape
-    places = _places(rows * columns, max_patches)
-    plan = _new_plan(attention_mask, places)
+    plan = _new_plan(attention_mask, rows * columns, max_patches)
     if batch == 0:
         plan.cu_seqlens.zero_()
         return tuple(plan)
@@ -289,7 +285,7 @@ def _launch(
         *(plan.cu_seqlens, plan.text_row, plan.cls_row, plan.patch_index, plan.patch_row),
         *(plan.grid, plan.text_count, plan.patch_count, last_key),
         *masks,
-        *(words, rows, columns, batch, places, seed),
+        *(words, rows, columns, batch, plan.patch_index.shape[0] // batch, seed),
         HAS_CLS=int(has_cls),
         BLOCK_B=_block(batch, 256, _BLOCK_B),
         **blocks,
@@ -298,11 +294,11 @@ def _launch(
 
 
 _patch_sample = torch.library.custom_op("vilt_fast::patch_sample", _launch, mutates_args=())
-
-
-@_patch_sample.register_fake
-def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index, has_cls):
-    return tuple(_new_plan(attention_mask, _places(rows * columns, max_patches)))
+_patch_sample.register_fake(
+    lambda attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, *_: tuple(
+        _new_plan(attention_mask, rows * columns, max_patches)
+    )
+)
 
 
 def shipped_configurations(target: str) -> list[Configuration]:

@@ -119,14 +119,12 @@ def visual_embedding(
 
     class_position, table = _position_table(body, config)
     grid_mask = _grid_mask(pixel_values, pixel_mask, rows, columns)
+    keep = grid_mask if patch_mask is None else grid_mask & (patch_mask.to(grid_mask.device) != 0)
     pictures = []
     for b in range(patches.shape[0]):
         height, width = int(grid_mask[b, :, 0].sum()), int(grid_mask[b, 0].sum())
         picture = projected[b, :height, :width] + interpolate_positions(table, height, width)
-        keep = torch.ones(height, width, dtype=torch.bool, device=picture.device)
-        if patch_mask is not None:
-            keep = patch_mask[b, :height, :width].to(picture.device) != 0
-        pictures.append(picture[keep])
+        pictures.append(picture[keep[b, :height, :width].to(picture.device)])
     padded = torch.nn.utils.rnn.pad_sequence(pictures, batch_first=True)  # (B, N, d)
     kept = torch.tensor([len(picture) for picture in pictures])
     first = (body["embeddings.cls_token"][0, 0] + class_position).expand(len(pictures), 1, -1)

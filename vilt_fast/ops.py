@@ -114,15 +114,13 @@ def backend(default: str | None = None, /, **operations: str) -> Iterator[None]:
             raise ValueError(f"backend: unknown operation {name!r}, expected one of {', '.join(OPERATIONS)}")
         if side not in BACKENDS:
             raise ValueError(f"backend: {name} must be one of {', '.join(BACKENDS)}, got {side!r}")
-    before = dict(_chosen)
-    if default is not None:
-        _chosen.update(dict.fromkeys(OPERATIONS, default))
-    _chosen.update(operations)
+    global _chosen
+    before = _chosen
+    _chosen = before | ({} if default is None else dict.fromkeys(OPERATIONS, default)) | operations
     try:
         yield
     finally:
-        _chosen.clear()
-        _chosen.update(before)
+        _chosen = before
 
 
 def _side(reference: ModuleType, tensor: Tensor) -> Any:
