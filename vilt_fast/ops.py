@@ -114,38 +114,29 @@ def backend(default: str | None = None, /, **operations: str) -> Iterator[None]:
             raise ValueError(f"backend: unknown operation {name!r}, expected one of {', '.join(OPERATIONS)}")
         if side not in BACKENDS:
             raise ValueError(f"backend: {name} must be one of {', '.join(BACKENDS)}, got {side!r}")
-    before = dict(_chosen)
-    if default is not None:
-        _chosen.update(dict.fromkeys(OPERATIONS, default))
-    _chosen.update(operations)
+    global _chosen
+    before = _chosen
+    _chosen = before | ({} if default is None else dict.fromkeys(OPERATIONS, default)) | operations
     try:
         yield
     finally:
-        _chosen.clear()
-        _chosen.update(before)
+        _chosen = before
 
 
-def uses_kernels(operation: str, tensor: Tensor) -> bool:
-    """Whether `operation` on `tensor` goes to the kernels.
+def _side(reference: ModuleType, tensor: Tensor) -> Any:
+    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this.
 
     Raises:
-        RuntimeError: it does, and Triton is not installed.
+        RuntimeError: the kernels are asked for, and Triton is not installed.
     """
-    side = _chosen.get(operation)
-    kernels = tensor.is_cuda if side is None else side == "kernels"
-    if kernels and not _HAS_TRITON:
+    operation = reference.__name__.rpartition(".")[2]
+    if _chosen.get(operation, "kernels" if tensor.is_cuda else "reference") == "reference":
+        return reference
+    if not _HAS_TRITON:
         raise RuntimeError(
             f"{operation}: the kernels need Triton, which is not installed; install triton, or run the PyTorch "
             'reference with `with vilt_fast.backend("reference"): ...`'
         )
-    return kernels
-
-
-def _side(reference: ModuleType, tensor: Tensor) -> Any:
-    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this."""
-    operation = reference.__name__.rpartition(".")[2]
-    if not uses_kernels(operation, tensor):
-        return reference
     from vilt_fast.kernels import operations  # here, so that `import vilt_fast` needs no Triton
 
     return getattr(operations, operation)
