@@ -6,7 +6,6 @@ each pass; the images are noise, the worst case for that.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from vilt_fast.bench.case import Case
 from vilt_fast.bench.flops import Cost
 from vilt_fast.bench.operations import OperationCase
 from vilt_fast.contracts.pillow import RULES
+from vilt_fast.reference import resize
 
 Sizes = Sequence[tuple[int, int]]
 TORCH = "torch antialiased bicubic"
@@ -62,8 +62,7 @@ def cases(batch: Case) -> list[OperationCase]:
 
 
 def _by_rule(rule: str, sizes: Sizes, *images: Tensor) -> list[Tensor]:
-    side = "kernels" if ops.uses_kernels("resize", images[0]) else "reference"
-    return importlib.import_module(f"vilt_fast.{side}.resize").resize(images, sizes, rule=rule)
+    return ops.side(resize, images[0]).resize(images, sizes, rule=rule)
 
 
 def _noise(generator: torch.Generator, shape: tuple[int, int]) -> Tensor:
