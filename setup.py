@@ -8,15 +8,10 @@ of that name would break them.
 from setuptools import find_packages, setup
 
 MAPPED = ("kernels", "reference", "bench")
-
-
-def _mapped_packages(folder: str) -> list[str]:
-    """Import names of the top-level `folder` and of every package below it."""
-    return [f"vilt_fast.{folder}"] + [f"vilt_fast.{folder}.{name}" for name in find_packages(folder)]
-
+mapped_packages = find_packages(include=[*MAPPED, *(f"{folder}.*" for folder in MAPPED)])
 
 setup(
-    packages=find_packages(include=["vilt_fast", "vilt_fast.*"]) + [p for f in MAPPED for p in _mapped_packages(f)],
+    packages=find_packages(include=["vilt_fast", "vilt_fast.*"]) + [f"vilt_fast.{name}" for name in mapped_packages],
     package_dir={f"vilt_fast.{folder}": folder for folder in MAPPED},
     package_data={
         "vilt_fast": ["py.typed"],

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def run_ablation(run: Run, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
         make = partial(_calls, dtype=dtype, switches=(*on, name))
         price = name == "sampling"
         steps.append(Contestant(f"+ {name}", dtype, make, is_ours=True, approximates=price))
-        if _reason_against(name, run.device) is None:
+        if _can_run(name, run.device):
             on.append(name)
     rows = run.time("ablate", case, steps)
     for row, name in zip(rows[1:], names, strict=True):
@@ -83,29 +84,21 @@ def run_ablation(run: Run, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
     return rows
 
 
-def _reason_against(name: str, device: torch.device) -> str | None:
-    if name in (*KERNELS, "epilogues", "graphs") and device.type != "cuda":
-        return "needs a GPU"
-    return None
+def _can_run(name: str, device: torch.device) -> bool:
+    return device.type == "cuda" or name not in (*KERNELS, "epilogues", "graphs")
 
 
 def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Calls:
     """The packed model with these switches on."""
-    reason = _reason_against(switches[-1], case.device)
-    if reason is not None:
-        raise Unavailable(reason)
+    if not _can_run(switches[-1], case.device):
+        raise Unavailable("needs a GPU")
     model = _model(case, dtype, switches)
     if "graphs" in switches:
         if not set(KERNELS) <= set(switches):
             raise Unavailable("a graph holds the kernels alone: the reference reads back to the host")
-        return ours.bucketed_calls(case, dtype, backend="kernels", graphs=True, model=model)
+        return ours.bucketed_calls(case, dtype, backend="kernels", model=model)
     inputs = case.packed_inputs if "uint8" in switches else case.inputs_in(dtype)
-
-    def call(one: dict[str, Any]) -> Tensor:
-        with _backends(switches):
-            return model(**one).logits
-
-    return [partial(call, one) for one in inputs]
+    return ours.answers(model, inputs, partial(_backends, switches))
 
 
 def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Any:
@@ -129,15 +122,12 @@ def _model(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Any:
 @contextmanager
 def _backends(switches: Sequence[str]) -> Iterator[None]:
     sides = {name: "kernels" if name in switches else "reference" for name in KERNELS}
-    with ExitStack() as stack:
-        stack.enter_context(vilt_fast.backend(**sides))
-        if "linear" in switches and "epilogues" not in switches:
-            stack.enter_context(unfused_epilogues())
+    is_split = "linear" in switches and "epilogues" not in switches
+    with vilt_fast.backend(**sides), unfused_epilogues() if is_split else nullcontext():
         yield
 
 
-@contextmanager
-def unfused_epilogues() -> Iterator[None]:
+def unfused_epilogues() -> AbstractContextManager[Any]:
     """`ops.linear` as a bare product and PyTorch calls for bias's followers: activation, then residual."""
     fused = ops.linear
 
@@ -153,8 +143,4 @@ def unfused_epilogues() -> Iterator[None]:
         output = output if activation is None else ACTIVATIONS[activation](output)
         return output if residual is None else output + residual
 
-    ops.linear = separate
-    try:
-        yield
-    finally:
-        ops.linear = fused
+    return mock.patch.object(ops, "linear", separate)

@@ -6,69 +6,57 @@ Peers: the flash kernel for packed spans, and scaled dot-product attention on th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vilt_fast import ops
-from vilt_fast.bench import flops
+from vilt_fast.bench import flops, peers
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Unavailable
-from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
 
 TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
 _PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
 
 
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """Spans shorter than, as long as and longer than a tile; then the attention rows of every seventh query."""
-    d, heads = (768, 12) if large else (48, 3)
-    lengths = [1, 63, 64, 65, 197, 281] * 8 if large else [1, 64, 65]
-    total, cu_seqlens = sum(lengths), _cu_seqlens(lengths, device)
-    qkv, shape = random(total, 3 * d), f"{len(lengths)} spans, {total} rows, {heads} x {d // heads}"
-    options = {"max_seqlen": max(lengths)}
-    yield CheckCase("attention", shape, (qkv, cu_seqlens, heads), options)
-    queries = torch.arange(0, total, 7, device=device)
-    yield CheckCase("attention_rows", shape, (qkv, cu_seqlens, queries, heads), options, "attention_rows")
-
-
 def cases(batch: Case) -> list[OperationCase]:
-    """The spans of a packed batch."""
+    """The spans of a packed batch; then the attention rows of every seventh query."""
     lengths, d, heads = batch.lengths, batch.config.hidden_size, batch.config.num_attention_heads
     spans, longest, total = _cu_seqlens(lengths, batch.device), max(lengths), sum(lengths)
-    case = OperationCase(
+    queries = torch.arange(0, total, 7, device=batch.device)
+
+    def varlen(qkv: Tensor) -> Tensor:
+        attend = peers.varlen(qkv, spans, longest)
+        return attend(*qkv.unflatten(-1, (3, heads, -1)).unbind(1)).flatten(1)
+
+    case = partial(
+        OperationCase,
         batch,
-        operation="attention",
         shape=f"{len(lengths)} spans of {min(lengths)}..{longest}, {total} x 3 x {d}",
         make=lambda generator: [rounded(generator, total, 3 * d)],
-        ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
-        peers={
-            "torch varlen_attn": _varlen(spans, longest, heads),
-            "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
-        },
         work=lambda itemsize: flops.attention(lengths, d, itemsize),
     )
-    return [case]
+    attention = case(
+        operation="attention",
+        floor="attention",
+        ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
+        peers={
+            "torch varlen_attn": varlen,
+            "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
+        },
+    )
+    rows = case(
+        operation="attention_rows",
+        floor="attention_rows",
+        ours=lambda qkv: ops.attention_rows(qkv, spans, queries, heads, max_seqlen=longest),
+    )
+    return [attention, rows]
 
 
 def _cu_seqlens(lengths: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
-
-
-def _varlen(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
-    def varlen(qkv: Tensor) -> Tensor:
-        if not qkv.is_cuda:
-            raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
-        from torch.nn.attention.varlen import varlen_attn
-
-        query, key, value = qkv.unflatten(-1, (3, heads, -1)).unbind(1)
-        out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
-        return out.flatten(1)
-
-    return varlen
 
 
 def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tensor]:
@@ -84,15 +72,9 @@ def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tenso
     return sdpa
 
 
-def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """One tile for every size class, chosen where most time goes."""
-    from vilt_fast.kernels.attention import attention
-
-    # Spans of 181 to 241 tokens, as many as fit: vqa-mix has 211 on average.
-    most, heads = max(rows), config.num_attention_heads
-    mean = min(most, 211)
-    lengths = torch.randint(mean - mean // 7, mean + mean // 7 + 1, (max(most // 211, 1),)).tolist()
-    qkv, cu_seqlens = tuning_input(device, sum(lengths), 3 * config.hidden_size), _cu_seqlens(lengths, device)
+    config = batches[-1].config
     candidates = [dict(zip(_PARAMETERS, tile, strict=True)) for tile in TILES]
-    key = {"N": config.hidden_size // heads, "dtype": TUNED_DTYPES}
-    yield Task("attention", key, lambda: attention(qkv, cu_seqlens, heads, max_seqlen=max(lengths)), candidates)
+    key = {"N": config.hidden_size // config.num_attention_heads, "dtype": TUNED_DTYPES}
+    yield Task("attention", key, cases(batches[-1])[0], candidates)

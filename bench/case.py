@@ -26,14 +26,25 @@ from vilt_fast.reference.patch_sample import patch_sample
 REFERENCE_CHUNK = 16  # pairs that the padded fp64 reference takes at once; it keeps every attention matrix
 
 
-def full_config(workload: Workload) -> ViltConfig:
-    """ViLT-B/32 with the head of the workload's task: 3129 answers, or NLVR2's two."""
-    return _config(workload, vocab_size=30522, num_labels=3129 if workload.pictures == 1 else 2)
+def full_config(workload: Workload, **fields: Any) -> ViltConfig:
+    """ViLT-B/32 with the head of the workload's task: 3129 answers, or NLVR2's two.
+
+    Args:
+        fields: in place of its own.
+    """
+    several = workload.pictures > 1
+    task = {
+        "num_labels": 2 if several else 3129,
+        "num_images": workload.pictures if several else -1,
+        "modality_type_vocab_size": workload.pictures + 1 if several else 2,
+        "max_image_length": workload.max_image_length,
+    }
+    return ViltConfig(**{**task, **fields})
 
 
 def tiny_config(workload: Workload) -> ViltConfig:
     """A model for checks: two blocks of 48 with patches of 8."""
-    return _config(
+    return full_config(
         workload,
         vocab_size=200,
         num_labels=7,
@@ -44,16 +55,6 @@ def tiny_config(workload: Workload) -> ViltConfig:
         patch_size=8,
         image_size=96,
         max_position_embeddings=40,
-    )
-
-
-def _config(workload: Workload, **fields: Any) -> ViltConfig:
-    several = workload.pictures > 1
-    return ViltConfig(
-        num_images=workload.pictures if several else -1,
-        modality_type_vocab_size=workload.pictures + 1 if several else 2,
-        max_image_length=workload.max_image_length,
-        **fields,
     )
 
 
@@ -116,7 +117,8 @@ class Case:
     @property
     def master(self) -> Any:
         """Our model in fp32 on the CPU: the weights that everybody gets."""
-        return _shared(self.key, self._make_master)
+        kind = ViltForImagesAndTextClassification if self.workload.pictures > 1 else ViltForQuestionAnswering
+        return _shared(self.key, lambda: telling_weights(kind(self.config)).eval())
 
     def model(self, dtype: torch.dtype) -> Any:
         """Our model with those weights, on the device. It is shared: who changes it copies it first."""
@@ -132,11 +134,6 @@ class Case:
             return make().eval().to(self.device, dtype).requires_grad_(False)
 
         return _shared(f"{name} {dtype} {self.device} {self.key}", moved)
-
-    def _make_master(self) -> torch.nn.Module:
-        several = self.workload.pictures > 1
-        kind = ViltForImagesAndTextClassification if several else ViltForQuestionAnswering
-        return telling_weights(kind(self.config)).eval()
 
     @cached_property
     def inputs(self) -> list[dict[str, Tensor]]:
@@ -170,12 +167,8 @@ class Case:
     @cached_property
     def wanted(self) -> Tensor:
         """Logits of the first inputs by the padded reference in fp64."""
-        return self.right_logits(self.inputs[0])
-
-    def right_logits(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Logits of padded inputs by the reference in fp64."""
         with full_precision(), torch.inference_mode():
-            return padded_logits(self.model(torch.float64).state_dict(), self.config, inputs, torch.float64)
+            return padded_logits(self.model(torch.float64).state_dict(), self.config, self.inputs[0], torch.float64)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Layout]:

@@ -6,21 +6,25 @@ against the fp64 reference, plus a named floor (`vilt_fast.bench.tolerances`). O
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
 
+import vilt_fast
 from vilt_fast.bench import operations, tolerances
+from vilt_fast.bench.case import Case, full_config, tiny_config
 from vilt_fast.bench.contestant import name_of
-from vilt_fast.bench.operations import CheckCase
-from vilt_fast.ops import OPERATIONS
+from vilt_fast.bench.operations import OperationCase
+from vilt_fast.bench.workloads import Workload
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Sequences of 3, 64 and 65 tokens, and of 3, 63, 64, 65, 197 and 281, eight times: a tile of attention has 64 rows. Of
+# the largest images a sample of the patches is taken.
+SMALL = Workload("check", ((8, 8), (48, 72), (72, 48)), (1, 23, 24), max_image_length=40)
+_SIZES = ((32, 32), (192, 288), (288, 192), (192, 288), (384, 480), (640, 640))
+LARGE = Workload("check", _SIZES * 8, (1, 8, 9, 10, 16, 40) * 8, max_image_length=240)
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,14 @@ def check_kernels(*, small: bool = False) -> Iterator[Row]:
         RuntimeError: Triton is not installed, or was imported without its interpreter on a machine without a GPU.
     """
     device = kernel_device()
-    large = device.type == "cuda" and not small
-    for dtype in DTYPES:
-        for name, module in operations.modules().items():
-            if OPERATIONS[name].floors:
-                for case in module.check_cases(_source(dtype, device), device, large=large):
-                    yield _compare(name, case, dtype)
-    for name, module in operations.modules().items():
-        if not OPERATIONS[name].floors:
-            for case in module.check_cases(_source(torch.float32, device), device, large=large):
-                yield _compare_exactly(name, case, device)
+    if device.type == "cuda" and not small:
+        batch = Case(LARGE, full_config(LARGE), device)
+    else:
+        batch = Case(SMALL, tiny_config(SMALL), device)
+    for module in operations.modules().values():
+        for case in module.cases(batch):
+            for dtype in DTYPES if case.floor else DTYPES[:1]:
+                yield _compare(case, dtype)
 
 
 def kernel_device() -> torch.device:
@@ -81,34 +83,14 @@ def kernel_device() -> torch.device:
     return torch.device("cuda")
 
 
-def _source(dtype: torch.dtype, device: torch.device) -> Callable[..., Tensor]:
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int, scale: float = 1.0) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
-
-    return random
-
-
-def _both(operation: str, case: CheckCase) -> list[Callable[..., Any]]:
-    """The kernel's launcher and the reference."""
-    sides = (importlib.import_module(f"vilt_fast.{side}.{operation}") for side in ("kernels", "reference"))
-    return [getattr(side, case.function or operation) for side in sides]
-
-
-def _compare(operation: str, case: CheckCase, dtype: torch.dtype) -> Row:
-    kernel, reference = _both(operation, case)
-    (wanted,) = case.call(reference, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    (plain,) = case.call(reference, lambda tensor: tensor)
-    (got,) = case.call(kernel, Tensor.clone)  # a kernel may write into its first argument
-    bound, _ = tolerances.bound(case.name, wanted, plain)
-    error = (got.double() - wanted).abs().max().item()
-    return Row(case.name, name_of(dtype), case.shape, error, bound)
-
-
-def _compare_exactly(operation: str, case: CheckCase, device: torch.device) -> Row:
-    kernel, reference = _both(operation, case)
-    wanted = case.call(reference, lambda tensor: tensor.cpu())
-    got = case.call(kernel, lambda tensor: tensor.to(device))
-    different = sum(int((a.cpu() != b).sum()) for a, b in zip(got, wanted, strict=True))
-    return Row(case.name, name_of(wanted[0].dtype), case.shape, float(different), 0.0)
+def _compare(case: OperationCase, dtype: torch.dtype) -> Row:
+    (tensors, *_), wanted = case.sets_in(dtype), case.wanted
+    with torch.inference_mode():
+        with vilt_fast.backend("kernels"):
+            got = case.ours(*tensors)
+        if not case.floor:
+            different = sum(int((a.cpu() != b.cpu()).sum()) for a, b in zip(got, wanted, strict=True))
+            return Row(case.operation, name_of(wanted[0].dtype), case.shape, float(different), 0.0)
+        with vilt_fast.backend("reference"):
+            bound, _ = tolerances.bound(case.floor, wanted, case.ours(*tensors))
+    return Row(case.floor, name_of(dtype), case.shape, (got.double() - wanted).abs().max().item(), bound)

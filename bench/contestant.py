@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -127,27 +126,17 @@ class Row:
         found = row.pop("environment")
         return {**row, **found}
 
-    def fill(self, times: timing.Times, cost: Cost, peaks: timing.Peaks) -> None:
-        """Everything that follows from the times."""
-        self.median_ms, self.p20_ms, self.p80_ms = times.median_ms, times.p20_ms, times.p80_ms
+    def fill(self, times: timing.Times, cost: Cost, peaks: timing.Peaks, repeats: int = 1) -> None:
+        """Everything that follows from the times of a call that answers the case `repeats` times over."""
         self.samples = times.samples
-        seconds = times.median_ms / 1e3
+        self.median_ms, self.p20_ms, self.p80_ms = (
+            ms / repeats for ms in (times.median_ms, times.p20_ms, times.p80_ms)
+        )
+        seconds = self.median_ms / 1e3
         self.pairs_per_s, self.tokens_per_s = self.batch / seconds, self.tokens / seconds
         self.tflops, self.gbps = cost.flops / seconds / 1e12, cost.bytes / seconds / 1e9
         self.matmul_share = self.tflops / peaks.matmul_tflops
         self.copy_share = self.gbps / peaks.copy_gbps
-
-
-@dataclass
-class Clock:
-    """How long the run may take in all, and each comparison in it."""
-
-    budget: timing.Budget
-    deadline: float = float("inf")  # of time.monotonic()
-
-    def is_over(self) -> bool:
-        """Whether no further contestant should start."""
-        return time.monotonic() > self.deadline
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -168,42 +157,8 @@ def new_row(suite: str, case: Case, contestant: Contestant, environment: dict[st
     )
 
 
-def run(
-    suite: str,
-    case: Case,
-    contestants: Sequence[Contestant],
-    clock: Clock,
-    peaks: Callable[[torch.dtype], timing.Peaks],
-    environment: dict[str, str],
-) -> list[Row]:
-    """Check every contestant, then time those that were right, in turns; a row for each, whatever became of it."""
-    if case.compiles:
-        # torch.compile keeps eight versions of a function and runs the ninth without a word as if never compiled.
-        torch._dynamo.reset()
-    rows, ready = [], []
-    for contestant in contestants:
-        row = new_row(suite, case, contestant, environment)
-        rows.append(row)
-        calls = checked_calls(case, contestant, row, clock)
-        if calls:
-            row.peak_mib = peak_memory(calls[0], case.device)
-            if row.peak_mib == 0:  # a graph's memory is there before the call and stays
-                row.peak_mib, row.note = None, "holds its memory between calls"
-            ready.append((contestant, row, calls))
-    times = timing.measure([calls for _, _, calls in ready], case.device, clock.budget)
-    for (contestant, row, _), measured in zip(ready, times, strict=True):
-        cost = case.cost(contestant.scope, contestant.dtype)
-        row.fill(measured.divided(contestant.repeats), cost, peaks(contestant.dtype))
-    del ready
-    _release(case.device)
-    return rows
-
-
-def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) -> Calls:
+def checked_calls(case: Case, contestant: Contestant, row: Row) -> Calls:
     """The calls of a contestant that is right; none, and the reason in the row, of another."""
-    if clock.is_over():
-        row.status = "not run: the time limit of this run was spent"
-        return []
     try:
         calls = contestant.calls(case)
         row.bound = case.bounds[contestant.dtype] if contestant.bound is None else contestant.bound
@@ -214,7 +169,7 @@ def checked_calls(case: Case, contestant: Contestant, row: Row, clock: Clock) ->
         return []
     except Exception as error:  # a peer that breaks is a result too; ours is one that readers must see
         row.status = f"not run: raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        _release(case.device)
+        release(case.device)
         return []
     if contestant.approximates and math.isfinite(row.error):
         row.note = "an approximation: its error is its price"
@@ -238,7 +193,8 @@ def peak_memory(call: Callable[[], Tensor], device: torch.device) -> float | Non
     return (torch.cuda.max_memory_allocated() - before) / MEBIBYTE
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
+    """Give what nobody holds any more back to the device."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast.bench import ours, peers, verify, workloads
+from vilt_fast.bench import ours, peers, workloads
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
-from vilt_fast.bench.flops import Cost
 from vilt_fast.processing import BertTokenizer, ViltImageProcessor, ViltProcessor
 
 # The vocabulary that ships: what the words are does not matter to a clock.
@@ -25,69 +23,34 @@ VOCABULARY = Path(vilt_fast.__file__).parent / "demo" / "weights" / "vocab.txt"
 SCOPE = "pictures"
 
 
-@dataclass
-class ImageCase:
-    """vqa-mix before its images are resized.
+class ImageCase(Case):
+    """vqa-mix before its images are resized; as a case, what becomes of it by Pillow's arithmetic.
 
     Args:
-        model_case: whose weights and batch size count.
+        like: whose model, device and batch size count.
         quick: images a quarter as large.
     """
 
-    model_case: Case
-    quick: bool = False
-
-    is_sampled = False
-    bounds = verify.BOUNDS
-
-    def __post_init__(self) -> None:
-        case = self.model_case
-        self.device, self.compiles, self.config, batch = case.device, case.compiles, case.config, case.workload.batch
-        generator = np.random.default_rng(7)
+    def __init__(self, like: Case, quick: bool = False) -> None:
+        generator, batch, patch = np.random.default_rng(7), like.workload.batch, like.config.patch_shape[0]
         sizes = workloads.coco_sizes(generator, batch)
-        self.images = [_photo(generator, *(side // 4 if self.quick else side for side in size)) for size in sizes]
+        self.images = [_photo(generator, *(side // 4 if quick else side for side in size)) for size in sizes]
         words = [w for w in VOCABULARY.read_text(encoding="utf-8").split() if w.isalpha()]
         self.questions = [" ".join(generator.choice(words, 7)) + "?" for _ in range(batch)]
-
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """Of every image processor."""
-        if not self.quick:
-            return {}
-        patch = self.config.patch_shape[0]
-        return {"size": {"shortest_edge": 12 * patch}, "size_divisor": patch}
+        # Of every image processor.
+        self.settings: dict[str, Any] = {"size": {"shortest_edge": 12 * patch}, "size_divisor": patch} if quick else {}
+        made = self.processor()(self.images, self.questions, padding=True, return_tensors="pt")
+        wanted = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
+        self.inputs = [{name: made[name].to(like.device) for name in wanted}]
+        resized = tuple((int(mask[:, 0].sum()), int(mask[0].sum())) for mask in made["pixel_mask"])
+        lengths = tuple(made["attention_mask"].sum(1).tolist())
+        workload = workloads.Workload("vqa-mix pictures", resized, lengths)
+        super().__init__(workload, like.config, like.device, compiles=like.compiles)
 
     def processor(self, device: torch.device | None = None) -> ViltProcessor:
         """Ours."""
         tokenizer = BertTokenizer(VOCABULARY)
         return ViltProcessor(ViltImageProcessor(**self.settings), tokenizer, device=device)
-
-    @cached_property
-    def padded(self) -> dict[str, Tensor]:
-        """The inputs by Pillow's arithmetic."""
-        made = self.processor()(self.images, self.questions, padding=True, return_tensors="pt")
-        wanted = ("input_ids", "attention_mask", "pixel_values", "pixel_mask")
-        return {name: made[name].to(self.device) for name in wanted}
-
-    @cached_property
-    def wanted(self) -> Tensor:
-        """Logits of those by the padded reference in fp64."""
-        return self.model_case.right_logits(self.padded)
-
-    @cached_property
-    def as_run(self) -> Case:
-        """A case of the same sizes, for formulas."""
-        sizes = tuple((int(m[:, 0].sum()), int(m[0].sum())) for m in self.padded["pixel_mask"])
-        lengths = tuple(int(n) for n in self.padded["attention_mask"].sum(1))
-        return Case(workloads.Workload("vqa-mix", sizes, lengths), self.config, self.device)
-
-    def cost(self, scope: str, dtype: torch.dtype) -> Cost:
-        """Of the model alone: preparation has no formula here."""
-        return self.as_run.cost("model", dtype)
-
-    def describe(self) -> dict[str, Any]:
-        """Columns of a row."""
-        return {**self.as_run.describe(), "workload": "vqa-mix pictures"}
 
 
 def _photo(generator: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -105,8 +68,8 @@ def model_way(case: ImageCase, dtype: torch.dtype, backend: str, is_packed: bool
     Padded, as Hugging Face calls it, with Pillow on the host; or packed, where images stay uint8 and are resized where
     the model runs.
     """
-    ours.need_kernels(case.model_case, backend)
-    model, processor = case.model_case.model(dtype), case.processor(case.device if is_packed else None)
+    ours.need_kernels(case, backend)
+    model, processor = case.model(dtype), case.processor(case.device if is_packed else None)
 
     def call() -> Tensor:
         with vilt_fast.backend(backend if is_packed else None):
@@ -127,7 +90,7 @@ def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int) -> Calls:
     """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every image an object of its own."""
     from vilt_fast.engine import Engine
 
-    engine = Engine(case.model_case.model(dtype), case.processor())
+    engine = Engine(case.model(dtype), case.processor())
     images = [image.copy() for _ in range(repeats) for image in case.images]
     questions = case.questions * repeats
 
@@ -140,7 +103,7 @@ def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int) -> Calls:
 
 def transformers_way(case: ImageCase, dtype: torch.dtype, kind: str) -> Calls:
     """transformers' image processor `kind` with its tokenizer and model."""
-    model = peers.transformers_model(case.model_case, dtype)
+    model = peers.transformers_model(case, dtype)
     import transformers
 
     if kind == "ViltImageProcessor" and not transformers.utils.is_torchvision_available():

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import EPS, TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import EPS, TUNED_DTYPES, OperationCase, Task, rounded
 
 TILES = [(1, 1), (2, 1), (4, 1), (1, 2), (4, 2), (4, 4), (8, 4)]  # (ROWS, num_warps)
-
-
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """Rows of the width of ViT-B, or a few short ones."""
-    rows, d = (8192, 768) if large else (65, 48)
-    yield CheckCase("layer_norm", f"{rows} x {d}", (random(rows, d), random(d), random(d), EPS))
 
 
 def cases(batch: Case) -> list[OperationCase]:
@@ -29,6 +20,7 @@ def cases(batch: Case) -> list[OperationCase]:
     case = OperationCase(
         batch,
         operation="layer_norm",
+        floor="layer_norm",
         shape=f"{rows} x {d}",
         make=lambda generator: [rounded(generator, rows, d), rounded(generator, d), rounded(generator, d)],
         ours=lambda x, weight, bias: ops.layer_norm(x, weight, bias, EPS),
@@ -38,12 +30,8 @@ def cases(batch: Case) -> list[OperationCase]:
     return [case]
 
 
-def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """One tile for every size class, chosen where most time goes."""
-    from vilt_fast.kernels.layer_norm import layer_norm
-
-    d = config.hidden_size
-    x, weight, bias = (tuning_input(device, *shape) for shape in ((max(rows), d), (d,), (d,)))
     candidates = [{"ROWS": count, "num_warps": warps} for count, warps in TILES]
-    key = {"N": d, "dtype": TUNED_DTYPES}
-    yield Task("layer_norm", key, lambda: layer_norm(x, weight, bias, EPS), candidates)
+    key = {"N": batches[-1].config.hidden_size, "dtype": TUNED_DTYPES}
+    yield Task("layer_norm", key, cases(batches[-1])[0], candidates)

@@ -5,8 +5,7 @@ Peers: F.linear, F.linear + add, F.gelu(F.linear), and the same under torch.comp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import TUNED_DTYPES, CheckCase, OperationCase, Task, rounded, tuning_input
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
 
 _PARAMETERS = {
     "descriptor": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "FLATTEN", "programs", "SUBTILES"),
@@ -60,23 +58,16 @@ FEW_ROWS: dict[str, list[tuple[Any, ...]]] = {
 }
 
 
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """Every epilogue."""
-    rows, d, hidden = (8192, 768, 3072) if large else (65, 48, 96)
-    for activation in (None, "gelu", "gelu_tanh", "relu", "tanh"):
-        options = {"activation": activation, "residual": None if activation else random(rows, hidden)}
-        arguments = (random(rows, d), random(hidden, d, scale=d**-0.5), random(hidden))
-        yield CheckCase(f"linear {activation or ''}".strip(), f"{rows} x {hidden} x {d}", arguments, options)
-
-
 def _products(d: int, hidden: int) -> list[tuple[int, int, str | None, bool]]:
     """(inputs, outputs, activation, residual) of qkv, attention's output, up and down."""
     return [(d, 3 * d, None, False), (d, d, None, True), (d, hidden, "gelu", False), (hidden, d, None, True)]
 
 
 def cases(batch: Case) -> list[OperationCase]:
-    """Every product of a block with its epilogue."""
-    return [_case(batch, *product) for product in _products(batch.config.hidden_size, batch.config.intermediate_size)]
+    """Every product of a block with its epilogue; the activations that ViLT-B/32 does without are not timed."""
+    d, hidden = batch.config.hidden_size, batch.config.intermediate_size
+    others = [(d, hidden, activation, False) for activation in ("gelu_tanh", "relu", "tanh")]
+    return [_case(batch, *product) for product in (*_products(d, hidden), *others)]
 
 
 def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residual: bool) -> OperationCase:
@@ -95,18 +86,20 @@ def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residu
         out = F.gelu(out) if activation else out
         return out if extra is None else out + extra
 
+    epilogue = {None: "", "gelu": " + GELU"}.get(activation, f" + {activation}") + (" + residual" if residual else "")
     return OperationCase(
         batch,
-        operation="linear" + (" + residual" if residual else "") + (" + GELU" if activation else ""),
+        operation=f"linear{epilogue}",
+        floor=f"linear {activation or ''}".strip(),
         shape=f"{rows} x {inputs} -> {outputs}",
         make=make,
         ours=ours,
-        peers={"torch": torch_way},
+        peers={"torch": torch_way} if activation in (None, "gelu") else {},
         work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize, residual=residual),
     )
 
 
-def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iterator[Task]:
+def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """A tile for each product and size class.
 
     All must give the same bits as the anchor, which is the same for every size class: a row's answer may not depend on
@@ -114,17 +107,17 @@ def tasks(config: ViltConfig, rows: Sequence[int], device: torch.device) -> Iter
     """
     from vilt_fast.kernels import launch
 
-    arch = launch.arch_of(torch.empty(0, device=device))
+    arch = launch.arch_of(torch.empty(0, device=batches[0].device))
     kind = "descriptor" if launch.family(arch) in ("sm90", "sm100") else "pointer"
-    for count in rows:
-        bucket = launch.size_bucket(count)
+    for batch in batches:
+        bucket = launch.size_bucket(sum(batch.lengths))
         tiles = FEW_ROWS[kind] if bucket in ("tiny", "small") else MANY_ROWS[kind]
         anchor, *candidates = (_configuration(arch, kind, tile) for tile in (FEW_ROWS[kind][0], *tiles))
-        for K, N, activation, has_residual in _products(config.hidden_size, config.intermediate_size):
+        for product in _products(batch.config.hidden_size, batch.config.intermediate_size):
+            K, N, _, has_residual = product
             suffix = "_residual" if has_residual and kind == "descriptor" else ""
             key = {"N": N, "K": K, "bucket": bucket, "dtype": TUNED_DTYPES}
-            call = _tuning_call(device, (count, K, N), activation, has_residual)
-            yield Task(f"linear_{kind}{suffix}", key, call, candidates, anchor)
+            yield Task(f"linear_{kind}{suffix}", key, _case(batch, *product), candidates, anchor)
 
 
 def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any]:
@@ -132,14 +125,3 @@ def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any
 
     found = dict(zip(_PARAMETERS[kind], tile, strict=True), GROUP_M=8)
     return found | {"num_stages": 2, "matrix_instr_nonkdim": 16} if launch.family(arch) == "gfx942" else found
-
-
-def _tuning_call(
-    device: torch.device, sizes: tuple[int, int, int], activation: str | None, has_residual: bool
-) -> Callable[[], Tensor]:
-    from vilt_fast.kernels.linear import linear
-
-    rows, K, N = sizes
-    x, weight, bias = (tuning_input(device, *shape) for shape in ((rows, K), (N, K), (N,)))
-    residual = tuning_input(device, rows, N) if has_residual else None
-    return partial(linear, x, weight, bias, activation=activation, residual=residual)

@@ -1,10 +1,9 @@
 """What verifies and times one operation: `bench/<operation>.py` for each entry of `vilt_fast.ops.OPERATIONS`.
 
-Such a file holds three functions, of which an operation that is not tuned lacks the third:
+Such a file holds two functions, of which an operation that is not tuned lacks the second:
 
-    check_cases(random, device, *, large) -> Iterator[CheckCase]         for `vilt-fast check`
-    cases(batch) -> list[OperationCase]                                  for `vilt-fast bench --suite ops` and pytest
-    tasks(config, rows, device) -> Iterator[Task]                        for `vilt-fast tune`
+    cases(batch) -> list[OperationCase]              for `vilt-fast check`, `vilt-fast bench --suite ops` and pytest
+    tasks(batches) -> Iterator[Task]                 for `vilt-fast tune`, from the smallest batch to the largest
 
 Kernels are imported where they are called: a bench runs on machines without Triton.
 """
@@ -22,9 +21,9 @@ import torch
 from torch import Tensor
 
 import vilt_fast
-from vilt_fast.bench import timing, verify
+from vilt_fast.bench import ours, timing, verify
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Calls, Contestant, Unavailable
+from vilt_fast.bench.contestant import Calls, Contestant
 from vilt_fast.bench.flops import Cost
 from vilt_fast.ops import OPERATIONS
 
@@ -37,6 +36,11 @@ def modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"vilt_fast.bench.{name}") for name in OPERATIONS}
 
 
+def timed_cases(operation: str, batch: Case) -> list[OperationCase]:
+    """The cases of an operation that have a peer to be timed beside."""
+    return [case for case in modules()[operation].cases(batch) if case.peers]
+
+
 def rounded(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
     """Random numbers in fp32, rounded to bf16 at once.
 
@@ -45,40 +49,7 @@ def rounded(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tens
     return (torch.randn(*shape, generator=generator) * scale).bfloat16().float()
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CheckCase:
-    """A call of a kernel and of its reference, which take the same arguments.
-
-    Args:
-        name: of the comparison: a key of the operation's `floors`, or the operation if its result is integers.
-        shape: what the table says.
-        arguments, options: of both functions.
-        function: its name in `kernels/<operation>.py` and `reference/<operation>.py`; None: the operation's.
-    """
-
-    name: str
-    shape: str
-    arguments: tuple[Any, ...]
-    options: dict[str, Any] = field(default_factory=dict)
-    function: str | None = None
-
-    def call(self, function: Callable[..., Any], change: Callable[[Tensor], Tensor]) -> list[Tensor]:
-        """`function` of the arguments, each tensor changed first; its result as a list."""
-
-        def changed(value: Any) -> Any:
-            if isinstance(value, list):
-                return [changed(one) for one in value]
-            return change(value) if isinstance(value, Tensor) else value
-
-        options = {name: changed(value) for name, value in self.options.items()}
-        result = function(*map(changed, self.arguments), **options)
-        return [result] if isinstance(result, Tensor) else list(result)
-
-
-# --- bench ------------------------------------------------------------------------------------------------------------
+# --- check and bench --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -89,11 +60,11 @@ class OperationCase:
         batch: where the shape comes from.
         operation, shape: what a table says.
         make: from a generator to the tensors, fp32 on the CPU.
-        ours: from those tensors to the result, through `vilt_fast.ops`.
-        peers: PyTorch's ways, by name; they may raise Unavailable.
+        ours: from those tensors to the result, a tensor or a sequence of them, through `vilt_fast.ops`.
         work: from the size of an element to the cost.
+        peers: PyTorch's ways, by name; they may raise Unavailable. Without any, the case is checked and not timed.
+        floor: key of the operation's `floors`; "" if its result is integers, which are right or wrong.
         right: from the tensors to the right result; None: `ours` on the reference, in fp64.
-        is_exact: whether the result is integers, which are right or wrong.
         can_compile: whether the peers also take part under torch.compile.
         peer_bounds: the largest relative error of peers that round in other places than we do, by name.
         waiting: contestants that wait for the device, which no CUDA graph can hold.
@@ -105,10 +76,10 @@ class OperationCase:
     shape: str
     make: Callable[[torch.Generator], list[Tensor]]
     ours: Callable[..., Any]
-    peers: dict[str, Callable[..., Any]]
     work: Callable[[int], Cost]
+    peers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    floor: str = ""
     right: Callable[..., Any] | None = None
-    is_exact: bool = False
     can_compile: bool = True
     peer_bounds: dict[str, float] = field(default_factory=dict)
     waiting: Sequence[str] = ()
@@ -118,7 +89,7 @@ class OperationCase:
 
     def __post_init__(self) -> None:
         self.device, self.compiles = self.batch.device, self.batch.compiles and self.can_compile
-        self.bounds = dict.fromkeys(verify.OPERATION_BOUNDS, 0.0) if self.is_exact else verify.OPERATION_BOUNDS
+        self.bounds = verify.OPERATION_BOUNDS if self.floor else dict.fromkeys(verify.OPERATION_BOUNDS, 0.0)
 
     @cached_property
     def sets(self) -> list[list[Tensor]]:
@@ -163,8 +134,8 @@ class OperationCase:
 
 
 def _our_calls(case: OperationCase, dtype: torch.dtype, backend: str) -> Calls:
-    if backend == "kernels" and case.device.type != "cuda" and not case.interpreted:
-        raise Unavailable("needs a GPU: Triton kernels")
+    if not case.interpreted:
+        ours.need_kernels(case, backend)
 
     def call(tensors: Sequence[Tensor]) -> Any:
         with vilt_fast.backend(backend):
@@ -188,19 +159,13 @@ class Task:
     Args:
         op: name of the kernel in the tables.
         key: N, K, bucket and dtype of the entry, as far as it has them.
-        call: runs the operation, with the configuration that is forced meanwhile.
+        case: what is measured, with the configuration that is forced meanwhile.
         candidates: configurations to measure.
         anchor: configuration whose result every candidate must give, bit for bit; within rounding where None.
     """
 
     op: str
     key: dict[str, Any]
-    call: Callable[[], Tensor]
+    case: OperationCase
     candidates: list[dict[str, Any]]
     anchor: dict[str, Any] | None = None
-
-
-def tuning_input(device: torch.device, *shape: int) -> Tensor:
-    """Random bf16 numbers whose rows are of length one or so."""
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    return values.mul_(shape[-1] ** -0.5).to(device, torch.bfloat16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import vilt_fast
+from vilt_fast.bench import contestant
 from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
 from vilt_fast.models.vilt import Encoded
@@ -19,25 +21,28 @@ from vilt_fast.pixels import PackedPixels
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
     """The whole model: on the padded inputs of Hugging Face's form, or on the same images as packed bytes."""
     need_kernels(case, backend)
-    model = case.model(dtype)
-
-    def call(inputs: dict[str, Any]) -> Tensor:
-        with vilt_fast.backend(backend):
-            return model(**inputs).logits
-
-    return [partial(call, inputs) for inputs in (case.packed_inputs if is_packed else case.inputs_in(dtype))]
+    inputs = case.packed_inputs if is_packed else case.inputs_in(dtype)
+    return answers(case.model(dtype), inputs, partial(vilt_fast.backend, backend))
 
 
-def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool, model: Any = None) -> Calls:
+def answers(model: Any, inputs: list[dict[str, Any]], switched: Callable[[], AbstractContextManager[None]]) -> Calls:
+    """A call of the model for each of the inputs, under what `switched` gives."""
+
+    def call(one: dict[str, Any]) -> Tensor:
+        with switched():
+            return model(**one).logits
+
+    return [partial(call, one) for one in inputs]
+
+
+def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, model: Any = None) -> Calls:
     """As the engine runs a batch: planned on the host in every call, padded to a bucket, on a GPU replayed as a graph.
 
     Args:
-        graphs: whether to replay; False: the same shapes, launch by launch.
+        backend: "kernels", or "reference" for the same shapes launch by launch.
         model: in place of the case's.
     """
     need_kernels(case, backend)
-    if graphs and case.device.type != "cuda":
-        raise Unavailable("needs a GPU: CUDA graphs")
     if case.workload.pictures > 1:
         raise Unavailable("the engine takes one image per text")
     from vilt_fast.frozen.graphs import Bucketed, Limits, plan_batch
@@ -47,7 +52,7 @@ def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool
     like = case.packed_inputs[0]["pixel_values"]
     most = max(h * w for h, w in like.grids(patch))
     limits = Limits(max(2 * sum(case.lengths), 512), config.max_position_embeddings, like.grid_size(patch), most)
-    runner = Bucketed(model, limits, like, is_recording=graphs)
+    runner = Bucketed(model, limits, like, is_recording=backend == "kernels")
     # The plan is made on the host: kernels for all operations would be asked for there too.
     side = None if backend == "kernels" else backend
 
@@ -87,7 +92,7 @@ def padded_reference_calls(case: Case, dtype: torch.dtype) -> Calls:
     return [partial(padded_logits, state, case.config, inputs, dtype, batch) for inputs in case.inputs_in(dtype)]
 
 
-def need_kernels(case: Case, backend: str) -> None:
+def need_kernels(case: contestant.Case, backend: str) -> None:
     """Raises:
     Unavailable: the kernels are asked for, and there is no GPU.
     """
@@ -99,7 +104,7 @@ def contestants(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
     """All of them; kernels in every dtype, references in the first."""
     wide, low = dtypes[0], dtypes[-1]
     reference, kernels = (partial(model_calls, backend=backend) for backend in ("reference", "kernels"))
-    graphs = partial(bucketed_calls, backend="kernels", graphs=True)
+    graphs = partial(bucketed_calls, backend="kernels")
     return [
         _ours("padded reference", wide, padded_reference_calls),
         _ours("vilt_fast reference", wide, reference),

@@ -6,7 +6,7 @@ are given the interpolated positions. The product alone, on patches that are rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import CheckCase, OperationCase, rounded
-from vilt_fast.bench.patch_sample import ragged_plan
+from vilt_fast.bench.operations import OperationCase, rounded
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.reference.patch_embed import patch_embed as reference
@@ -26,52 +25,38 @@ from vilt_fast.reference.patch_sample import patch_sample
 GATHER, CONVOLUTION = "torch gather + F.linear, positions ready", "torch Conv2d on the padded batch, positions ready"
 
 
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """A random ragged batch, padded and as bytes one image behind the other."""
-    d, patch = (768, 32) if large else (48, 8)
-    plan, _, pixel_mask = ragged_plan(device, large=large)
-    batch, total = len(pixel_mask), int(plan.cu_seqlens[-1])
-    tokens, shape = random(total, d), f"{batch} pairs, {total} rows"
-    pixels = random(batch, 3, *pixel_mask.shape[1:])
-    weight = random(d, 3, patch, patch, scale=(3 * patch**2) ** -0.5)
-    kind = torch.arange(batch, device=device) % 2 + 1
-    rest = (random(d), random(1 + 12 * 12, d), random(d), random(3, d), kind)
-    places = (plan.grid, plan.patch_index, plan.patch_row, plan.cls_row)
-    options: dict[str, Any] = {"table_size": (12, 12)}
-    yield CheckCase("patch_embed", shape, (tokens, pixels, weight, *rest, *places), options)
-    sizes = plan.grid.long().prod(1) * (3 * patch**2)
-    generator = torch.Generator().manual_seed(2)
-    data = torch.randint(0, 256, (int(sizes.sum()),), generator=generator, dtype=torch.uint8).to(device)
-    grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-    options |= {"grid_size": grid_size, "pixel_offset": sizes.cumsum(0) - sizes, "pixel_scale": 2 / 255}
-    yield CheckCase("patch_embed", f"{shape}, bytes", (tokens, data, weight, *rest, *places), options)
-
-
 def cases(batch: Case) -> list[OperationCase]:
-    """Pixels to rows, and the product of the patches alone; PyTorch's ways are not compiled."""
+    """Pixels to rows, the product of the patches alone, and bytes without padding to rows, which are not timed.
+
+    PyTorch's ways are not compiled.
+    """
     patches = _Patches(batch.workload, batch.config, batch.device)
     count, images, values, d = len(patches.cell), batch.workload.batch, patches.values, patches.d
-    whole = OperationCase(
-        batch,
+    case = partial(OperationCase, batch, shape=patches.shape, can_compile=False)
+    whole = case(
         operation="patch_embed",
-        shape=patches.shape,
+        floor="patch_embed",
         make=patches.make,
         ours=patches.ours,
         peers={GATHER: patches.gather, CONVOLUTION: patches.convolution},
         work=lambda itemsize: flops.patch_embed(count, images, values, d, itemsize),
-        can_compile=False,
     )
-    product = OperationCase(
-        batch,
+    product = case(
         operation="patch_embed, the product alone on ready patches",
-        shape=patches.shape,
+        floor="linear",
         make=patches.ready,
         ours=ops.linear,
         peers={"torch": F.linear},
         work=lambda itemsize: flops.linear(count, values, d, itemsize),
-        can_compile=False,
     )
-    return [whole, product]
+    from_bytes = case(
+        operation="patch_embed, bytes",
+        floor="patch_embed",
+        make=patches.make_bytes,
+        ours=patches.ours_on_bytes,
+        work=whole.work,
+    )
+    return [whole, product, from_bytes]
 
 
 class _Patches:
@@ -85,12 +70,14 @@ class _Patches:
         self.d, self.values = config.hidden_size, config.num_channels * self.patch**2
         index = torch.arange(workload.batch)
         no_words = torch.zeros(workload.batch, 0, dtype=torch.bool)
-        plan = patch_sample(no_words, inputs["pixel_mask"], None, grid, -1, 0, index)
+        plan = patch_sample(no_words, inputs["pixel_mask"], None, grid, config.max_image_length, 0, index)
         self.rows = int(plan.cu_seqlens[-1])
         chosen = plan.patch_index >= 0
         self.cell, self.row = (t[chosen].long().to(device) for t in (plan.patch_index, plan.patch_row))
         self.places = [t.to(device) for t in (plan.grid, plan.patch_index, plan.patch_row, plan.cls_row)]
-        self.kind = torch.zeros(workload.batch, dtype=torch.int64, device=device)
+        self.kind = (index % 2).to(device)
+        sizes = plan.grid.long().prod(1) * self.values
+        self.bytes, self.offset = int(sizes.sum()), (sizes.cumsum(0) - sizes).to(device)
         cells = grid[0] * grid[1]
         self.image, self.y, self.x = self.cell // cells, self.cell // grid[1] % grid[0], self.cell % grid[1]
         self.shape = f"{len(self.cell)} of {workload.batch * cells} patches, {self.values} -> {self.d}"
@@ -110,10 +97,18 @@ class _Patches:
         pixels, weight, bias = self.make(generator)[:3]
         return [self._gathered(pixels.to(self.device)), weight.flatten(1), bias]
 
-    def ours(self, pixels: Tensor, weight: Tensor, *tables: Tensor) -> Tensor:
+    def make_bytes(self, generator: torch.Generator) -> list[Tensor]:
+        """The same with random bytes, one image behind the other."""
+        data = torch.randint(0, 256, (self.bytes,), generator=generator, dtype=torch.uint8)
+        return [data, *self.make(generator)[1:]]
+
+    def ours(self, pixels: Tensor, weight: Tensor, *tables: Tensor, **options: Any) -> Tensor:
         tokens, size = weight.new_empty(self.rows, self.d), self.config.table_size
         rest: Any = (*tables[:-1], self.kind, *self.places)
-        return ops.patch_embed(tokens, pixels, weight, *rest, table_size=size)
+        return ops.patch_embed(tokens, pixels, weight, *rest, table_size=size, **options)
+
+    def ours_on_bytes(self, *tensors: Tensor) -> Tensor:
+        return self.ours(*tensors, grid_size=self.grid_size, pixel_offset=self.offset, pixel_scale=2 / 255)
 
     def _gathered(self, pixels: Tensor) -> Tensor:
         (height, width), patch = self.grid_size, self.patch

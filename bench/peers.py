@@ -73,16 +73,14 @@ class HandWritten(nn.Module):
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
         self.layers, self.images = config.num_hidden_layers, images
-        for name, value in state.items():
-            if "embeddings." not in name and ".attention.attention." not in name:
-                self._keep(name, value)
+        replaced = ("embeddings.", ".attention.attention.")
+        kept = {name: value for name, value in state.items() if not any(part in name for part in replaced)}
         for block in map("vilt.encoder.layer.{}".format, range(self.layers)):
             for kind in ("weight", "bias"):
                 parts = [state[f"{block}.attention.attention.{name}.{kind}"] for name in ("query", "key", "value")]
-                self._keep(f"{block}.qkv.{kind}", torch.cat(parts))
-
-    def _keep(self, name: str, value: Tensor) -> None:
-        self.register_buffer(name.replace(".", "_"), value.clone())
+                kept[f"{block}.qkv.{kind}"] = torch.cat(parts)
+        for name, value in kept.items():
+            self.register_buffer(name.replace(".", "_"), value.clone())
 
     def _of(self, name: str) -> tuple[Tensor, Tensor]:
         name = name.replace(".", "_")
@@ -151,21 +149,30 @@ def padded_calls(
 def packed_calls(case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False) -> Calls:
     """(rows, d) packed and torch.nn.attention.varlen.varlen_attn (FlashAttention)."""
     tokens, layout = case.packed
-    if case.device.type != "cuda":
+    attend = varlen(tokens.to(dtype), layout.cu_seqlens, layout.max_seqlen)
+    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs)
+
+
+def varlen(rows: Tensor, spans: Tensor, longest: int) -> Attend:
+    """torch's varlen_attn over spans of such rows.
+
+    Raises:
+        Unavailable: it has no kernel for the rows' device or dtype, or torch has no varlen_attn.
+    """
+    if not rows.is_cuda:
         raise Unavailable("needs a GPU: varlen_attn has no CPU kernel")
-    if dtype not in (torch.float16, torch.bfloat16):
+    if rows.dtype not in (torch.float16, torch.bfloat16):
         raise Unavailable("varlen_attn takes fp16 and bf16 alone")
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         raise Unavailable(f"torch {torch.__version__} has no torch.nn.attention.varlen") from error
-    spans, longest = layout.cu_seqlens, layout.max_seqlen
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out: Any = varlen_attn(query, key, value, spans, spans, longest, longest)  # a tuple only if asked for more
         return out
 
-    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs)
+    return attend
 
 
 def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> Calls:

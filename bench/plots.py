@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ Rows = Sequence[dict[str, Any]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A6D00")
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
+STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 DIGEST = "vilt_fast rows"  # key of the PNG's text
 
 
@@ -29,40 +31,36 @@ def digest(rows: Rows) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _pyplot() -> Any:
+def _write(draw: Callable[[Any, Rows], None], wanted: Callable[[dict[str, Any]], Any], rows: Rows, path: Path) -> bool:
+    """Draw the timed rows that are wanted and write the PNG; False: there is nothing to draw.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    timed = [row for row in rows if row["status"] == "ok" and row["median_ms"] and wanted(row)]
+    if not timed:
+        return False
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("plots need matplotlib, which is not installed: pip install 'vilt_fast[plot]'") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 9, "axes.titlesize": 9})
-    plt.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
-    return plt
+    metadata = {DIGEST: digest(rows), "Software": None}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(layout="constrained")
+        draw(figure, timed)
+        for axes in figure.axes:
+            _plain_ticks(axes)
+        write_atomically(path, lambda file: figure.savefig(file, dpi=160, format="png", metadata=metadata))
+    return True
 
 
 def _plain_ticks(axes: Any) -> None:
     """Numbers as they are read, 1,300 and not 1.3 x 10^3, on log axes too short for powers of ten."""
-    from matplotlib.ticker import FuncFormatter
-
     for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         if axis.get_scale() == "log" and low > 0 and high / low < 30:
             for set_formatter in (axis.set_major_formatter, axis.set_minor_formatter):
-                set_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-
-
-def _lay_out(figure: Any) -> None:
-    for axes in figure.axes:
-        _plain_ticks(axes)
-    figure.tight_layout()
-
-
-def _save(figure: Any, path: Path, rows: Rows) -> bool:
-    metadata = {DIGEST: digest(rows), "Software": None}
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=160, format="png", metadata=metadata))
-    _pyplot().close(figure)
-    return True
+                set_formatter(lambda value, _: f"{value:,g}")
 
 
 def _style(index: int) -> dict[str, Any]:
@@ -84,16 +82,10 @@ def _caption(rows: Rows) -> str:
     return f"{row.get('device')}, torch {row.get('torch')}, {row.get('dtype')}, {row.get('commit')}"
 
 
-def _timed(rows: Rows, *suites: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row["suite"] in suites and row["status"] == "ok" and row["median_ms"]]
-
-
-def waterfall(rows: Rows, path: Path) -> bool:
-    """Pairs/s after each switch of the ablation, with the error at the bar's end; False: there is nothing to draw."""
-    timed = _timed(rows, "ablate")
-    if not timed:
-        return False
-    figure, axes = _pyplot().subplots(figsize=(7, 0.42 * len(timed) + 1.2))
+def _waterfall(figure: Any, timed: Rows) -> None:
+    """Pairs/s after each switch of the ablation, with the error at the bar's end."""
+    figure.set_size_inches(7, 0.42 * len(timed) + 1.2)
+    axes = figure.subplots()
     speed = [row["pairs_per_s"] for row in timed]
     before = [0.0, *speed[:-1]]
     for place, (row, value, last) in enumerate(zip(timed, speed, before, strict=True)):
@@ -109,17 +101,12 @@ def waterfall(rows: Rows, path: Path) -> bool:
     title = f"One switch at a time, B={timed[0]['batch']}\n{_caption(timed)}"
     label = "pairs/s (blue: gained by this step; hatched: lost)"
     axes.set(xlim=(0, max(speed) * 1.45), xlabel=label, title=title)
-    _lay_out(figure)
-    return _save(figure, path, rows)
 
 
-def roofline(rows: Rows, path: Path) -> bool:
-    """TFLOP/s against FLOPs a byte, under the measured peaks; False: there is nothing to draw."""
-    timed = [row for row in _timed(rows, "ops", "model") if row["tflops"] and row["gbps"]]
-    timed = [row for row in timed if row["scope"] in ("operation", "encoder")]
-    if not timed:
-        return False
-    figure, axes = _pyplot().subplots(figsize=(7, 4.6))
+def _roofline(figure: Any, timed: Rows) -> None:
+    """TFLOP/s against FLOPs a byte, under the measured peaks."""
+    figure.set_size_inches(7, 4.6)
+    axes = figure.subplots()
     peak = max(row["tflops"] / row["matmul_share"] for row in timed)
     copy = max(row["gbps"] / row["copy_share"] for row in timed) / 1e3  # TB/s
     intensity = [1e3 * row["tflops"] / row["gbps"] for row in timed]
@@ -139,8 +126,11 @@ def roofline(rows: Rows, path: Path) -> bool:
     axes.set(xscale="log", yscale="log", xlabel="useful FLOPs a byte that must move", ylabel="useful TFLOP/s")
     axes.set_title(f"Roofline\n{_caption(timed)}")
     axes.legend(fontsize=7, loc="lower right")
-    _lay_out(figure)
-    return _save(figure, path, rows)
+
+
+def _has_intensity(row: dict[str, Any]) -> bool:
+    is_part = row["suite"] in ("ops", "model") and row["scope"] in ("operation", "encoder")
+    return is_part and bool(row["tflops"] and row["gbps"])
 
 
 PANELS = {
@@ -150,12 +140,10 @@ PANELS = {
 }
 
 
-def scaling(rows: Rows, path: Path) -> bool:
-    """Time per token against batch, spread of lengths and patches per image; False: there is nothing to draw."""
-    timed = _timed(rows, "scaling")
-    if not timed:
-        return False
-    figure, panels = _pyplot().subplots(1, 3, figsize=(10, 3.8), sharey=True)
+def _scaling(figure: Any, timed: Rows) -> None:
+    """Time per token against batch, spread of lengths and patches per image."""
+    figure.set_size_inches(10, 3.8)
+    panels = figure.subplots(1, 3, sharey=True)
     names = _names(timed)
     for axes, (kind, (what, value)) in zip(panels, PANELS.items(), strict=True):
         for index, name in enumerate(names):
@@ -166,10 +154,8 @@ def scaling(rows: Rows, path: Path) -> bool:
         axes.set_xscale("log", base=2)
         axes.set(yscale="log", xlabel=what)
     panels[0].set_ylabel("nanoseconds a token (lower is better)")
-    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="lower center", ncols=3)
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=7, loc="outside lower center", ncols=3)
     figure.suptitle(f"Scaling: {_caption(timed)}", fontsize=9)
-    figure.subplots_adjust(bottom=0.3)
-    return _save(figure, path, rows)
 
 
 def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
@@ -183,13 +169,11 @@ def _fastest_names(rows: Rows, each: int = 4) -> list[str]:
     return [*eager, *chosen][: len(COLOURS)]
 
 
-def latency(rows: Rows, path: Path) -> bool:
-    """Pairs/s against milliseconds, a point per batch size of vqa-mix; False: there is nothing to draw."""
-    timed = [row for row in _timed(rows, "model", "latency") if row["workload"] == "vqa-mix"]
-    if not timed:
-        return False
+def _latency(figure: Any, timed: Rows) -> None:
+    """Pairs/s against milliseconds, a point per batch size of vqa-mix."""
     timed = [row for row in timed if row["dtype"] == timed[-1]["dtype"]]
-    figure, axes = _pyplot().subplots(figsize=(7, 5.2))
+    figure.set_size_inches(7, 5.2)
+    axes = figure.subplots()
     for index, name in enumerate(_fastest_names(timed)):
         mine = {row["batch"]: row for row in timed if label(row) == name}
         points = [(mine[batch]["median_ms"], mine[batch]["pairs_per_s"]) for batch in sorted(mine)]
@@ -198,8 +182,16 @@ def latency(rows: Rows, path: Path) -> bool:
     axes.set(xscale="log", yscale="log", xlabel="milliseconds a batch", ylabel="pairs/s")
     axes.set_title(f"Latency against throughput, vqa-mix\n{_caption(timed)}")
     axes.legend(fontsize=6, loc="best")
-    _lay_out(figure)
-    return _save(figure, path, rows)
 
 
-PLOTS = {"waterfall": waterfall, "roofline": roofline, "scaling": scaling, "latency": latency}
+def _is_vqa_mix(row: dict[str, Any]) -> bool:
+    return row["suite"] in ("model", "latency") and row["workload"] == "vqa-mix"
+
+
+# From all rows and a path to a PNG, see `_write`.
+PLOTS: dict[str, Callable[[Rows, Path], bool]] = {
+    "waterfall": partial(_write, _waterfall, lambda row: row["suite"] == "ablate"),
+    "roofline": partial(_write, _roofline, _has_intensity),
+    "scaling": partial(_write, _scaling, lambda row: row["suite"] == "scaling"),
+    "latency": partial(_write, _latency, _is_vqa_mix),
+}

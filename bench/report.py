@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,7 @@ def _times_transformers(row: dict[str, Any], rows: Rows) -> str:
 def _others(rows: Rows) -> str:
     """The fastest of ours beside the fastest peer on the other workloads."""
     lines = []
-    for group in _cases([row for row in rows if row["suite"] == "model" and row["workload"] != "vqa-mix"]).values():
-        ours, peer = _fastest(group)
+    for ours, peer in _fastest([row for row in rows if row["suite"] == "model" and row["workload"] != "vqa-mix"]):
         if ours is not None:
             theirs = ("none could be checked", "") if peer is None else (peer["contestant"], _short(peer["median_ms"]))
             mine = itemgetter("workload", "batch", "dtype", "contestant")(ours)
@@ -120,21 +119,23 @@ def _others(rows: Rows) -> str:
     return "Other workloads, pixels to logits:\n\n" + _markdown(head, lines) if lines else ""
 
 
-def _cases(rows: Rows) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Timed rows that answered the same question in the same dtype."""
-    cases: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    key = itemgetter("suite", "workload", "scope", "batch", "tokens", "shape", "dtype")
+def _groups(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
+    groups: dict[Any, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["median_ms"] and row["suite"] != "ablate":
-            cases.setdefault(key(row), []).append(row)
-    return cases
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
-def _fastest(group: Rows) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Of ours and of the peers; None where nobody ran."""
-    ours, peers = ([row for row in group if row["is_ours"] == side] for side in (True, False))
-    median = itemgetter("median_ms")
-    return min(ours, key=median, default=None), min(peers, key=median, default=None)
+def _fastest(rows: Rows) -> list[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    """The fastest of ours and of the peers, or None, for each case: the same question in the same dtype."""
+    timed = [row for row in rows if row["median_ms"] and row["suite"] != "ablate"]
+    cases = _groups(timed, itemgetter("suite", "workload", "scope", "batch", "tokens", "shape", "dtype"))
+    found = []
+    for case in cases.values():
+        ours, peers = ([row for row in case if row["is_ours"] == side] for side in (True, False))
+        median = itemgetter("median_ms")
+        found.append((min(ours, key=median, default=None), min(peers, key=median, default=None)))
+    return found
 
 
 def _waterfall(rows: Rows) -> str:
@@ -160,26 +161,20 @@ def growth(rows: Rows) -> list[tuple[str, str, str, float]]:
     per pair or pairs, and only beyond noise: the 20th percentile of one against the 80th of the other.
     """
     found = []
-    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["suite"] == "scaling" and row["median_ms"]:
-            key = (f"{row['contestant']} ({row['scope']})", row["workload"].split("-")[0])
-            kinds.setdefault(key, []).append(row)
-    for (name, _), group in kinds.items():
-        cheapest: dict[str, Any] | None = None
-        for row in sorted(group, key=lambda row: (row["tokens"] / row["batch"], row["batch"])):
-            if cheapest is not None:
-                least, most = row["p20_ms"] / row["tokens"], cheapest["p80_ms"] / cheapest["tokens"]
-                if least > GROWTH * most:
-                    a, b = (f"{one['workload']} at B={one['batch']}" for one in (cheapest, row))
-                    found.append((name, a, b, _per_token(row) / _per_token(cheapest)))
-            if cheapest is None or _per_token(row) < _per_token(cheapest):
-                cheapest = row
+    timed = [row for row in rows if row["suite"] == "scaling" and row["median_ms"]]
+    timed.sort(key=lambda row: (row["tokens"] / row["batch"], row["batch"]))
+    kinds = _groups(timed, lambda row: (row["contestant"], row["scope"], row["workload"].split("-")[0]))
+    for (contestant, scope, _), group in kinds.items():
+        for i, row in enumerate(group[1:], 1):
+            cheapest = min(group[:i], key=_per_token)
+            if _per_token(row, "p20_ms") > GROWTH * _per_token(cheapest, "p80_ms"):
+                a, b = (f"{one['workload']} at B={one['batch']}" for one in (cheapest, row))
+                found.append((f"{contestant} ({scope})", a, b, _per_token(row) / _per_token(cheapest)))
     return found
 
 
-def _per_token(row: dict[str, Any]) -> float:
-    return row["median_ms"] / row["tokens"]
+def _per_token(row: dict[str, Any], time: str = "median_ms") -> float:
+    return row[time] / row["tokens"]
 
 
 def _growth(rows: Rows) -> str:
@@ -197,7 +192,7 @@ def _losses(rows: Rows) -> str:
     lines = [
         f"- {peer['workload']}, {peer['shape']}, {peer['dtype']}: {peer['contestant']} {_short(peer['median_ms'])} ms, "
         f"{ours['contestant']} {_short(ours['median_ms'])} ms"
-        for ours, peer in map(_fastest, _cases(rows).values())
+        for ours, peer in _fastest(rows)
         if ours and peer and peer["median_ms"] < ours["median_ms"]
     ]
     return "Where a peer is faster than we are:\n\n" + "\n".join(lines) if lines else ""

@@ -19,8 +19,9 @@ import torch
 
 from vilt_fast.bench import contestant, end_to_end, environment, operations, ours, peers, timing, workloads
 from vilt_fast.bench.case import Case, full_config, tiny_config
-from vilt_fast.bench.contestant import Clock, Contestant, Row
+from vilt_fast.bench.contestant import Contestant, Row
 from vilt_fast.bench.workloads import Workload
+from vilt_fast.ops import OPERATIONS
 
 # Contestants whose cost against size is a curve worth drawing.
 CURVES = (
@@ -54,19 +55,19 @@ class Run:
     compiles: bool | None = None
     minutes: float = float("inf")
     report: Callable[[Row], None] = lambda row: None
-    clock: Clock = field(init=False)
+    budget: timing.Budget = field(init=False)
 
     def __post_init__(self) -> None:
         on_gpu = self.device.type == "cuda"
         if self.compiles is None:
             self.compiles = on_gpu and not self.quick
         if self.quick:
-            budget = timing.Budget(0.2, least=2, most=3, warm_up=1)
+            self.budget = timing.Budget(0.2, least=2, most=3, warm_up=1)
         elif on_gpu:
-            budget = timing.Budget(3.0)
+            self.budget = timing.Budget(3.0)
         else:  # a call takes seconds, and nothing is compiled or cached on the way
-            budget = timing.Budget(60.0, least=5, warm_up=1)
-        self.clock = Clock(budget, time.monotonic() + 60 * self.minutes)
+            self.budget = timing.Budget(60.0, least=5, warm_up=1)
+        self.deadline = time.monotonic() + 60 * self.minutes
         self.environment = {**environment.environment(self.device), "mode": "quick" if self.quick else "full"}
         self.peaks = cache(partial(timing.measure_peaks, self.device, quick=self.quick))
 
@@ -93,8 +94,26 @@ class Run:
         return Case(workload, full_config(workload), self.device, sets, compiles)
 
     def time(self, suite: str, case: contestant.Case, contestants: Sequence[Contestant]) -> list[Row]:
-        """Rows of one case, told as they come."""
-        rows = contestant.run(suite, case, contestants, self.clock, self.peaks, self.environment)
+        """Check every contestant, then time those that were right, in turns; a row for each, whatever became of it."""
+        if case.compiles:
+            # torch.compile keeps eight versions of a function and runs the ninth without a word as if never compiled.
+            torch._dynamo.reset()
+        rows, ready = [], []
+        for one in contestants:
+            row = contestant.new_row(suite, case, one, self.environment)
+            rows.append(row)
+            if time.monotonic() > self.deadline:
+                row.status = "not run: the time limit of this run was spent"
+            elif calls := contestant.checked_calls(case, one, row):
+                row.peak_mib = contestant.peak_memory(calls[0], case.device)
+                if row.peak_mib == 0:  # a graph's memory is there before the call and stays
+                    row.peak_mib, row.note = None, "holds its memory between calls"
+                ready.append((one, row, calls))
+        times = timing.measure([calls for _, _, calls in ready], case.device, self.budget)
+        for (one, row, _), measured in zip(ready, times, strict=True):
+            row.fill(measured, case.cost(one.scope, one.dtype), self.peaks(one.dtype), one.repeats)
+        del ready
+        contestant.release(case.device)
         for row in rows:
             self.report(row)
         return rows
@@ -114,8 +133,8 @@ def run_suite(name: str, run: Run) -> Iterator[list[Row]]:
 def _ops(run: Run) -> Iterator[list[Row]]:
     for batch in run.batches or ((2,) if run.is_small else (1, 64, 256)):
         whole = run.case(workloads.vqa_mix(batch), compiles=batch == 256)
-        for module in operations.modules().values():
-            for case in module.cases(whole):
+        for operation in OPERATIONS:
+            for case in operations.timed_cases(operation, whole):
                 yield run.time("ops", case, case.contestants(run.dtypes[-1]))
 
 

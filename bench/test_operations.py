@@ -37,7 +37,7 @@ def cases(operation: str, device: str) -> list[OperationCase]:
     else:
         workload = workloads.shrunk(workloads.vqa_mix(2), 8, side=96)
         config = tiny_config(workload)
-    found = operations.modules()[operation].cases(Case(workload, config, torch.device(device), compiles=GPU))
+    found = operations.timed_cases(operation, Case(workload, config, torch.device(device), compiles=GPU))
     for case in found:
         case.interpreted = device != "cuda"
     return found
@@ -63,7 +63,7 @@ def test_operation(benchmark: Any, operation: str, number: int, name: str) -> No
     case = cases(operation, device.type)[number]
     one = contestants(case)[name]
     row = contestant.new_row("operation", case, one, environment.environment(device))
-    calls = contestant.checked_calls(case, one, row, contestant.Clock(timing.Budget()))
+    calls = contestant.checked_calls(case, one, row)
     if not calls and row.status.startswith("not run: ") and ": raised " not in row.status:
         pytest.skip(row.status)
     assert calls, f"{name}: {row.status}"
@@ -77,7 +77,7 @@ def test_operation(benchmark: Any, operation: str, number: int, name: str) -> No
         benchmark.pedantic(timed, **ROUNDS)
     if benchmark.stats is not None:  # None with --benchmark-disable, or under pytest-xdist
         times = timing.summary([1e3 * seconds for seconds in benchmark.stats.stats.data])
-        row.fill(times.divided(repeats), case.cost("operation", one.dtype), _peaks(device, one.dtype))
+        row.fill(times, case.cost("operation", one.dtype), _peaks(device, one.dtype), repeats)
     benchmark.extra_info |= row.flat()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,20 +11,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import EPS, CheckCase, OperationCase, rounded
-from vilt_fast.bench.patch_sample import ragged_plan
-
-
-def check_cases(random: Callable[..., Tensor], device: torch.device, *, large: bool) -> Iterator[CheckCase]:
-    """The words of a random ragged batch."""
-    d = 768 if large else 48
-    plan, attention_mask, _ = ragged_plan(device, large=large)
-    (batch, words), total = attention_mask.shape, int(plan.cu_seqlens[-1])
-    ids = torch.randint(0, 100, (batch, words), generator=torch.Generator().manual_seed(2)).to(device)
-    types = torch.randint(0, 2, (batch, words), generator=torch.Generator().manual_seed(3)).to(device)
-    tables = (random(100, d), random(words, d), random(2, d), random(d), random(d), random(d))
-    arguments = (random(total, d), plan.text_row, ids, types, None, *tables, EPS)
-    yield CheckCase("text_embed", f"{batch} pairs, {total} rows", arguments)
+from vilt_fast.bench.operations import EPS, OperationCase, rounded
 
 
 def cases(batch: Case) -> list[OperationCase]:
@@ -57,6 +43,7 @@ def cases(batch: Case) -> list[OperationCase]:
     case = OperationCase(
         batch,
         operation="text_embed",
+        floor="text_embed",
         shape=f"{rows} words in {len(ids)} x {ids.shape[1]} -> {d}",
         make=make,
         ours=ours,

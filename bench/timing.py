@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 LAUNCHES = "included: wall clock from idle to idle"
@@ -26,10 +26,6 @@ class Times:
     p20_ms: float
     p80_ms: float
     samples: int
-
-    def divided(self, repeats: int) -> Times:
-        """Of one answer, where a call gives several."""
-        return Times(self.median_ms / repeats, self.p20_ms / repeats, self.p80_ms / repeats, self.samples)
 
 
 @dataclass(frozen=True)
@@ -83,14 +79,8 @@ def _one(call: Callable[[], object], wait: Callable[[], object]) -> float:
 
 def summary(samples_ms: Sequence[float]) -> Times:
     """Median and the 20th and 80th percentile; of two samples or fewer, what there is."""
-    ordered = sorted(samples_ms)
-
-    def percentile(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        low, high = math.floor(place), math.ceil(place)
-        return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-    return Times(statistics.median(ordered), percentile(0.2), percentile(0.8), len(ordered))
+    p20, median, p80 = np.quantile(samples_ms, (0.2, 0.5, 0.8)).tolist()
+    return Times(median, p20, p80, len(samples_ms))
 
 
 def rotations(bytes_per_call: int, device: torch.device, most: int = 8) -> int:

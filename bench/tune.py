@@ -11,19 +11,21 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vilt_fast.bench import operations
+import vilt_fast
+from vilt_fast.bench import operations, workloads
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import Task
 from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.configs.vilt import ViltConfig
 
-# Rows of 1, 8, 64 and 256 pairs of 211 tokens, one in each size class.
-ROWS = (226, 1688, 13504, 53831)
+BATCHES = (1, 8, 64, 256)  # pairs of 211 tokens, one in each size class
 
 
 def tune(
@@ -31,7 +33,7 @@ def tune(
     hidden_size: int = 768,
     intermediate_size: int = 3072,
     num_heads: int = 12,
-    rows: Sequence[int] = ROWS,
+    batches: Sequence[int] = BATCHES,
     directory: str | Path | None = None,
     measure: Callable[[Callable[[], Tensor]], float] | None = None,
     report: Callable[[str], None] = print,
@@ -40,7 +42,7 @@ def tune(
 
     Args:
         hidden_size, intermediate_size, num_heads: sizes of the model that the table is for.
-        rows: numbers of packed tokens; each stands for its size class.
+        batches: pairs of vqa-mix, ascending; each stands for the size class of its tokens.
         directory: where the table goes; launchers read $VILT_FAST_CONFIGS, by default ~/.cache/vilt_fast/configs.
         measure: milliseconds per call; the median of a replayed CUDA graph where None.
         report: is told of every entry, one line each.
@@ -49,20 +51,23 @@ def tune(
         Path of the table, named by GPU and Triton version.
 
     Raises:
-        ValueError: no GPU, or a number of rows that is not positive.
+        ValueError: no GPU, or a batch size that is not positive.
         OSError: the table cannot be written.
     """
     from vilt_fast.kernels import launch  # Triton is imported where it is used
 
     if measure is None and not torch.cuda.is_available():
         raise ValueError("tune: got no CUDA GPU, wanted one to measure on")
-    if not rows or min(rows) < 1:
-        raise ValueError(f"tune: rows: got {tuple(rows)}, wanted positive numbers")
+    if not batches or min(batches) < 1:
+        raise ValueError(f"tune: batches: got {tuple(batches)}, wanted positive numbers")
     entries = []
     config = ViltConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, num_attention_heads=num_heads)
+    cases = [Case(workloads.vqa_mix(batch), config, _device()) for batch in batches]
     for module in operations.modules().values():
-        for task in module.tasks(config, rows, _device()) if hasattr(module, "tasks") else ():
-            if entry := _best(task, measure or _median_ms):
+        for task in module.tasks(cases) if hasattr(module, "tasks") else ():
+            with vilt_fast.backend("kernels"):
+                entry = _best(task, measure or _median_ms)
+            if entry:
                 entries.append(entry)
                 report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
     return _write(Path(directory) if directory else launch.tuned_tables(), entries)
@@ -100,18 +105,19 @@ def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[
 
     from vilt_fast.kernels import launch
 
-    today = measure(task.call)
+    call = partial(task.case.ours, *task.case.sets_in(torch.bfloat16)[0])
+    today = measure(call)
     with launch.forced(task.op, task.anchor) if task.anchor else contextlib.nullcontext():
-        wanted = task.call()
+        wanted = call()
     same = torch.equal if task.anchor else _close
     best, best_ms, left_out = None, float("inf"), 0
     for config in task.candidates:
         with launch.forced(task.op, config):
             try:
-                fits = same(task.call(), wanted)
+                fits = same(call(), wanted)
             except TritonError:  # too much shared memory for this chip, or more than its compiler can do
                 fits = False
-            took = measure(task.call) if fits else float("inf")
+            took = measure(call) if fits else float("inf")
         left_out += not fits
         if took < best_ms:
             best, best_ms = config, took

@@ -40,7 +40,7 @@ def relative_error(got: Tensor, wanted: Tensor) -> float:
     difference = got.to(wanted).flatten(1) - wanted
     # Rows much shorter than the others are held to a hundredth of the typical length: zero rows have none.
     length = wanted.norm(dim=1)
-    floor = length.square().mean().sqrt() / 100
+    floor = length.square().mean().sqrt() / 100 + torch.finfo(length.dtype).tiny  # all may be zero
     return (difference.norm(dim=1) / length.clamp(min=floor)).max().item()
 
 

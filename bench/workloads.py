@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.processing.sizes import resize_size
+from vilt_fast.processing.settings import resize_size
 
 # (height, width) of COCO-like images before resizing, and how many of a hundred have it.
 COCO_SIZES = {
@@ -116,11 +117,16 @@ def _words(generator: np.random.Generator, count: int, mean: float, deviation: f
     return tuple(int(n) for n in np.clip(generator.normal(mean, deviation, count).astype(int), 5, 40))
 
 
-def vqa_mix(batch_size: int, seed: int = 0) -> Workload:
-    """COCO-like images under ViLT's resize rule, questions of normal length (mean 9.5, deviation 2.2, 5 to 40)."""
+def vqa_mix(batch_size: int, seed: int = 0, limit: int = -1) -> Workload:
+    """COCO-like images under ViLT's resize rule, questions of normal length (mean 9.5, deviation 2.2, 5 to 40).
+
+    Args:
+        limit: at most so many patches per image; negative: all.
+    """
     generator = np.random.default_rng(seed)
     sizes = _coco(generator, batch_size)
-    return Workload("vqa-mix", sizes, _words(generator, batch_size, 9.5, 2.2))
+    name = "vqa-mix" if limit < 0 else f"vqa-mix-{limit}"
+    return Workload(name, sizes, _words(generator, batch_size, 9.5, 2.2), limit)
 
 
 def uniform(batch_size: int, seed: int = 0) -> Workload:
@@ -143,15 +149,6 @@ def captions(batch_size: int, seed: int = 0) -> Workload:
     lengths = np.array(_words(generator, batch_size, 13, 4))
     lengths[generator.random(batch_size) < 0.1] = 40
     return Workload("captions", sizes, tuple(map(int, lengths)))
-
-
-def limited(max_image_length: int) -> Callable[..., Workload]:
-    """vqa-mix with at most `max_image_length` patches per image."""
-
-    def make(batch_size: int, seed: int = 0) -> Workload:
-        return replace(vqa_mix(batch_size, seed), name=f"vqa-mix-{max_image_length}", max_image_length=max_image_length)
-
-    return make
 
 
 def nlvr2(batch_size: int, seed: int = 0) -> Workload:
@@ -184,9 +181,9 @@ WORKLOADS: dict[str, Callable[..., Workload]] = {
     "uniform-384": uniform,
     "extreme": extreme,
     "captions": captions,
-    "vqa-mix-64": limited(64),
-    "vqa-mix-128": limited(128),
-    "vqa-mix-200": limited(200),
+    "vqa-mix-64": partial(vqa_mix, limit=64),
+    "vqa-mix-128": partial(vqa_mix, limit=128),
+    "vqa-mix-200": partial(vqa_mix, limit=200),
     "nlvr2": nlvr2,
 }
 

@@ -20,12 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.dtypes import FLOATS, product_name
-
 from . import launch
 from .attention_rows import LOG2_E, attention_rows, check_arguments
 from .attention_rows import shipped_configurations as shipped_rows
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 __all__ = ["attention", "attention_rows", "heuristic", "shipped_configurations"]
 
@@ -191,14 +189,6 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return tile
 
 
-def _configuration(arch: str, head_dim: int, dtype: torch.dtype, precision: str) -> dict[str, Any]:
-    """BLOCK_*, CHUNK_D, num_warps and num_stages. A pair may not depend on its batch, so neither may these (rows=0)."""
-    block = max(launch.next_power_of_2(head_dim), 16)
-    name = product_name(dtype, precision)
-    tile = launch.configuration("attention", arch=arch, N=head_dim, K=0, rows=0, dtype=name, heuristic=heuristic)
-    return {"BLOCK_D": block, "CHUNK_D": 16 if name == "float32" else block, **tile}
-
-
 def _launch(
     qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int, scale: float, head_scale: Tensor | None
 ) -> Tensor:
@@ -208,43 +198,35 @@ def _launch(
     if rows == 0:
         return out
     qkv = launch.row_major(qkv)
-    precision = launch.input_precision(qkv.dtype)
-    configuration = _configuration(launch.arch_of(qkv), head_dim, qkv.dtype, precision)
-    grid = (launch.cdiv(max(max_seqlen, 1), configuration["BLOCK_M"]), num_heads, spans + 1)
-    with launch.on_device(qkv):
-        attention_kernel[grid](
-            *(out, qkv, *launch.contiguous(cu_seqlens, head_scale)),
-            *(rows, hidden, out.stride(0), qkv.stride(0), scale * LOG2_E),
-            HEAD_DIM=head_dim,
-            INPUT_PRECISION=precision,
-            **configuration,
-        )
+    name, block = launch.product_name(qkv.dtype), max(launch.next_power_of_2(head_dim), 16)
+    tile = launch.configuration("attention", arch=launch.arch_of(qkv), N=head_dim, dtype=name, heuristic=heuristic)
+    grid = (triton.cdiv(max(max_seqlen, 1), tile["BLOCK_M"]), num_heads, spans + 1)
+    launch.run(
+        *(attention_kernel, grid),
+        *(out, qkv, *launch.contiguous(cu_seqlens, head_scale)),
+        *(rows, hidden, out.stride(0), qkv.stride(0), scale * LOG2_E),
+        HEAD_DIM=head_dim,
+        BLOCK_D=block,
+        CHUNK_D=16 if name == "float32" else block,
+        INPUT_PRECISION=launch.input_precision(qkv.dtype),
+        **tile,
+    )
     return out
 
 
 _attention = torch.library.custom_op("vilt_fast::attention", _launch, mutates_args=())
-
-
-@_attention.register_fake
-def _(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale):
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3)
+_attention.register_fake(lambda qkv, *_: qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3))
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    cases = [(64, "bf16", "ieee"), (64, "fp16", "ieee"), (64, "fp32", "tf32"), (64, "fp32", "ieee")]
-    cases += [(16, "bf16", "ieee"), (80, "bf16", "ieee"), (128, "bf16", "ieee")]
-    cases += [(128, "fp32", "tf32"), (128, "fp32", "ieee")]
-    if target.startswith("gfx"):
-        cases = [case for case in cases if case[2] == "ieee"]
+    cases = [(64, "bf16"), (64, "fp16"), (64, "fp32 tf32"), (64, "fp32 ieee"), (16, "bf16"), (80, "bf16")]
+    cases += [(128, "bf16"), (128, "fp32 tf32"), (128, "fp32 ieee")]
     shipped = []
-    for head_dim, dtype, precision in cases:
-        constexprs = _configuration(target, head_dim, FLOATS[dtype], precision)
-        types = {"out_ptr": f"*{dtype}:16", "qkv_ptr": f"*{dtype}:16", "cu_seqlens_ptr": "*i32:16", "rows": "i32"}
-        types |= {"hidden": "i32:16", "stride_out": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
-        constexprs |= {"head_scale_ptr": None, "HEAD_DIM": head_dim, "INPUT_PRECISION": precision}
-        name = f"d{head_dim} {dtype}" + f" {precision}" * (dtype == "fp32")
-        shipped.append(describe(name, attention_kernel, types, constexprs))
+    for head_dim, dtype in cases:
+        qkv, name = empty(dtype[:4], 211, 3 * 12 * head_dim), f"d{head_dim} {dtype}"
+        arguments = (qkv, empty("i32", 2), 12, 211, 0.125, None)
+        shipped += compiled(target, name, _launch, *arguments, tf32=dtype.endswith("tf32"))
     return shipped + shipped_rows(target)
 
 

@@ -16,10 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.dtypes import FLOATS
-
 from . import launch
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 LOG2_E = math.log2(math.e)
 MAX_HEAD_DIM = 128
@@ -115,33 +113,29 @@ def _launch(
     if out.numel() == 0:
         return out
     qkv = launch.row_major(qkv)
-    with launch.on_device(qkv):
-        attention_rows_kernel[(query_rows.shape[0], num_heads)](
-            *(out, qkv, *launch.contiguous(cu_seqlens, query_rows, head_scale)),
-            *(spans, max_seqlen, hidden, qkv.stride(0), scale * LOG2_E),
-            HEAD_DIM=head_dim,
-            BLOCK_D=max(launch.next_power_of_2(head_dim), 16),
-            BLOCK_N=64,
-            BLOCK_B=1024,
-            num_warps=4,
-        )
+    launch.run(
+        *(attention_rows_kernel, (query_rows.shape[0], num_heads)),
+        *(out, qkv, *launch.contiguous(cu_seqlens, query_rows, head_scale)),
+        *(spans, max_seqlen, hidden, qkv.stride(0), scale * LOG2_E),
+        HEAD_DIM=head_dim,
+        BLOCK_D=max(launch.next_power_of_2(head_dim), 16),
+        BLOCK_N=64,
+        BLOCK_B=1024,
+        num_warps=4,
+    )
     return out
 
 
 _attention_rows = torch.library.custom_op("vilt_fast::attention_rows", _launch, mutates_args=())
-
-
-@_attention_rows.register_fake
-def _(qkv, cu_seqlens, query_rows, num_heads, max_seqlen, scale, head_scale):
-    return qkv.new_empty(query_rows.shape[0], num_heads, max_seqlen)
+_attention_rows.register_fake(
+    lambda qkv, bounds, query_rows, heads, max_seqlen, *_: qkv.new_empty(query_rows.shape[0], heads, max_seqlen)
+)
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    types = {"out_ptr": "*bf16:16", "qkv_ptr": "*bf16:16", "cu_seqlens_ptr": "*i32:16", "query_rows_ptr": "*i64:16"}
-    types |= {"spans": "i32", "max_seqlen": "i32", "hidden": "i32:16", "stride_qkv": "i32:16", "score_scale": "fp32"}
-    constexprs = {"head_scale_ptr": None, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "BLOCK_B": 1024, "num_warps": 4}
-    return [describe("d64 bf16", attention_rows_kernel, types, constexprs)]
+    arguments = (empty("bf16", 211, 3 * 768), empty("i32", 2), empty("i64", 1), 12, 211, 0.125, None)
+    return compiled(target, "d64 bf16", _launch, *arguments)
 
 
 def attention_rows(
@@ -175,9 +169,9 @@ def check_arguments(
 ) -> float:
     """Checks what both functions take, and gives the scale."""
     launch.check_device(op, qkv, cu_seqlens, head_scale, query_rows)
-    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"), FLOATS.values())
+    launch.check_tensor(op, "qkv", qkv, ("rows", "3 * num_heads * head_dim"))
     launch.check_tensor(op, "cu_seqlens", cu_seqlens, ("spans + 1",), torch.int32)
-    launch.check_tensor(op, "head_scale", head_scale, (num_heads,), FLOATS.values())
+    launch.check_tensor(op, "head_scale", head_scale, (num_heads,))
     columns = qkv.shape[1]
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"

@@ -7,7 +7,7 @@ writes past its tensors raise, which is otherwise seen only when the process die
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _Handle = interpreter.TensorHandle
-_BITWISE = {np.bitwise_and, np.bitwise_or, np.bitwise_xor, np.left_shift, np.right_shift}
 
 
 def bf16_to_fp32(bits: np.ndarray) -> np.ndarray:
@@ -30,36 +29,27 @@ def fp32_to_bf16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded).reshape(np.shape(values))
 
 
-def _is_bf16(handle: _Handle) -> bool:
-    return handle.dtype.scalar == tl.bfloat16
+def _is_bf16(value: Any) -> bool:
+    return isinstance(value, _Handle | tl.tensor) and value.dtype.scalar == tl.bfloat16
 
 
-def _values(handle: _Handle) -> np.ndarray:
-    return bf16_to_fp32(handle.data) if _is_bf16(handle) else handle.data
+def _widened(handle: _Handle) -> _Handle:
+    return _Handle(bf16_to_fp32(handle.data), tl.float32)
 
 
-def _rounded(values: np.ndarray, dtype: tl.dtype) -> _Handle:
-    """`values` as a handle of `dtype`; a comparison's bools pass through, as they do in the interpreter."""
-    if dtype.scalar == tl.bfloat16 and values.dtype != np.bool_:
-        values = fp32_to_bf16(values)
-    return _Handle(values, dtype.scalar)
-
-
-def _patch_operator(original: Callable, arity: int) -> Callable:
-    """Wraps builder.<unary|binary|ternary>_op(handles..., op): bf16 handles go through fp32."""
+def _patch_operation(original: Callable, typed: int) -> Callable:
+    """Wraps an operation on handles, whose result has the type of argument `typed`: bf16 handles go through fp32."""
 
     @functools.wraps(original)
-    def operator(self, *arguments):
-        handles, op = arguments[:arity], arguments[arity]
-        # A select and the bitwise operations move bit patterns, and they are right as they are.
-        if op is np.where or op in _BITWISE or not any(_is_bf16(h) for h in handles):
-            with np.errstate(all="ignore"):
-                return original(self, *arguments)
-        dtype = handles[-1].dtype if arity == 3 else handles[0].dtype
+    def operation(self, *arguments):
+        wide = [_widened(argument) if _is_bf16(argument) else argument for argument in arguments]
         with np.errstate(all="ignore"):
-            return _rounded(op(*map(_values, handles)), dtype)
+            out = original(self, *wide)
+        # A comparison gives bools of whatever type, as it does without this.
+        rounds = _is_bf16(arguments[typed]) and out.data.dtype != np.bool_
+        return _Handle(fp32_to_bf16(out.data), tl.bfloat16) if rounds else out
 
-    return operator
+    return operation
 
 
 def _patch_cast(original: Callable) -> Callable:
@@ -67,46 +57,29 @@ def _patch_cast(original: Callable) -> Callable:
 
     @functools.wraps(original)
     def cast(self, src, dst_type, *rounding):
-        target = dst_type.scalar
-        if _is_bf16(src) and target == tl.bfloat16:
-            return src
-        if _is_bf16(src) and not target.is_fp8():
-            return _Handle(_values(src).astype(interpreter._get_np_dtype(target)), target)
-        if target == tl.bfloat16 and not src.dtype.scalar.is_fp8():
-            return _Handle(fp32_to_bf16(src.data.astype(np.float32)), target)
-        return original(self, src, dst_type, *rounding)
+        source, target = src.dtype.scalar, dst_type.scalar
+        if tl.bfloat16 not in (source, target) or source.is_fp8() or target.is_fp8():
+            return original(self, src, dst_type, *rounding)
+        values = bf16_to_fp32(src.data) if _is_bf16(src) else src.data
+        if target == tl.bfloat16:
+            return _Handle(fp32_to_bf16(values.astype(np.float32)), target)
+        return _Handle(values.astype(interpreter._get_np_dtype(target)), target)
 
     return cast
 
 
-def _dot(self, a, b, d, input_precision, max_num_imprecise_acc):
-    """a @ b + d, with 16-bit operands widened; the products and sums are fp32, as on a GPU."""
-    if any(h.dtype.scalar.is_fp8() for h in (a, b)):
-        return _DOT(self, a, b, d, input_precision, max_num_imprecise_acc)
-    product = np.matmul(_values(a).astype(d.data.dtype), _values(b).astype(d.data.dtype))
-    return _Handle(product + d.data, d.dtype.scalar)
-
-
-def _fma(self, x, y, z):
-    with np.errstate(all="ignore"):
-        return _rounded(_values(x) * _values(y) + _values(z), z.dtype)
-
-
 def _patch_reduction(original: Callable) -> Callable:
-    """Wraps ReduceOps.sum and .min_max: a bf16 block is widened, reduced, and rounded once."""
+    """Wraps a reduction of blocks: bf16 blocks are widened, reduced, and rounded once."""
 
     @functools.wraps(original)
-    def reduction(self, input, *operations, **named):
-        block = input[0] if isinstance(input, tuple) else input
-        if not _is_bf16(block.handle):
-            return original(self, input, *operations, **named)
-        wide = original(self, self.to_tensor(_values(block.handle), tl.float32), *operations, **named)
-        parts = wide if isinstance(wide, tuple) else (wide,)
-        out = tuple(
-            self.to_tensor(fp32_to_bf16(part.handle.data), tl.bfloat16) if part.dtype == tl.float32 else part
-            for part in parts
+    def reduction(self, blocks):
+        wide = [tl.tensor(_widened(b.handle), tl.block_type(tl.float32, b.shape)) if _is_bf16(b) else b for b in blocks]
+        out = original(self, tuple(wide))
+        parts = out if isinstance(out, tuple | list) else (out,)
+        return tuple(
+            self.to_tensor(fp32_to_bf16(part.handle.data), tl.bfloat16) if _is_bf16(block) else part
+            for part, block in zip(parts, blocks, strict=True)
         )
-        return out if isinstance(wide, tuple) else out[0]
 
     return reduction
 
@@ -123,23 +96,14 @@ def _extent(tensor: Any) -> tuple[int, int]:
     return first, first + (steps + 1) * tensor.element_size() if tensor.numel() else first
 
 
-def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
-    for argument in arguments:
-        if isinstance(argument, tuple):
-            yield from _tensors(argument)
-        elif isinstance(argument, interpreter.TensorDescriptor):
-            yield argument.base
-        elif hasattr(argument, "data_ptr"):
-            yield argument
-
-
 def _patch_arguments(original: Callable) -> Callable:
     """Wraps the copy of a launch's arguments to the host: notes where its tensors are."""
 
     @functools.wraps(original)
     def arguments(self, positional, named):
         copied = original(self, positional, named)
-        _extents[:] = map(_extent, _tensors((*copied[0], *copied[1].values())))
+        bases = (getattr(value, "base", value) for value in (*copied[0], *copied[1].values()))  # of descriptors
+        _extents[:] = [_extent(base) for base in bases if hasattr(base, "data_ptr")]
         return copied
 
     return arguments
@@ -162,26 +126,17 @@ def _patch_access(original: Callable, kind: str) -> Callable:
     return access
 
 
-_DOT = interpreter.InterpreterBuilder.create_dot
-_patched = False
-
-
+@functools.cache
 def patch() -> None:
     """Corrects bfloat16 and checks memory in this process's interpreter; a second call does nothing."""
-    global _patched
-    if _patched:
-        return
-    _patched = True
     builder, reductions = interpreter.InterpreterBuilder, interpreter.ReduceOps
-    for name, arity in (("unary_op", 1), ("binary_op", 2), ("ternary_op", 3)):
-        setattr(builder, name, _patch_operator(getattr(builder, name), arity))
+    # Where the argument stands whose type is the result's.
+    typed = {"unary_op": 0, "binary_op": 0, "ternary_op": 2, "create_fma": 2, "create_rsqrt": 0, "create_dot": 2}
+    for name, place in typed.items():
+        setattr(builder, name, _patch_operation(getattr(builder, name), place))
     for name in ("cast_impl", "create_fp_to_fp"):
         setattr(builder, name, _patch_cast(getattr(builder, name)))
-    builder.create_dot = _dot
-    builder.create_fma = _fma
-    builder.create_rsqrt = lambda self, arg: _rounded(1 / np.sqrt(_values(arg)), arg.dtype)
-    for name in ("sum", "min_max"):
-        setattr(reductions, name, _patch_reduction(getattr(reductions, name)))
+    reductions.apply_impl = _patch_reduction(reductions.apply_impl)
     builder.create_masked_load = _patch_access(builder.create_masked_load, "read")
     builder.create_masked_store = _patch_access(builder.create_masked_store, "write")
     executor = interpreter.GridExecutor

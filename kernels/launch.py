@@ -15,19 +15,19 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from vilt_fast.contracts.dtypes import dtype_name
-
 # @triton.jit reads the switch when it decorates, so one answer holds for the life of the process.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
+# What kernels take, unless they say otherwise.
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHIPPED = Path(__file__).parent / "configs"
 # Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
 BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
@@ -38,11 +38,6 @@ SHARED_LIMIT = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536
 def next_power_of_2(n: int) -> int:
     """Smallest power of two that is at least `n` (and at least 1)."""
     return 1 << max(n - 1, 0).bit_length()
-
-
-def cdiv(a: int, b: int) -> int:
-    """`a / b` rounded up."""
-    return -(-a // b)
 
 
 # --- the chip ---------------------------------------------------------------------------------------------------------
@@ -58,6 +53,8 @@ def _arch_of_device(index: int) -> str:
 
 def arch_of(tensor: Tensor) -> str:
     """Architecture that will run a kernel on `tensor`: "sm80", "sm90", "gfx942", ... or "interpreter"."""
+    if recording is not None:
+        return recording.arch
     return "interpreter" if INTERPRETED else _arch_of_device(tensor.get_device())
 
 
@@ -80,9 +77,9 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """Makes the tensor's GPU the current one, since Triton launches there; nothing in the interpreter."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def product_name(dtype: torch.dtype) -> str:
+    """Name of a product's dtype in the tables: "tf32" for fp32 on tensor cores, else "float32", "float16", ..."""
+    return "tf32" if input_precision(dtype) == "tf32" else str(dtype).removeprefix("torch.")
 
 
 def input_precision(dtype: torch.dtype) -> str:
@@ -102,6 +99,29 @@ def row_major(tensor: Tensor) -> Tensor:
 def contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     """The same tensors, copied where they are not contiguous; None stays None."""
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+# --- launches ---------------------------------------------------------------------------------------------------------
+
+
+class Recording(NamedTuple):
+    """What `shipped.compiled` notes instead of launching, as on the chip `arch`."""
+
+    arch: str
+    launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]]  # kernel, arguments, arguments by name
+
+
+recording: Recording | None = None
+
+
+def run(kernel: Any, grid: tuple[int, ...], out: Any, *arguments: Any, **named: Any) -> None:
+    """Launches `kernel` on the GPU of `out`, its first argument, a tensor or a descriptor of one."""
+    if recording is not None:
+        recording.launches.append((kernel, (out, *arguments), named))
+        return
+    # Triton launches on the current device.
+    with torch.cuda.device_of(getattr(out, "base", out)):
+        kernel[grid](out, *arguments, **named)
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -155,12 +175,12 @@ def _matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 
 @functools.cache
-def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, heuristic: Any) -> dict:
+def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, heuristic: Callable) -> dict:
     asked = {"op": op, "N": N, "K": K, "bucket": bucket, "dtype": dtype}
     for entry in _entries(arch):
         if _matches(entry, asked):
             return entry["config"]
-    return heuristic(arch=arch, **asked) if heuristic else {}
+    return heuristic(arch=arch, **asked)
 
 
 _forced: dict[str, dict[str, Any]] = {}
@@ -181,10 +201,10 @@ def configuration(
     *,
     arch: str,
     N: int,
-    K: int,
-    rows: int,
+    K: int = 0,
+    rows: int = 0,
     dtype: torch.dtype | str,
-    heuristic: Callable[..., dict[str, Any]] | None = None,
+    heuristic: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
     """Configuration of a kernel for a size; the caller must not change the dictionary.
 
@@ -192,13 +212,13 @@ def configuration(
         op: name of the kernel, as in the tables.
         arch: what `arch_of` said.
         N, K: the two sizes the table is keyed by (columns out and in; an operation says what it puts there).
-        rows: rows of the flat tensor; only their size class matters.
+        rows: rows of the flat tensor; only their size class matters. Left out where no tile may depend on them.
         dtype: dtype of the input, or its name in the tables ("float32", "float16", "bfloat16", or "tf32").
         heuristic: called with op, arch, N, K, bucket, dtype (a name) where no entry fits.
     """
     if op in _forced:
         return _forced[op]
-    return _configuration(op, arch, N, K, size_bucket(rows), dtype_name(dtype), heuristic)
+    return _configuration(op, arch, N, K, size_bucket(rows), str(dtype).removeprefix("torch."), heuristic)
 
 
 def forget_configurations() -> None:
@@ -220,14 +240,14 @@ def check_device(op: str, *tensors: Tensor | None) -> None:
     if len(devices) > 1:
         raise ValueError(f"{op}: got tensors on {', '.join(sorted(map(str, devices)))}, wanted one device")
     kind = next(iter(devices)).type
+    if kind in ("cuda", "meta") or INTERPRETED and kind == "cpu":
+        return
     if INTERPRETED:
-        if kind not in ("cpu", "cuda", "meta"):
-            raise ValueError(f"{op}: got tensors on {kind}, wanted cpu or cuda under TRITON_INTERPRET=1")
-    elif kind not in ("cuda", "meta"):
-        raise ValueError(
-            f"{op}: got tensors on {kind}, wanted cuda; on a CPU the kernels run under TRITON_INTERPRET=1 only, "
-            'or use vilt_fast.backend("reference")'
-        )
+        raise ValueError(f"{op}: got tensors on {kind}, wanted cpu or cuda under TRITON_INTERPRET=1")
+    raise ValueError(
+        f"{op}: got tensors on {kind}, wanted cuda; on a CPU the kernels run under TRITON_INTERPRET=1 only, "
+        'or use vilt_fast.backend("reference")'
+    )
 
 
 def check_tensor(
@@ -235,7 +255,7 @@ def check_tensor(
     argument: str,
     tensor: Tensor | None,
     shape: Sequence[int | str],
-    dtypes: Iterable[torch.dtype] | torch.dtype,
+    dtypes: Sequence[torch.dtype] | torch.dtype = FLOATS,
     *,
     row_major: bool = False,
 ) -> None:
@@ -245,7 +265,7 @@ def check_tensor(
         op, argument: names for the message.
         tensor: what came; None, for an argument that was left out, passes.
         shape: wanted shape; a string stands for any size and names it.
-        dtypes: wanted dtype, or the dtypes allowed.
+        dtypes: wanted dtype, or the dtypes allowed; fp32, fp16 and bf16 where left out.
         row_major: the last dimension must be contiguous (rows may be strided).
 
     Raises:
@@ -259,11 +279,11 @@ def check_tensor(
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{op}: {argument}: got shape {tuple(tensor.shape)}, wanted ({wanted})")
-    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else tuple(dtypes)
+    allowed = (dtypes,) if isinstance(dtypes, torch.dtype) else dtypes
     if tensor.dtype not in allowed:
         names = " or ".join(str(dtype) for dtype in allowed)
         raise ValueError(f"{op}: {argument}: got dtype {tensor.dtype}, wanted {names}")
-    if row_major and tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+    if row_major and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
         raise ValueError(
             f"{op}: {argument}: got strides {tensor.stride()}, wanted a contiguous last dimension (stride 1)"
         )

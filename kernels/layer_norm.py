@@ -22,10 +22,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vilt_fast.contracts.dtypes import FLOATS, dtype_name
-
 from . import launch
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 MAX_D = 4096
 
@@ -75,50 +73,42 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return {"ROWS": 1, "num_warps": max(launch.next_power_of_2(N) // 1024, 1)}
 
 
-def _choose(arch: str, d: int, dtype: str) -> dict[str, Any]:
-    # Asked for one size class only: another tile could add a row's columns in another order.
-    return launch.configuration("layer_norm", arch=arch, N=d, K=0, rows=0, dtype=dtype, heuristic=heuristic)
+# --- launcher ---------------------------------------------------------------------------------------------------------
+
+
+def _launch(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    rows, d = input.shape
+    out = input.new_empty((rows, d))
+    if rows == 0:
+        return out
+    x = launch.row_major(input)
+    # Whatever the number of rows: another tile could add a row's columns in another order.
+    config = launch.configuration("layer_norm", arch=launch.arch_of(x), N=d, dtype=x.dtype, heuristic=heuristic)
+    launch.run(
+        *(_layer_norm_kernel, (triton.cdiv(rows, config["ROWS"]),)),
+        *(out, x, weight.contiguous(), bias.contiguous()),
+        *(rows, out.stride(0), x.stride(0), eps),
+        D=d,
+        BLOCK_D=launch.next_power_of_2(d),
+        **config,
+    )
+    return out
+
+
+_layer_norm = torch.library.custom_op("vilt_fast::layer_norm", _launch, mutates_args=())
+_layer_norm.register_fake(lambda input, *_: input.new_empty(input.shape))
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
     shipped = []
     for dtype, d in (("bf16", 768), ("fp16", 768), ("fp32", 768), ("bf16", 1536), ("fp32", 4096)):
-        config = _choose(target, d, dtype_name(FLOATS[dtype]))
-        label = f"{dtype} d{d} rows{config['ROWS']} w{config['num_warps']}"
-        types = {f"{name}_ptr": f"*{dtype}:16" for name in ("out", "x", "weight", "bias")}
-        types |= {"rows": "i32", "stride_om": "i32:16", "stride_xm": "i32:16", "eps": "fp32"}
-        constexprs = {"PDL": False} | config | {"D": d, "BLOCK_D": launch.next_power_of_2(d)}
-        shipped.append(describe(label, _layer_norm_kernel, types, constexprs))
+        vector, name = empty(dtype, d), f"{dtype} d{d} rows{{ROWS}} w{{num_warps}}"
+        shipped += compiled(target, name, _launch, empty(dtype, 211, d), vector, vector, 1e-6)
     return shipped
 
 
-# --- registration -----------------------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("vilt_fast::layer_norm", mutates_args=())
-def _layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    rows, d = input.shape
-    out = input.new_empty((rows, d))
-    if rows == 0:
-        return out
-    x = launch.row_major(input)
-    config = _choose(launch.arch_of(x), d, dtype_name(x.dtype))
-    grid = (launch.cdiv(rows, config["ROWS"]),)
-    with launch.on_device(x):
-        _layer_norm_kernel[grid](
-            *(out, x, weight.contiguous(), bias.contiguous()),
-            *(rows, out.stride(0), x.stride(0), eps),
-            D=d,
-            BLOCK_D=launch.next_power_of_2(d),
-            **config,
-        )
-    return out
-
-
-@_layer_norm.register_fake
-def _(input, weight, bias, eps):
-    return input.new_empty(input.shape)
+# --- public function --------------------------------------------------------------------------------------------------
 
 
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -126,7 +116,7 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
     Weight and bias have the dtype of `input`, whose rows may be strided. No gradients.
     """
-    launch.check_tensor("layer_norm", "input", input, ("rows", "d"), FLOATS.values())
+    launch.check_tensor("layer_norm", "input", input, ("rows", "d"))
     d = input.shape[1]
     if not 0 < d <= MAX_D:
         raise ValueError(f"layer_norm: input: got {d} columns, wanted 1 to {MAX_D}")

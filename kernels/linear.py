@@ -31,11 +31,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from vilt_fast.contracts.dtypes import FLOATS, product_name
-
 from . import launch
 from .activations import ACTIVATIONS, activate
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 
 @triton.jit
@@ -196,60 +194,6 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return config
 
 
-def _choose(op: str, arch: str, N: int, K: int, rows: int, dtype: str) -> dict[str, Any]:
-    return launch.configuration(op, arch=arch, N=N, K=K, rows=rows, dtype=dtype, heuristic=heuristic)
-
-
-def shipped_configurations(target: str) -> list[Configuration]:
-    """What launches on `target` compile."""
-    qkv, out = (2304, 768, None, False), (768, 768, None, True)
-    up, down = (3072, 768, "gelu", False), (768, 3072, None, True)
-    # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
-    best = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
-    best += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up)]
-    best += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
-    # Rows that TMA cannot describe take the pointer kernel; the longest epilogue is here for its registers.
-    plain = [("bf16", 53831, 3072, 768, "gelu_tanh", True), ("bf16", 226, 30522, 768, None, False)]
-    plain += [("fp32", 53831, 3072, 768, "gelu_tanh", True)]
-    descriptors = target in ("sm90", "sm100")
-    cases = [(descriptors, *case) for case in best] + [(False, *case) for case in plain]
-    found: dict[str, Configuration] = {}
-    for case in cases:
-        if target != "gfx942" or case[1] != "tf32":
-            entry = _specialise(target, *case)
-            found.setdefault(str((entry.function.__name__, *entry[2:])), entry)
-    return list(found.values())
-
-
-def _specialise(
-    target: str, descriptors: bool, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool
-) -> Configuration:
-    op = f"linear_descriptor{'_residual' if residual else ''}" if descriptors else "linear_pointer"
-    element, precision = ("fp32", "tf32") if dtype == "tf32" else (dtype, "ieee")
-    config = dict(_choose(op, target, N, K, rows, product_name(FLOATS[element], precision)))
-    tile = "x".join(str(config[f"BLOCK_{axis}"]) for axis in "MNK")
-    label = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''} {tile}"
-    label += f" w{config['num_warps']} s{config['num_stages']}"
-    config.pop("programs", None)
-    constexprs = {"PDL": False} | config | {"N": N, "K": K, "ACTIVATION": activation, "PRECISION": precision}
-    types = {"bias_ptr": f"*{element}:16", "rows": "i32"}
-    even = ":16" if N % 16 == 0 else ""
-    if descriptors:
-        block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-        types["out_desc"] = f"tensordesc<{element}[{block_m}, {block_n // config['SUBTILES']}]>"
-        types["x_desc"] = f"tensordesc<{element}[{block_m}, {block_k}]>"
-        types["w_desc"] = f"tensordesc<{element}[{block_n}, {block_k}]>"
-        given = {"residual_desc": types["out_desc"]}
-    else:
-        types |= {key: f"*{element}:16" for key in ("out_ptr", "x_ptr", "w_ptr")}
-        types |= {"stride_om": f"i32{even}", "stride_xm": "i32:16", "stride_wn": "i32:16"}
-        given = {"residual_ptr": f"*{element}:16", "stride_rm": f"i32{even}"}
-    types |= given if residual else {}
-    constexprs |= {} if residual else dict.fromkeys(given)
-    fn = _linear_descriptor if descriptors else _linear_pointer
-    return describe(label, fn, types, constexprs)
-
-
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
@@ -283,32 +227,21 @@ def _launch(
     """A configuration with `programs`, per multiprocessor, is one of the descriptor kernel."""
     rows, (N, K) = x.shape[0], w.shape
     block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-    tiles = launch.cdiv(rows, block_m) * launch.cdiv(N, block_n)
+    tiles = triton.cdiv(rows, block_m) * triton.cdiv(N, block_n)
     product = (N, K, activation, launch.input_precision(x.dtype))
     if "programs" not in config:
         strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
-        _linear_pointer[(tiles,)](out, x, w, bias, residual, rows, *strides, *product, **config)
+        launch.run(_linear_pointer, (tiles,), out, x, w, bias, residual, rows, *strides, *product, **config)
         return
     options = dict(config)
     programs = min(tiles, options.pop("programs") * launch.multiprocessors(x.device))
     columns = block_n // options["SUBTILES"]
     descriptors = (_describe(out, block_m, columns), _describe(x, block_m, block_k), _describe(w, block_n, block_k))
     residual_desc = None if residual is None else _describe(residual, block_m, columns)
-    _linear_descriptor[(programs,)](*descriptors, bias, residual_desc, rows, *product, **options)
+    launch.run(_linear_descriptor, (programs,), *descriptors, bias, residual_desc, rows, *product, **options)
 
 
-def _uses_descriptors(arch: str, dtype: str, tensors: tuple[Tensor | None, ...]) -> bool:
-    # fp32 as it is has no matrix unit to feed, so the plain kernel does.
-    if launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
-        return False
-    return all(tensor is None or _describable(tensor) for tensor in tensors)
-
-
-# --- registration -----------------------------------------------------------------------------------------------------
-
-
-@torch.library.custom_op("vilt_fast::linear", mutates_args=())
-def _linear(
+def _choose_and_launch(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
     rows, N = input.shape[0], weight.shape[0]
@@ -318,18 +251,48 @@ def _linear(
     x, w = launch.row_major(input), launch.row_major(weight)
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else launch.row_major(residual)
-    arch, dtype = launch.arch_of(input), product_name(input.dtype, launch.input_precision(input.dtype))
-    op = "linear_pointer"
-    if _uses_descriptors(arch, dtype, (out, x, w, residual)):
+    arch, dtype = launch.arch_of(input), launch.product_name(input.dtype)
+    described = all(tensor is None or _describable(tensor) for tensor in (out, x, w, residual))
+    # fp32 as it is has no matrix unit to feed, so the plain kernel does.
+    if not described or launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
+        op = "linear_pointer"
+    else:
         op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
-    with launch.on_device(input):
-        _launch(out, x, w, bias, residual, activation, _choose(op, arch, N, input.shape[1], rows, dtype))
+    sizes = {"N": N, "K": input.shape[1], "rows": rows}
+    config = launch.configuration(op, arch=arch, **sizes, dtype=dtype, heuristic=heuristic)
+    _launch(out, x, w, bias, residual, activation, config)
     return out
 
 
-@_linear.register_fake
-def _(input, weight, bias, activation, residual):
-    return input.new_empty((input.shape[0], weight.shape[0]))
+_linear = torch.library.custom_op("vilt_fast::linear", _choose_and_launch, mutates_args=())
+_linear.register_fake(lambda input, weight, *_: input.new_empty(input.shape[0], weight.shape[0]))
+
+
+def shipped_configurations(target: str) -> list[Configuration]:
+    """What launches on `target` compile."""
+    # Columns out, columns in, activation and residual; 30522 columns of 16 bits are rows that TMA cannot describe.
+    qkv, out, words = (2304, 768, None, False), (768, 768, None, True), (30522, 768, None, False)
+    up, down, longest = (3072, 768, "gelu", False), (768, 3072, None, True), (3072, 768, "gelu_tanh", True)
+    # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
+    cases = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13505, 53831)]
+    cases += [("bf16", 255, 768, 768, "tanh", False), ("fp16", 53831, *up), ("bf16", 226, *words)]
+    cases += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
+    # The pointer kernel's longest epilogue is here for its registers.
+    cases += [("bf16", 53831, *longest), ("fp32", 53831, *longest)]
+    shipped: dict[str, Configuration] = {}
+    for dtype, rows, N, K, activation, residual in cases:
+        name = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''}"
+        added = empty(dtype, rows, N) if residual else None
+        if activation == "gelu_tanh":
+            added = empty(dtype, 1, N).expand(rows, N)  # TMA cannot describe rows that overlap
+        arguments = (empty(dtype, rows, K), empty(dtype, N, K), empty(dtype, N), activation, added)
+        name += " {BLOCK_M}x{BLOCK_N}x{BLOCK_K} w{num_warps} s{num_stages}"
+        found = compiled(target, name, _choose_and_launch, *arguments, tf32=dtype == "tf32")
+        shipped |= {str((entry.function.__name__, *entry[2:])): entry for entry in found}
+    return list(shipped.values())
+
+
+# --- public function --------------------------------------------------------------------------------------------------
 
 
 def linear(
@@ -345,7 +308,7 @@ def linear(
     The sum over K is fp32, and fp32 is multiplied as torch.get_float32_matmul_precision() says. "gelu" is within 3e-6
     of exact for 16-bit outputs. Rows may be strided. No gradients.
     """
-    launch.check_tensor("linear", "input", input, ("rows", "K"), FLOATS.values())
+    launch.check_tensor("linear", "input", input, ("rows", "K"))
     launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
     launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
     launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)

@@ -29,12 +29,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.dtypes import FLOATS, product_name
-
 from . import launch
 from .no_backward import refuse_backward
 from .patch_tiles import load_bytes, load_pixels, load_weight, positions
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 
 @triton.jit
@@ -216,18 +214,6 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return tile | {"num_stages": 2} if launch.family(arch) == "gfx942" else tile
 
 
-def _configuration(arch: str, weight: Tensor, precision: str) -> dict[str, Any]:
-    """BLOCK_*, STEP_ROWS, num_warps and num_stages. A pair may not depend on its batch, nor may these (rows=0)."""
-    hidden, channels, patch, _ = weight.shape
-    name = product_name(weight.dtype, precision)
-    sizes = {"N": hidden, "K": channels * patch * patch, "rows": 0}
-    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
-    columns = launch.next_power_of_2(patch)
-    rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
-    tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
-    return {"PATCH_COLUMNS": columns, "STEP_ROWS": rows, **tile}
-
-
 def _launch(
     tokens: Tensor,
     pixels: Tensor,
@@ -250,28 +236,35 @@ def _launch(
     if pairs == 0:
         return
     ragged = pixel_offset is not None
-    precision = launch.input_precision(weight.dtype)
-    tile = _configuration(launch.arch_of(tokens), weight, precision)
-    blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
+    # A pair may not depend on its batch, so neither may the tile: it is not asked for by rows.
+    sizes = {"N": hidden, "K": channels * patch * patch}
+    arch, name = launch.arch_of(tokens), launch.product_name(weight.dtype)
+    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
+    columns = launch.next_power_of_2(patch)
+    step_rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
+    tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
+    blocks = triton.cdiv(places, tile["BLOCK_M"]) + triton.cdiv(pairs, tile["BLOCK_M"])
     weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
     pixel_offset, bias = launch.contiguous(pixel_offset, bias)
     position, modality = launch.row_major(position), launch.row_major(modality)
     pixel_strides = (0, 0, 0, 1) if ragged else pixels.stride()
-    with launch.on_device(tokens):
-        patch_embed_kernel[(blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)](
-            *(tokens, pixels, pixel_offset, weight, bias),
-            *(position, cls_token.contiguous(), modality),
-            *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),
-            *(pairs, places, hidden, *grid_size),
-            *(tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0)),
-            pixel_scale,
-            CHANNELS=channels,
-            PATCH=patch,
-            TABLE_ROWS=table_size[0],
-            TABLE_COLUMNS=table_size[1],
-            INPUT_PRECISION=precision,
-            **tile,
-        )
+    launch.run(
+        *(patch_embed_kernel, (blocks * triton.cdiv(hidden, tile["BLOCK_N"]),)),
+        *(tokens, pixels, pixel_offset, weight, bias),
+        *(position, cls_token.contiguous(), modality),
+        *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),
+        *(pairs, places, hidden, *grid_size),
+        *(tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0)),
+        pixel_scale,
+        CHANNELS=channels,
+        PATCH=patch,
+        PATCH_COLUMNS=columns,
+        STEP_ROWS=step_rows,
+        TABLE_ROWS=table_size[0],
+        TABLE_COLUMNS=table_size[1],
+        INPUT_PRECISION=launch.input_precision(weight.dtype),
+        **tile,
+    )
 
 
 _patch_embed = torch.library.custom_op("vilt_fast::patch_embed", _launch, mutates_args=("tokens",))
@@ -281,26 +274,17 @@ def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
     cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
     cases += [("u8", "bf16", 32), ("u8", "fp16", 16), ("u8", "fp32", 32)]
-    cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32)] + ([] if target.startswith("gfx") else [("fp32", "tf32", 32)])
+    cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32), ("fp32", "tf32", 32)]
     shipped = []
-    for pixel_dtype, name, patch in cases:
-        dtype, precision = ("fp32", "tf32") if name == "tf32" else (name, "ieee")
-        weight = torch.empty(768, 3, patch, patch, dtype=FLOATS[dtype], device="meta")
-        constexprs = _configuration(target, weight, precision)
-        constexprs |= {"CHANNELS": 3, "PATCH": patch, "TABLE_ROWS": 12, "TABLE_COLUMNS": 12, "stride_w": 1}
-        constexprs["INPUT_PRECISION"] = precision
-        ragged = pixel_dtype == "u8"
-        constexprs |= {} if ragged else {"pixel_offset_ptr": None}
-        types = dict.fromkeys(("pairs", "places", "grid_rows", "grid_columns"), "i32")
-        strides = ("hidden", "stride_token", "stride_b", "stride_c", "stride_h", "stride_position", "stride_modality")
-        types |= dict.fromkeys(strides, "i32:16")
-        indices = ("grid_ptr", "patch_index_ptr", "patch_row_ptr", "cls_row_ptr")
-        types |= dict.fromkeys(indices, "*i32:16") | {"pair_modality_ptr": "*i64:16", "pixel_scale": "fp32"}
-        # The bias of folded weights is fp32.
-        types |= {"pixel_offset_ptr": "*i64:16", "bias_ptr": "*fp32:16"} if ragged else {}
-        missing = [n for n in patch_embed_kernel.arg_names if n not in types and n not in constexprs]
-        types |= dict.fromkeys(missing, f"*{dtype}:16") | {"pixels_ptr": f"*{pixel_dtype}:16"}
-        shipped.append(describe(f"p{patch} {pixel_dtype} x {name}", patch_embed_kernel, types, constexprs))
+    for pixel_dtype, dtype, patch in cases:
+        ragged, indices = pixel_dtype == "u8", empty("i32", 144)
+        pixels = empty(pixel_dtype, 384 * 384 * 3) if ragged else empty(pixel_dtype, 1, 3, 384, 384)
+        weight, table = empty(dtype, 768, 3, patch, patch), empty(dtype, 145, 768)
+        bias = empty("fp32", 768) if ragged else table[0]  # of folded weights it is fp32
+        arguments = (table, pixels, empty("i64", 1) if ragged else None, weight, bias, table, table[0], table[:2])
+        arguments += (empty("i64", 1), empty("i32", 1, 2), indices, indices, indices[:1], (12, 12), (12, 12), 0.5)
+        name = f"p{patch} {pixel_dtype} x {dtype}"
+        shipped += compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
     return shipped
 
 
@@ -332,16 +316,16 @@ def patch_embed(
     multiplied as torch.get_float32_matmul_precision() says. For bytes a weight in channels-last memory is used as it
     is, another one is copied. No gradients.
     """
-    op, allowed, (pairs, hidden) = "patch_embed", FLOATS.values(), (grid.shape[0], weight.shape[0])
+    op, pairs, hidden = "patch_embed", grid.shape[0], weight.shape[0]
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
     launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
-    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), allowed, row_major=True)
-    launch.check_tensor(op, "bias", bias, (hidden,), allowed)
-    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden), allowed)
-    launch.check_tensor(op, "cls_token", cls_token, (hidden,), allowed)
-    launch.check_tensor(op, "modality", modality, ("M", hidden), allowed)
+    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), row_major=True)
+    launch.check_tensor(op, "bias", bias, (hidden,))
+    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden))
+    launch.check_tensor(op, "cls_token", cls_token, (hidden,))
+    launch.check_tensor(op, "modality", modality, ("M", hidden))
     launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
@@ -354,14 +338,14 @@ def _check_pixels(
     pixels: Tensor, weight: Tensor, grid: Tensor, grid_size: tuple[int, int] | None, pixel_offset: Tensor | None
 ) -> tuple[int, int]:
     """(GH, GW)."""
-    op, floats = "patch_embed", FLOATS.values()
-    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"), floats)
+    op = "patch_embed"
+    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"))
     _, channels, patch, columns = weight.shape
     if patch != columns or not 4 <= patch <= 64:
         raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted square patches of 4 to 64")
     launch.check_tensor(op, "grid", grid, ("B", 2), torch.int32)
     if pixel_offset is None:
-        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"), floats)
+        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"))
         return pixels.shape[2] // patch, pixels.shape[3] // patch
     launch.check_tensor(op, "pixels", pixels, ("bytes",), torch.uint8, row_major=True)
     launch.check_tensor(op, "pixel_offset", pixel_offset, (grid.shape[0],), torch.int64)

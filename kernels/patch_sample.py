@@ -24,7 +24,7 @@ from torch import Tensor
 from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
 from . import launch
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 # Cells, words and pairs that a program handles at a time.
 _BLOCK_C, _BLOCK_L, _BLOCK_B = 2048, 1024, 1024
@@ -240,16 +240,13 @@ def _blocks(words: int, cells: int) -> dict[str, int]:
     return blocks | {"ORDINAL_BITS": max((cells - 1).bit_length(), 9), "num_warps": 1 if cells <= 512 else 8}
 
 
-def _new_plan(attention_mask: Tensor, places: int) -> Plan:
-    """The Plan's tensors, not initialised; `places` patch places per pair."""
+def _new_plan(attention_mask: Tensor, cells: int, max_patches: int) -> Plan:
+    """The Plan's tensors, not initialised."""
     batch, words = attention_mask.shape
+    places = min(cells, max_patches) if max_patches >= 0 else cells
     shapes = ((batch, 2), (batch,), (batch,), (batch + 1,), (batch, words), (batch,))
     shapes += ((batch * places,), (batch * places,))
     return Plan(*(attention_mask.new_empty(shape, dtype=torch.int32) for shape in shapes))
-
-
-def _places(cells: int, max_patches: int) -> int:
-    return min(cells, max_patches) if max_patches >= 0 else cells
 
 
 def _launch(
@@ -264,8 +261,7 @@ def _launch(
     has_cls: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, words = attention_mask.shape
-    places = _places(rows * columns, max_patches)
-    plan = _new_plan(attention_mask, places)
+    plan = _new_plan(attention_mask, rows * columns, max_patches)
     if batch == 0:
         plan.cu_seqlens.zero_()
         return tuple(plan)
@@ -273,53 +269,46 @@ def _launch(
     height, width = (rows, columns) if pixel_mask is None else pixel_mask.shape[1:]
     blocks = _blocks(words, rows * columns)
     masks = launch.contiguous(attention_mask, patch_mask, image_index)
-    with launch.on_device(attention_mask):
-        select_kernel[(batch,)](
-            *(plan.grid, plan.text_count, plan.patch_count, last_key, pixel_mask),
-            *masks,
-            *(words, rows, columns, height, width),
-            *((0, 0, 0) if pixel_mask is None else pixel_mask.stride()),
-            *(pixels_per_patch(height, rows), pixels_per_patch(width, columns)),
-            *(max_patches, seed),
-            BLOCK_G=_block(max(rows, columns), 64, 2**30),
-            **blocks,
-        )
-        place_kernel[(batch,)](
-            *(plan.cu_seqlens, plan.text_row, plan.cls_row, plan.patch_index, plan.patch_row),
-            *(plan.grid, plan.text_count, plan.patch_count, last_key),
-            *masks,
-            *(words, rows, columns, batch, places, seed),
-            HAS_CLS=int(has_cls),
-            BLOCK_B=_block(batch, 256, _BLOCK_B),
-            **blocks,
-        )
+    launch.run(
+        *(select_kernel, (batch,)),
+        *(plan.grid, plan.text_count, plan.patch_count, last_key, pixel_mask),
+        *masks,
+        *(words, rows, columns, height, width),
+        *((0, 0, 0) if pixel_mask is None else pixel_mask.stride()),
+        *(pixels_per_patch(height, rows), pixels_per_patch(width, columns)),
+        *(max_patches, seed),
+        BLOCK_G=_block(max(rows, columns), 64, 2**30),
+        **blocks,
+    )
+    launch.run(
+        *(place_kernel, (batch,)),
+        *(plan.cu_seqlens, plan.text_row, plan.cls_row, plan.patch_index, plan.patch_row),
+        *(plan.grid, plan.text_count, plan.patch_count, last_key),
+        *masks,
+        *(words, rows, columns, batch, plan.patch_index.shape[0] // batch, seed),
+        HAS_CLS=int(has_cls),
+        BLOCK_B=_block(batch, 256, _BLOCK_B),
+        **blocks,
+    )
     return tuple(plan)
 
 
 _patch_sample = torch.library.custom_op("vilt_fast::patch_sample", _launch, mutates_args=())
-
-
-@_patch_sample.register_fake
-def _(attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, seed, image_index, has_cls):
-    return tuple(_new_plan(attention_mask, _places(rows * columns, max_patches)))
+_patch_sample.register_fake(
+    lambda attention_mask, pixel_mask, patch_mask, rows, columns, max_patches, *_: tuple(
+        _new_plan(attention_mask, rows * columns, max_patches)
+    )
+)
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
     shipped = []
-    for cells, limited in ((240, False), (240, True), (3840, True)):
-        given = {**_blocks(40, cells), "BLOCK_G": 64, "BLOCK_B": 256, "HAS_CLS": 1}
-        given |= {} if limited else {"last_key_ptr": None}
-        known = {f"{name}_ptr": "*i32:16" for name in Plan._fields}
-        known |= dict.fromkeys(("attention_mask_ptr", "patch_mask_ptr"), "*i1:16")
-        known |= dict.fromkeys(("image_index_ptr", "pixel_mask_ptr", "last_key_ptr"), "*i64:16")
-        known |= {"step_height": "fp32", "step_width": "fp32", "seed": "i64"}
-        for kernel in (select_kernel, place_kernel):
-            wanted = (*kernel.arg_names, "num_warps")
-            constexprs = {name: value for name, value in given.items() if name in wanted}
-            types = {n: known.get(n, "i32") for n in kernel.arg_names if n not in constexprs}
-            name = f"{cells} cells" + ", sampled" * limited
-            shipped.append(describe(name, kernel, types, constexprs))
+    for grid, limited in (((12, 20), False), ((12, 20), True), ((60, 64), True)):
+        cells = grid[0] * grid[1]
+        masks = (empty("i1", 1, 40), empty("i64", 1, 384, 640), empty("i1", 1, *grid))
+        name = f"{cells} cells" + ", sampled" * limited
+        shipped += compiled(target, name, _launch, *masks, *grid, 200 if limited else -1, 0, empty("i64", 1), True)
     return shipped
 
 

@@ -17,7 +17,7 @@ words. An axis that does not change is copied, as a pass of one tap that weighs 
 Not supported: alpha (multiply beforehand, as Pillow does), boxes, gradients, other filters, an image of 2 GiB.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from vilt_fast.contracts import pillow
 
 from . import launch
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 PRECISION_BITS = tl.constexpr(pillow.PRECISION_BITS)
 HALF = tl.constexpr(1 << (pillow.PRECISION_BITS - 1))  # rounds to nearest
@@ -145,39 +145,34 @@ class _Jobs(NamedTuple):
 
 
 def _tiles(rows: int, row_bytes: int) -> int:
-    return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
-
-
-def _tables(axes: Iterable[tuple[int, int]]) -> tuple[dict[tuple[int, int], tuple[int, int, int]], list[Tensor]]:
-    """TABLE, TABLE_SIZE and TAPS of every axis (size before, size after), and the tables themselves, each once."""
-    fields, tables, start = {}, [], 0
-    for axis in dict.fromkeys(axes):
-        table = pillow.bicubic_table(*axis)
-        fields[axis] = (start, axis[1], len(table) - 1)
-        tables.append(table.flatten())
-        start += table.numel()
-    return fields, tables
+    return triton.cdiv(rows, TILE["BLOCK_M"]) * triton.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
 def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
-    fields, tables = _tables(
-        axis for shape, size in zip(shapes, sizes, strict=True) for axis in zip(shape[:2], size, strict=True)
-    )
+    tables: list[Tensor] = []
+    tables_size = 0
+    fields: dict[tuple[int, int], tuple[int, int, int]] = {}  # TABLE, TABLE_SIZE and TAPS by size before and after
     jobs, starts = ([], []), [0]
     tiles, scratch_bytes, vertical_last = [0, 0], 0, True
     for index, ((height, width, channels), (h, w), offset) in enumerate(zip(shapes, sizes, offsets, strict=True)):
         # Where the width stays the order of the passes is free, and horizontal first is faster.
         vertical = width != w and pillow.vertical_first(height, width, h, w, rule)
-        horizontal_table, vertical_table = fields[width, w], fields[height, h]
+        axes = ((height, h), (width, w)) if vertical else ((width, w), (height, h))
+        for axis in axes:
+            if axis not in fields:
+                table = pillow.bicubic_table(*axis)
+                fields[axis] = (tables_size, axis[1], len(table) - 1)
+                tables.append(table.flatten())
+                tables_size += table.numel()
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
-        stride = launch.cdiv(row_bytes, ALIGN.value) * ALIGN.value
+        stride = triton.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
         if max(height * width * channels, rows * stride, h * out_bytes) > MAX_BYTES:
             raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB per image")
         place = (tiles[0], offset, scratch_bytes, width * channels, stride, rows, row_bytes, channels)
-        jobs[0].append((*place, vertical, *(vertical_table if vertical else horizontal_table)))
+        jobs[0].append((*place, vertical, *fields[axes[0]]))
         place = (tiles[1], scratch_bytes, starts[-1], stride, out_bytes, h, out_bytes, channels)
-        jobs[1].append((*place, not vertical, *(horizontal_table if vertical else vertical_table)))
+        jobs[1].append((*place, not vertical, *fields[axes[1]]))
         tiles = [tiles[0] + _tiles(rows, row_bytes), tiles[1] + _tiles(h, out_bytes)]
         scratch_bytes += rows * stride
         starts.append(starts[-1] + h * out_bytes)
@@ -186,8 +181,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
     return _Jobs(words, tuple(tiles), scratch_bytes + TILE["BLOCK_N"], starts, vertical_last)
 
 
-@torch.library.custom_op("vilt_fast::resize", mutates_args=())
-def _resize(
+def _launch(
     source: Tensor,
     jobs: Tensor,
     images: int,
@@ -201,27 +195,26 @@ def _resize(
     job_words = 2 * images * FIELDS.value  # a field is two words
     tables = jobs[2 * job_words :]
     first, second = (jobs[at : at + job_words].view(torch.int64) for at in (0, job_words))
-    options = {"num_warps": NUM_WARPS, **TILE}
-    with launch.on_device(source):
-        resize_kernel[(first_tiles,)](scratch, source, first, tables, images, ALIGNED_ROWS=False, **options)
-        resize_kernel[(second_tiles,)](out, scratch, second, tables, images, ALIGNED_ROWS=vertical_last, **options)
+    common = {"num_jobs": images, "num_warps": NUM_WARPS, **TILE}
+    launch.run(resize_kernel, (first_tiles,), scratch, source, first, tables, ALIGNED_ROWS=False, **common)
+    launch.run(resize_kernel, (second_tiles,), out, scratch, second, tables, ALIGNED_ROWS=vertical_last, **common)
     return out
 
 
-@_resize.register_fake
-def _(source, jobs, images, first_tiles, second_tiles, scratch_bytes, out_bytes, vertical_last):
-    return source.new_empty(out_bytes)
+_resize = torch.library.custom_op("vilt_fast::resize", _launch, mutates_args=())
+_resize.register_fake(
+    lambda source, jobs, images, first_tiles, second_tiles, scratch_bytes, out_bytes, *_: source.new_empty(out_bytes)
+)
 
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    types = {"out_ptr": "*u8:16", "jobs_ptr": "*i64:16", "tables_ptr": "*i32:16", "num_jobs": "i32"}
-    cases = (("first", "*u8", False), ("second", "*u8:16", False), ("second, aligned rows", "*u8:16", True))
-    options = {"num_warps": NUM_WARPS, **TILE}
-    return [
-        describe(name, resize_kernel, types | {"in_ptr": in_type}, options | {"ALIGNED_ROWS": aligned})
-        for name, in_type, aligned in cases
-    ]
+    source, jobs = empty("u8", 17)[1:], empty("i32", 4 * FIELDS.value + 4)
+    packed, aligned = (
+        compiled(target, "", _launch, source, jobs, 1, 1, 1, 16, 16, vertical_last) for vertical_last in (False, True)
+    )
+    shipped = zip(("first", "second", "second, aligned rows"), (*packed, aligned[1]), strict=True)
+    return [configuration._replace(name=name) for name, configuration in shipped]
 
 
 # --- public functions -------------------------------------------------------------------------------------------------

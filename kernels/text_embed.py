@@ -9,27 +9,20 @@ the whole row of `hidden` columns in registers between the statistics and the no
 Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. Not supported: backward.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vilt_fast.contracts.dtypes import FLOATS
-
 from . import launch
 from .no_backward import refuse_backward
-from .shipped import Configuration, describe
+from .shipped import Configuration, compiled, empty
 
 MAX_HIDDEN = 16384
 
 
 # Strides of a batch of words are not specialised: a new length must not compile a new kernel.
-_UNSPECIALISED = ["stride_rb", "stride_rl", "stride_ib", "stride_il", "stride_tb", "stride_tl"]
-
-
-@triton.jit(do_not_specialize=_UNSPECIALISED)
+@triton.jit(do_not_specialize=["stride_rb", "stride_rl", "stride_ib", "stride_il", "stride_tb", "stride_tl"])
 def text_embed_kernel(
     tokens_ptr,  # (rows, hidden)
     text_row_ptr,  # (B, L) int32
@@ -89,12 +82,6 @@ def text_embed_kernel(
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
-def _configuration(hidden: int) -> dict[str, int]:
-    """BLOCK_D and num_warps: eight columns a thread, as wide as one load of 16-bit numbers."""
-    block = launch.next_power_of_2(hidden)
-    return {"BLOCK_D": block, "num_warps": min(max(block // 256, 1), 16)}
-
-
 def _launch(
     tokens: Tensor,
     text_row: Tensor,
@@ -113,20 +100,22 @@ def _launch(
         return
     inputs_embeds = None if inputs_embeds is None else launch.row_major(inputs_embeds)
     tables = [launch.row_major(table) for table in (word, position, token_type)]
-    with launch.on_device(tokens):
-        text_embed_kernel[tuple(text_row.shape)](
-            *(tokens, text_row, input_ids, token_type_ids, inputs_embeds),
-            *tables,
-            *launch.contiguous(ln_weight, ln_bias, modality),
-            *(tokens.shape[1], tokens.stride(0)),
-            *text_row.stride(),
-            *((0, 0) if input_ids is None else input_ids.stride()),
-            *token_type_ids.stride(),
-            *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
-            *(table.stride(0) for table in tables),
-            eps,
-            **_configuration(tokens.shape[1]),
-        )
+    block = launch.next_power_of_2(tokens.shape[1])
+    launch.run(
+        *(text_embed_kernel, tuple(text_row.shape)),
+        *(tokens, text_row, input_ids, token_type_ids, inputs_embeds),
+        *tables,
+        *launch.contiguous(ln_weight, ln_bias, modality),
+        *(tokens.shape[1], tokens.stride(0)),
+        *text_row.stride(),
+        *((0, 0) if input_ids is None else input_ids.stride()),
+        *token_type_ids.stride(),
+        *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
+        *(table.stride(0) for table in tables),
+        eps,
+        BLOCK_D=block,
+        num_warps=min(max(block // 256, 1), 16),  # eight columns a thread, as wide as one load of 16-bit numbers
+    )
 
 
 _text_embed = torch.library.custom_op("vilt_fast::text_embed", _launch, mutates_args=("tokens",))
@@ -136,14 +125,10 @@ def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
     shipped = []
     for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
-        constexprs: dict[str, Any] = {**_configuration(768)}
-        constexprs["input_ids_ptr" if embeds else "inputs_embeds_ptr"] = None
-        types = {"text_row_ptr": "*i32:16", "input_ids_ptr": "*i64:16", "token_type_ids_ptr": "*i64:16", "eps": "fp32"}
-        strides = ("hidden", "stride_token", "stride_eb", "stride_el", "stride_word", "stride_position", "stride_type")
-        types |= dict.fromkeys(strides, "i32:16") | dict.fromkeys(_UNSPECIALISED, "i32")
-        names = [name for name in text_embed_kernel.arg_names if name not in constexprs]
-        types = {name: types.get(name, f"*{dtype}:16") for name in names}
-        shipped.append(describe(dtype + ", inputs_embeds" * embeds, text_embed_kernel, types, constexprs))
+        tokens, ids = empty(dtype, 8, 768), empty("i64", 1, 8)
+        words = (None, ids, tokens[None]) if embeds else (ids, ids, None)
+        arguments = (tokens, empty("i32", 1, 8), *words, *[tokens] * 3, *[tokens[0]] * 3, 1e-6)
+        shipped += compiled(target, dtype + ", inputs_embeds" * embeds, _launch, *arguments)
     return shipped
 
 
@@ -169,25 +154,25 @@ def text_embed(
     Floats are fp32, fp16 or bf16, and rows have at most 16384 columns. Ids are not checked:
     that would need a wait for the device. No gradients.
     """
-    op, dtypes = "text_embed", FLOATS.values()
+    op = "text_embed"
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())
     launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
-    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), dtypes, row_major=True)
+    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
     launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
     hidden, (batch, words) = tokens.shape[1], text_row.shape
     if not 1 <= hidden <= MAX_HIDDEN:
         raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
-    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden), dtypes)
+    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden))
     launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
     launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
     for name, table in tables.items():
-        launch.check_tensor(op, name, table, ("entries", hidden), dtypes)
+        launch.check_tensor(op, name, table, ("entries", hidden))
     for name, vector in vectors.items():
-        launch.check_tensor(op, name, vector, (hidden,), dtypes)
+        launch.check_tensor(op, name, vector, (hidden,))
     if words > position.shape[0]:
         raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
     _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)

@@ -70,7 +70,7 @@ def encode(
     (B, C, H, W) with pixel_mask (B, H, W), or image_embeds (B, N, d) whose row 0 is the class token with pixel_mask
     (B, N); head_mask (heads,) or (layers, heads); patch_mask (B, H // p, W // p), False drops a patch.
     """
-    body = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    body = _below(state, prefix)
     text = text_embedding(body, config, input_ids, token_type_ids, inputs_embeds)
     text_mask = torch.ones(text.shape[:2]) if attention_mask is None else attention_mask
     if image_embeds is None:
@@ -119,19 +119,16 @@ def visual_embedding(
 
     class_position, table = _position_table(body, config)
     grid_mask = _grid_mask(pixel_values, pixel_mask, rows, columns)
-    pictures, kept = [], []
+    keep = grid_mask if patch_mask is None else grid_mask & (patch_mask.to(grid_mask.device) != 0)
+    pictures = []
     for b in range(patches.shape[0]):
         height, width = int(grid_mask[b, :, 0].sum()), int(grid_mask[b, 0].sum())
         picture = projected[b, :height, :width] + interpolate_positions(table, height, width)
-        keep = torch.ones(height, width, dtype=torch.bool, device=picture.device)
-        if patch_mask is not None:
-            keep = patch_mask[b, :height, :width].to(picture.device) != 0
-        pictures.append(picture[keep])
-        kept.append(int(keep.sum()))
-    longest = max(kept)
-    padded = torch.stack([F.pad(picture, (0, 0, 0, longest - len(picture))) for picture in pictures])
+        pictures.append(picture[keep[b, :height, :width].to(picture.device)])
+    padded = torch.nn.utils.rnn.pad_sequence(pictures, batch_first=True)  # (B, N, d)
+    kept = torch.tensor([len(picture) for picture in pictures])
     first = (body["embeddings.cls_token"][0, 0] + class_position).expand(len(pictures), 1, -1)
-    mask = torch.arange(1 + longest)[None] < 1 + torch.tensor(kept)[:, None]
+    mask = torch.arange(1 + padded.shape[1])[None] < 1 + kept[:, None]
     return torch.cat([first, padded], dim=1), mask
 
 

@@ -114,38 +114,29 @@ def backend(default: str | None = None, /, **operations: str) -> Iterator[None]:
             raise ValueError(f"backend: unknown operation {name!r}, expected one of {', '.join(OPERATIONS)}")
         if side not in BACKENDS:
             raise ValueError(f"backend: {name} must be one of {', '.join(BACKENDS)}, got {side!r}")
-    before = dict(_chosen)
-    if default is not None:
-        _chosen.update(dict.fromkeys(OPERATIONS, default))
-    _chosen.update(operations)
+    global _chosen
+    before = _chosen
+    _chosen = before | ({} if default is None else dict.fromkeys(OPERATIONS, default)) | operations
     try:
         yield
     finally:
-        _chosen.clear()
-        _chosen.update(before)
+        _chosen = before
 
 
-def uses_kernels(operation: str, tensor: Tensor) -> bool:
-    """Whether `operation` on `tensor` goes to the kernels.
+def side(reference: ModuleType, tensor: Tensor) -> Any:
+    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this.
 
     Raises:
-        RuntimeError: it does, and Triton is not installed.
+        RuntimeError: the kernels are asked for, and Triton is not installed.
     """
-    side = _chosen.get(operation)
-    kernels = tensor.is_cuda if side is None else side == "kernels"
-    if kernels and not _HAS_TRITON:
+    operation = reference.__name__.rpartition(".")[2]
+    if _chosen.get(operation, "kernels" if tensor.is_cuda else "reference") == "reference":
+        return reference
+    if not _HAS_TRITON:
         raise RuntimeError(
             f"{operation}: the kernels need Triton, which is not installed; install triton, or run the PyTorch "
             'reference with `with vilt_fast.backend("reference"): ...`'
         )
-    return kernels
-
-
-def _side(reference: ModuleType, tensor: Tensor) -> Any:
-    """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this."""
-    operation = reference.__name__.rpartition(".")[2]
-    if not uses_kernels(operation, tensor):
-        return reference
     from vilt_fast.kernels import operations  # here, so that `import vilt_fast` needs no Triton
 
     return getattr(operations, operation)
@@ -160,12 +151,12 @@ def linear(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.linear`."""
-    return _side(_linear, input).linear(input, weight, bias, activation=activation, residual=residual)
+    return side(_linear, input).linear(input, weight, bias, activation=activation, residual=residual)
 
 
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `vilt_fast.reference.layer_norm`."""
-    return _side(_layer_norm, input).layer_norm(input, weight, bias, eps)
+    return side(_layer_norm, input).layer_norm(input, weight, bias, eps)
 
 
 def attention(
@@ -179,7 +170,7 @@ def attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """See `vilt_fast.reference.attention`."""
-    return _side(_attention, qkv).attention(
+    return side(_attention, qkv).attention(
         qkv, cu_seqlens, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale, dropout_p=dropout_p
     )
 
@@ -195,7 +186,7 @@ def attention_rows(
     head_scale: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.attention`; follows the switch of "attention"."""
-    return _side(_attention, qkv).attention_rows(
+    return side(_attention, qkv).attention_rows(
         qkv, cu_seqlens, query_rows, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale
     )
 
@@ -215,7 +206,7 @@ def text_embed(
     eps: float,
 ) -> Tensor:
     """See `vilt_fast.reference.text_embed`."""
-    return _side(_text_embed, tokens).text_embed(
+    return side(_text_embed, tokens).text_embed(
         tokens,
         text_row=text_row,
         input_ids=input_ids,
@@ -251,7 +242,7 @@ def patch_embed(
     pixel_scale: float = 1.0,
 ) -> Tensor:
     """See `vilt_fast.reference.patch_embed`."""
-    return _side(_patch_embed, tokens).patch_embed(
+    return side(_patch_embed, tokens).patch_embed(
         tokens,
         pixels=pixels,
         weight=weight,
@@ -283,7 +274,7 @@ def patch_sample(
     has_cls: bool = True,
 ) -> Plan:
     """See `vilt_fast.reference.patch_sample`."""
-    return _side(_patch_sample, attention_mask).patch_sample(
+    return side(_patch_sample, attention_mask).patch_sample(
         attention_mask, pixel_mask, patch_mask, grid_size, max_patches, seed, image_index, has_cls=has_cls
     )
 
@@ -299,8 +290,8 @@ def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[T
 
     See `vilt_fast.reference.resize`.
     """
-    side = _side(_resize, images[0]) if images else _resize
-    return side.resize(images, sizes, rule=_installed_rule())
+    room = side(_resize, images[0]) if images else _resize
+    return room.resize(images, sizes, rule=_installed_rule())
 
 
 def resize_packed(
@@ -311,4 +302,4 @@ def resize_packed(
     offsets: Sequence[int] | None = None,
 ) -> tuple[Tensor, list[int]]:
     """`resize` from one flat buffer into another, see `vilt_fast.reference.resize`; follows the switch of "resize"."""
-    return _side(_resize, source).resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())
+    return side(_resize, source).resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())

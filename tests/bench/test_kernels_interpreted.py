@@ -25,7 +25,7 @@ def interpreted(monkeypatch):
     if not launch.INTERPRETED:
         pytest.skip("needs TRITON_INTERPRET=1; on a GPU, test_gpu.py runs the same contestants")
     monkeypatch.setattr(ours, "need_kernels", lambda case, backend: None)
-    monkeypatch.setattr(ablation, "_reason_against", lambda name, device: None)
+    monkeypatch.setattr(ablation, "_can_run", lambda name, device: True)
 
 
 @pytest.mark.parametrize("make", [ours.encoder_calls, ours.model_calls])
@@ -39,7 +39,7 @@ def test_every_switch_is_right(small, monkeypatch):
     """All but graphs, which no interpreter has: cumulative, each with an error of rounding."""
     run = Run(torch.device("cpu"), quick=True)
     run.case = lambda workload: small
-    run.clock.budget = type(run.clock.budget)(0.0, least=1, most=1, warm_up=0)
+    run.budget = type(run.budget)(0.0, least=1, most=1, warm_up=0)
     chosen = [name for name in ablation.SWITCHES if name not in ("graphs", "sampling")]
     rows = ablation.run_ablation(run, chosen)
     assert [row.contestant for row in rows if row.status != "ok"] == []

@@ -55,7 +55,7 @@ def test_our_model_on_packed_bytes(any_case):
 
 def test_buckets_of_the_engine(case):
     """Planned on the host and padded to a bucket; what a GPU replays runs launch by launch here."""
-    calls = ours.bucketed_calls(case, FP32, backend="reference", graphs=False)
+    calls = ours.bucketed_calls(case, FP32, backend="reference")
     assert len(calls) == len(case.inputs) and error(calls, case) < 1e-5
 
 

@@ -156,7 +156,7 @@ def test_contestant_that_cannot_run_says_why(case, run):
 
 
 def test_time_limit(case, run):
-    run.clock.deadline = 0.0
+    run.deadline = 0.0
     make = partial(ours.model_calls, dtype=torch.float32, backend="reference")
     (row,) = run.time("model", case, [Contestant("late", torch.float32, make)])
     assert row.status == "not run: the time limit of this run was spent"

@@ -50,6 +50,13 @@ def test_a_row_of_zeros_is_held_to_the_others():
     assert verify.relative_error(got, wanted) > 10
 
 
+def test_zeros_alone_are_right_or_wrong():
+    """A column of a plan can be all zeros."""
+    zeros = torch.zeros(1, 3, dtype=torch.int32)
+    assert verify.relative_error(zeros, zeros) == 0
+    assert verify.relative_error(zeros + 1, zeros) > 1
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=30))
 def test_summary(samples):

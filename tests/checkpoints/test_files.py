@@ -84,7 +84,7 @@ def test_several_files_come_all_or_none(tmp_path, monkeypatch, call, links):
     old = {name: f"old {name}" for name in ("a", "b", "index")}
     for name, text in old.items():
         (tmp_path / name).write_text(text)
-    staged = {tmp_path / name: files.stage(tmp_path / name, f"new {name}") for name in ("a", "b", "c", "index")}
+    new = {tmp_path / name: f"new {name}" for name in ("a", "b", "c", "index")}
     rename, calls = os.replace, []
 
     def replace(source: Path, target: Path) -> None:
@@ -97,7 +97,7 @@ def test_several_files_come_all_or_none(tmp_path, monkeypatch, call, links):
     if not links:
         monkeypatch.setattr(os, "link", replace_error)
     with pytest.raises(PermissionError):
-        files.publish(staged, [tmp_path / "index"])
+        files.write_together(new, [tmp_path / "index"])
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
 
 
@@ -108,6 +108,6 @@ def replace_error(*arguments: object) -> None:
 def test_several_files(tmp_path):
     (tmp_path / "a").write_text("old")
     (tmp_path / "index").write_text("old")
-    staged = {tmp_path / name: files.stage(tmp_path / name, f"new {name}") for name in ("a", "b", "index")}
-    files.publish(staged, [tmp_path / "index"])
+    new = {tmp_path / name: f"new {name}" for name in ("a", "b", "index")}
+    files.write_together(new, [tmp_path / "index"])
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {n: f"new {n}" for n in ("a", "b", "index")}

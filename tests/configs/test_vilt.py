@@ -41,6 +41,7 @@ def test_labels() -> None:
     config.num_labels = 5
     assert config.id2label[4] == "LABEL_4"
     assert ViltConfig.from_dict(config.to_dict(), num_labels=7).num_labels == 7
+    assert ViltConfig.from_dict({"num_labels": 7}, id2label={0: "a"}).num_labels == 1
     assert ViltConfig.from_dict(config.to_dict()).id2label == config.id2label
     assert ViltConfig.from_dict({**config.to_dict(), "label2id": {"a": 0}}, id2label={0: "b"}).label2id == {"b": 0}
 
@@ -69,7 +70,7 @@ def test_files_that_are_none(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="config.json"):
         ViltConfig.from_pretrained(tmp_path)
     path = tmp_path / "config.json"
-    for text, word in [("{", "not valid JSON"), ("[1]", "JSON object"), ('{"model_type": "bert"}', "'bert'")]:
+    for text, word in [("{", "not a valid JSON"), ("[1]", "got a JSON list"), ('{"model_type": "bert"}', "'bert'")]:
         path.write_text(text)
         with pytest.raises(ValueError, match=word):
             ViltConfig.from_pretrained(tmp_path)

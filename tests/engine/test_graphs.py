@@ -12,7 +12,7 @@ import vilt_fast
 from vilt_fast.engine import Engine
 from vilt_fast.engine.vilt import batch_limits
 from vilt_fast.frozen.graphs import Bucket, bucket_sizes, choose_bucket, compute_logits, max_pairs, plan_batch
-from vilt_fast.processing.sizes import resize_size
+from vilt_fast.processing.settings import resize_size
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 # float64 inside, rounded to float32 at the end.

@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-pytest.importorskip("triton", reason="the kernels need Triton")
+triton = pytest.importorskip("triton", reason="the kernels need Triton")
+tl = pytest.importorskip("triton.language")
 from vilt_fast.bench import compile as compiler  # noqa: E402
 from vilt_fast.kernels import launch  # noqa: E402
-from vilt_fast.kernels.shipped import describe  # noqa: E402
+from vilt_fast.kernels.shipped import describe, empty  # noqa: E402
 
 # Kernels that multiply matrices; the others have no use for a matrix unit.
 PRODUCTS = {"linear_pointer", "linear_descriptor", "attention_kernel", "patch_embed_kernel"}
@@ -70,22 +71,24 @@ def test_a_kernel_that_does_not_compile_says_why(monkeypatch: pytest.MonkeyPatch
         compiler.compile_all(["sm80"], operations=["layer_norm"], jobs=1)
 
 
-class _Function:
-    """As much of a jit function as `describe` looks at."""
-
-    __name__ = "function"
-    arg_names = ("out_ptr", "rows", "BLOCK", "bias_ptr")
+def _function(out_ptr, rows, columns, scale, seed: tl.int64, BLOCK: tl.constexpr, bias_ptr=None):
+    pass
 
 
 def test_describe() -> None:
-    types, constexprs = {"out_ptr": "*bf16:16", "rows": "i32"}, {"BLOCK": 64, "bias_ptr": None}
-    described = describe("name", _Function(), types, constexprs | {"num_warps": 4})
-    assert described.name == "name" and described.options == {"num_warps": 4}
-    assert described.signature == {"out_ptr": "*bf16", "rows": "i32", "BLOCK": "constexpr", "bias_ptr": "constexpr"}
-    assert described.constexprs == constexprs and described.attributes == {(0,): [["tt.divisibility", 16]]}
-    for wrong in ({"rows": "i32"}, types | {"colums": "i32"}, types | {"BLOCK": "i32"}):
-        with pytest.raises(ValueError, match="function: got arguments that are missing, unknown or duplicate"):
-            describe("name", _Function(), wrong, constexprs)
+    kernel, out = triton.JITFunction(_function, do_not_specialize=["rows"]), empty("bf16", 32)
+    given = ((out, 16, 16, 0.5, 7), {"BLOCK": 64, "num_warps": 4})
+    described = describe("name {BLOCK} w{num_warps}", kernel, *given)
+    assert described.name == "name 64 w4" and described.options == {"num_warps": 4}
+    types = {"out_ptr": "*bf16", "rows": "i32", "columns": "i32", "scale": "fp32", "seed": "i64"}
+    assert described.signature == types | {"BLOCK": "constexpr", "bias_ptr": "constexpr"}
+    assert described.constexprs == {"BLOCK": 64, "bias_ptr": None}
+    assert described.attributes == {(i,): [["tt.divisibility", 16]] for i in (0, 2)}  # rows are not specialised
+    unaligned = describe("name", kernel, (out[1:], 1, 1, 0.5, 7), {"BLOCK": 64})
+    assert unaligned.attributes == {} and unaligned.constexprs == {"columns": 1, "BLOCK": 64, "bias_ptr": None}
+    for arguments, named in (((out,), {"BLOCK": 64}), (given[0], {"BLOK": 64}), (given[0], {"BLOCK": 64, "rows": 1})):
+        with pytest.raises(TypeError, match="argument"):
+            describe("name", kernel, arguments, named)
 
 
 def test_matrix_instructions_are_told_apart() -> None:

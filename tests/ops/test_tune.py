@@ -32,7 +32,7 @@ def clock(monkeypatch, device):
 
 def test_the_fastest_goes_into_a_table_that_launchers_read(clock, tmp_path) -> None:
     lines = []
-    path = module.tune(**SIZES, rows=(20,), directory=tmp_path, measure=clock, report=lines.append)
+    path = module.tune(**SIZES, batches=(1,), directory=tmp_path, measure=clock, report=lines.append)
     table = json.loads(path.read_text())
     entries = launch.read_table(path)
     assert table["triton"] == launch.triton.__version__ and len(entries) == len(lines) == 6
@@ -61,7 +61,7 @@ def test_other_bits_are_left_out(clock, tmp_path, monkeypatch) -> None:
         return out.view(torch.int16).bitwise_xor(wrong).view(out.dtype)
 
     monkeypatch.setattr(linear, "linear", off_by_a_bit)
-    path = module.tune(**SIZES, rows=(20,), directory=tmp_path, measure=lambda call: 1000 - clock(call), report=len)
+    path = module.tune(**SIZES, batches=(1,), directory=tmp_path, measure=lambda call: 1000 - clock(call), report=len)
     linears = _linears(launch.read_table(path))
     assert len(linears) == 4
     for entry in linears:
@@ -69,8 +69,8 @@ def test_other_bits_are_left_out(clock, tmp_path, monkeypatch) -> None:
 
 
 def test_bad_arguments(monkeypatch) -> None:
-    with pytest.raises(ValueError, match=r"rows: got \(0,\), wanted positive numbers"):
-        module.tune(rows=(0,), measure=lambda call: 1.0)
+    with pytest.raises(ValueError, match=r"batches: got \(0,\), wanted positive numbers"):
+        module.tune(batches=(0,), measure=lambda call: 1.0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="got no CUDA GPU"):
         module.tune()

@@ -12,7 +12,7 @@ from vilt_fast import BertTokenizer, ViltImageProcessor, ViltProcessor, demo, op
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 from vilt_fast.pixels import PackedPixels
-from vilt_fast.processing import packed as packing
+from vilt_fast.processing import decoding
 
 SMALL = {"size": {"shortest_edge": 64}}
 TEXTS = ["what colour is the cat ?", "naive", "how many dogs are there"]
@@ -170,14 +170,14 @@ def test_files_are_decoded_on_threads_in_order(pictures, tmp_path, monkeypatch):
         Image.fromarray(pictures[index % 3]).save(paths[-1])
     # All must be on their way before one may finish: this ends only if they run side by side.
     together = threading.Barrier(2, timeout=20)
-    decode = packing.decode
+    decode = decoding.decode
 
     def wait_and_decode(*arguments, **options):
         together.wait()
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(packing.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(packing, "decode", wait_and_decode)
+    monkeypatch.setattr(decoding.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(decoding, "decode", wait_and_decode)
     packed = ViltImageProcessor(**SMALL).pack(paths)
     monkeypatch.undo()
     plain = ViltImageProcessor(**SMALL).pack([pictures[index % 3] for index in range(6)])

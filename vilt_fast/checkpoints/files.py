@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 # What a file is made from: its bytes, its text (UTF-8), or a function that writes the path it is given.
 Content = bytes | str | Callable[[Path], None]
@@ -22,96 +25,91 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
         OSError: the file could not be written (disk full, no permission, ...). The old file is untouched and
             no temporary file is left.
     """
-    publish(stage_all([(Path(path), content)]))
+    write_together({Path(path): content})
 
 
-def stage_all(contents: Iterable[tuple[Path, Content]]) -> dict[Path, Path]:
-    """`stage` several files: final path -> temporary path. After an error none is left."""
-    staged: dict[Path, Path] = {}
-    try:
-        for path, content in contents:
-            staged[path] = stage(path, content)
-    except BaseException:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
-        raise
-    return staged
-
-
-def stage(path: Path, content: Content) -> Path:
-    """Write the content beside `path`, flushed to the disk, and return that temporary path for `publish`.
-
-    Raises:
-        OSError: as for `write_atomically`; the temporary file is removed.
-    """
-    # Same folder: a rename across file systems would be a copy, which is not atomic.
-    temporary = _beside(path, "tmp")
-    try:
-        _fill(temporary, content)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            raise OSError(error.errno, f"could not write {path}: {reason}; nothing was changed") from error
-        raise
-    return temporary
-
-
-def publish(staged: Mapping[Path, Path], withdrawn: Iterable[Path] = ()) -> None:
-    """Give staged files their names, all or none.
+def write_together(contents: Mapping[Path, Content], withdrawn: Iterable[Path] = ()) -> None:
+    """Write several files, all or none: every one is on the disk before the first gets its name.
 
     Args:
-        staged: final path -> temporary path, in the order in which they appear.
+        contents: path -> content as for `write_atomically`, in the order in which the files appear.
         withdrawn: old files that go before the first new one comes: an index, while its shards are exchanged.
 
     Raises:
-        OSError: a rename failed; the old files are back and the temporary ones are gone.
+        OSError: a file could not be written or renamed; the old files are back and the temporary ones are gone.
     """
-    kept: list[tuple[Path, Path]] = []  # (where an old file is kept, where it belongs)
-    placed: list[Path] = []
-    try:
-        for path in withdrawn:
-            if path.exists():
-                os.replace(path, backup := _beside(path, "old"))
-                kept.append((backup, path))
+    with ExitStack() as leftovers, ExitStack() as undo:
+
+        def set_aside(path: Path, *, link: bool) -> None:
+            backup = _set_aside(path, link)
+            leftovers.callback(backup.unlink, missing_ok=True)
+            undo.callback(os.replace, backup, path)
+
+        staged: dict[Path, Path] = {}
+        for path, content in contents.items():
+            # Same folder: a rename across file systems would be a copy, which is not atomic.
+            staged[path] = _beside(path, "tmp")
+            leftovers.callback(staged[path].unlink, missing_ok=True)
+            _fill(staged[path], content, path)
+        for path in filter(Path.exists, withdrawn):
+            set_aside(path, link=False)
         for path, temporary in staged.items():
-            if len(staged) > 1 and path.exists():
-                kept.append((_keep(path), path))
+            if not path.exists():
+                undo.callback(path.unlink, missing_ok=True)
+            elif len(staged) > 1:
+                set_aside(path, link=True)
             os.replace(temporary, path)
-            placed.append(path)
-    except BaseException:
-        for path in set(placed) - {path for _, path in kept}:
-            path.unlink(missing_ok=True)
-        for backup, path in reversed(kept):
-            os.replace(backup, path)
-        raise
-    finally:
-        for leftover in [*staged.values(), *(backup for backup, _ in kept)]:
-            leftover.unlink(missing_ok=True)
+        undo.pop_all()
 
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
 
 
-def _keep(path: Path) -> Path:
-    """Keep the old file under a second name, without a moment in which the first is gone where links exist."""
+def _set_aside(path: Path, link: bool) -> Path:
+    """Give an old file another name; `link`: without a moment in which the first is gone, where links exist."""
     backup = _beside(path, "old")
-    try:
-        os.link(path, backup)
-    except OSError:
-        os.replace(path, backup)
+    if link:
+        with suppress(OSError):
+            os.link(path, backup)
+            return backup
+    os.replace(path, backup)
     return backup
 
 
-def _fill(temporary: Path, content: Content) -> None:
-    with open(temporary, "xb") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o777
-        if not callable(content):
-            file.write(content.encode() if isinstance(content, str) else content)
-    if callable(content):
-        content(temporary)
-        # A writer that makes its own file (safetensors does) leaves it readable by the owner alone.
-        os.chmod(temporary, mode)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
+def _fill(temporary: Path, content: Content, path: Path) -> None:
+    """Write `temporary`, flushed to the disk; an OSError names `path`."""
+    try:
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
+            if not callable(content):
+                file.write(content.encode() if isinstance(content, str) else content)
+        if callable(content):
+            content(temporary)
+            # A writer that makes its own file (safetensors does) leaves it readable by the owner alone.
+            os.chmod(temporary, mode)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"could not write {path}: {reason}; nothing was changed") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: the file is not UTF-8, not JSON, or holds no object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path}: not a valid JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got a JSON {type(content).__name__}, wanted an object")
+    return content
+
+
+def listing(names: list[str], limit: int = 20) -> str:
+    """Names for an error message, at most `limit` of them."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+from vilt_fast.checkpoints.files import listing
 
 # "name" or "namespace/name"; the hub's own rule (huggingface_hub.utils.validate_repo_id), which keeps out
 # "./foo", "../foo", "~/foo", "/foo" and "C:\\foo".
@@ -56,7 +58,8 @@ def find_file(name_or_path: str | os.PathLike[str], filename: str, *, required: 
         OSError: the hub answered with another error, or the download failed.
     """
     hub = HubOptions(**options)
-    filename = f"{hub.subfolder}/{filename}" if hub.subfolder else filename
+    if hub.subfolder:
+        filename, hub = f"{hub.subfolder}/{filename}", replace(hub, subfolder=None)
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")
     path = Path(name_or_path).expanduser()
@@ -83,9 +86,8 @@ def _find_in_directory(directory: Path, filename: str, required: bool) -> Path |
         return path
     if not required:
         return None
-    names = sorted(entry.name for entry in directory.iterdir())
-    listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {listing or 'nothing'}")
+    names = listing(sorted(os.listdir(directory))) or "nothing"
+    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {names}")
 
 
 def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> Path | None:
@@ -93,11 +95,9 @@ def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> P
     from huggingface_hub import hf_hub_download
     from huggingface_hub import utils as errors
 
-    # The folder is part of `filename` by now.
-    options = {option: value for option, value in vars(hub).items() if option != "subfolder"}
     where = f"the hub repository {name!r}" + (f" at revision {hub.revision!r}" if hub.revision else "")
     try:
-        return Path(hf_hub_download(name, filename, **options))
+        return Path(hf_hub_download(name, filename, **vars(hub)))
     except errors.LocalEntryNotFoundError as error:
         if not required and _is_known(name, hub.cache_dir):
             return None

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,24 +15,21 @@ import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
-from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, listing, open_weights
+from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, open_weights
 
 logger = logging.getLogger(__name__)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_PROBLEMS = ("missing", "unexpected", "of another shape", "not floating point")
 # What the names of other architectures look like.
-_ARCHITECTURES = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"visual_bert\.|(.*\.)?embeddings\.visual_projection\.", "VisualBERT"),
-        (r"(text_model|vision_model)\.", "CLIP"),
-        (r"(blocks|patch_embed)\.", "a timm vision transformer"),
-        (r"(model\.layers|transformer\.h|h|decoder)\.", "a language model"),
-        (r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit)\.", "{0}"),
-        (r"(bert\.)?embeddings\.(word_embeddings|LayerNorm)\.", "BERT"),
-    )
-)
+_ARCHITECTURES = {
+    r"visual_bert\.|(.*\.)?embeddings\.visual_projection\.": "VisualBERT",
+    r"(text_model|vision_model)\.": "CLIP",
+    r"(blocks|patch_embed)\.": "a timm vision transformer",
+    r"(model\.layers|transformer\.h|h|decoder)\.": "a language model",
+    r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit)\.": "{0}",
+    r"(bert\.)?embeddings\.(word_embeddings|LayerNorm)\.": "BERT",
+}
 
 
 def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, strict: bool = True, **hub: Any) -> None:
@@ -52,16 +50,13 @@ def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, stri
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
             another shape or not floating point; it names them.
     """
-    decoder = family_of(model).DECODER
     with open_weights(name_or_path, **hub) as stored:
         fit = _fit(model, stored)
         fit.refuse(model, stored, strict)
-        tied = _is_tied(model, fit)
-        if tied is not None:
-            _set_tied(model, tied)
+        _tie(model, fit)
         with torch.no_grad():
             for name, parameter in _parameters(model).items():
-                if name in fit.tensors and not (tied and name == decoder):
+                if name in fit.tensors:
                     parameter.copy_(fit.tensors[name].read())
 
 
@@ -78,41 +73,43 @@ class _Fit:
     lacks_decoder: bool  # whether the checkpoint has a masked-word head that borrows the word table
     matched: bool  # whether any of the encoder or the embeddings is known
     tensors: dict[str, StoredTensor] = field(default_factory=dict)  # those that fit
-    problems: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in _PROBLEMS})
+    problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # kind -> names
     skipped: list[str] = field(default_factory=list)  # of heads that the model lacks
 
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
         """Raise or warn, as `load_weights` says."""
         name = type(model).__name__
-        found = {kind: names for kind, names in self.problems.items() if names}
-        other = _other_architecture(model, stored) if found else None
+        other = _other_architecture(model, stored) if self.problems else None
         if not self.matched or (strict and other):
             raise ValueError(
                 f"{stored.path} holds no weights of {name}: it looks like {other or 'something else'} "
                 f"({len(stored.tensors)} tensors, such as {listing(sorted(stored.tensors), 3)})"
             )
-        refused = found if strict else {kind: names for kind, names in found.items() if kind == "not floating point"}
+        refused = [kind for kind in self.problems if strict or kind == "not floating point"]
         if refused:
-            text = "; ".join(f"{len(names)} {kind}: {listing(names)}" for kind, names in refused.items())
+            text = "; ".join(f"{len(self.problems[kind])} {kind}: {listing(self.problems[kind])}" for kind in refused)
             advice = ". strict=False leaves out what does not fit" if strict else ""
             raise ValueError(f"{stored.path} does not fit {name}: {text}{advice}")
         if self.skipped:
             logger.warning("%s: skipped, %s has no such head: %s", stored.path, name, ", ".join(self.skipped))
-        for kind, names in found.items():
+        for kind, names in self.problems.items():
             kept = "left out" if kind == "unexpected" else "these keep fresh values"
             logger.warning("%s: %d %s, %s: %s", stored.path, len(names), kind, kept, ", ".join(names))
 
 
 def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
     wanted, family = _parameters(model), family_of(model)
-    prefix, decoder = family.PREFIX, family.DECODER
     meta = [name for name, parameter in wanted.items() if parameter.is_meta]
     if meta:
         raise ValueError(f"model: got parameters on the meta device, wanted memory to load into: {listing(meta)}")
     tensors = family.full_names(stored.tensors)
-    matched = any(name in wanted and name.startswith(prefix) for name in tensors)
-    lacks_decoder = decoder not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors)
-    fit = _Fit(lacks_decoder, matched)
+    fit = _Fit(
+        lacks_decoder=family.DECODER not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors),
+        matched=any(name in wanted and name.startswith(family.PREFIX) for name in tensors),
+    )
+    for name, own_name in zip(wanted, model.state_dict(), strict=True):
+        if name not in tensors and not (name == family.DECODER and fit.lacks_decoder):
+            fit.problems["missing"].append(own_name)
     for name, tensor in tensors.items():
         if name not in wanted:
             head = next((head for head in family.HEADS if name.startswith(head)), None)
@@ -126,9 +123,6 @@ def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
             fit.problems["of another shape"].append(got)
         else:
             fit.tensors[name] = tensor
-    own_names = dict(zip(wanted, model.state_dict(), strict=True))
-    absent = [name for name in wanted if name not in tensors and not (name == decoder and fit.lacks_decoder)]
-    fit.problems["missing"] = [own_names[name] for name in absent]
     return fit
 
 
@@ -147,27 +141,22 @@ def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
             config = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8"))
             found = config.get("model_type", wanted)
             return None if found == wanted else f"model_type {found!r} by its config.json"
-    for pattern, name in _ARCHITECTURES:
-        match = next(filter(None, map(pattern.match, stored.tensors)), None)
+    for pattern, name in _ARCHITECTURES.items():
+        match = next(filter(None, (re.match(pattern, tensor) for tensor in stored.tensors)), None)
         if match:
             return name.format(match.group(1))
     return None
 
 
-def _is_tied(model: nn.Module, fit: _Fit) -> bool | None:
-    """Whether the decoder shall share the word table; None: no such head, or the checkpoint has no say."""
+def _tie(model: Any, fit: _Fit) -> None:
+    """Let the decoder share the word table, or not, as the checkpoint has it; one that lacks such a head has no say."""
     family = family_of(model)
     decoder, words = family.DECODER, family.WORDS
-    if decoder not in _parameters(model):
-        return None
-    if decoder not in fit.tensors:
-        return True if fit.lacks_decoder else None
-    if not getattr(model.config, "tie_word_embeddings", False) or words not in fit.tensors:
-        return False
-    return torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
-
-
-def _set_tied(model: Any, tied: bool) -> None:
+    if decoder not in _parameters(model) or not (fit.lacks_decoder or decoder in fit.tensors):
+        return
+    tied = fit.lacks_decoder
+    if not tied and getattr(model.config, "tie_word_embeddings", False) and words in fit.tensors:
+        tied = torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
     if tied != shares_words(model):
         (model.tie_weights if tied else model.untie_weights)()
     # What is saved next must say how it is.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
-from vilt_fast.checkpoints.files import Content, publish, stage_all
+from vilt_fast.checkpoints.files import Content, write_together
 from vilt_fast.checkpoints.weight_files import SAFE_NAME, TORCH_NAME, earlier_files, split, write_tensors
 
 
@@ -48,29 +48,29 @@ def save_weights(
     shards = split(tensors, max_shard_size)
     directory.mkdir(parents=True, exist_ok=True)
     earlier = earlier_files(directory)
-    staged = stage_all(_files(tensors, shards, directory / name, safe_serialization, companions or {}))
+    files = _files(tensors, shards, directory / name, safe_serialization, companions or {})
     # Shards of an earlier save may bear the new names: without its index they cannot be taken for a whole.
     index = directory / f"{name}.index.json"
-    publish(staged, [index] if len(shards) > 1 and set(staged) & set(earlier) - {index} else [])
+    write_together(files, [index] if len(shards) > 1 and set(files) & set(earlier) - {index} else [])
     for path in earlier:
-        if path not in staged:
+        if path not in files:
             path.unlink(missing_ok=True)
 
 
 def _files(
     tensors: dict[str, torch.Tensor], shards: list[list[str]], path: Path, safe: bool, companions: Mapping[str, Content]
-) -> list[tuple[Path, Content]]:
+) -> dict[Path, Content]:
     """What to write, in the order in which it gets its name: companions, shards, their index."""
 
     def write(names: list[str], path: Path) -> None:
         write_tensors({name: tensors[name] for name in names}, path, safe_serialization=safe)
 
     directory = path.parent
-    files: list[tuple[Path, Content]] = [(directory / name, content) for name, content in companions.items()]
+    files: dict[Path, Content] = {directory / name: content for name, content in companions.items()}
     if len(shards) == 1:
-        return [*files, (path, partial(write, shards[0]))]
+        return {**files, path: partial(write, shards[0])}
     named = {f"{path.stem}-{i:05d}-of-{len(shards):05d}{path.suffix}": shard for i, shard in enumerate(shards, start=1)}
-    files += [(directory / file, partial(write, shard)) for file, shard in named.items()]
+    files.update((directory / file, partial(write, shard)) for file, shard in named.items())
     index = {
         "metadata": {
             "total_size": sum(t.nbytes for t in tensors.values()),
@@ -78,7 +78,7 @@ def _files(
         },
         "weight_map": {name: file for file, shard in named.items() for name in shard},
     }
-    return [*files, (directory / f"{path.name}.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")]
+    return {**files, directory / f"{path.name}.index.json": json.dumps(index, indent=2, sort_keys=True) + "\n"}
 
 
 def _to_save(model: nn.Module) -> dict[str, torch.Tensor]:

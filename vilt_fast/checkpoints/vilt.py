@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, listing, open_weights
+from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, open_weights
 
 PREFIX = "vilt."
 # Heads of known checkpoints: a model without one leaves its tensors out.
@@ -25,30 +24,47 @@ DECODER, WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.wo
 # Tables of constants that old transformers saved.
 _CONSTANTS = (".position_ids", ".token_type_ids")
 _BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."
-_RENAMED = tuple(
-    (re.compile(old), new)
-    for old, new in (
-        (_BLOCK + r"norm1\.", _LAYER + "layernorm_before."),
-        (_BLOCK + r"norm2\.", _LAYER + "layernorm_after."),
-        (_BLOCK + r"attn\.proj\.", _LAYER + "attention.output.dense."),
-        (_BLOCK + r"mlp\.fc1\.", _LAYER + "intermediate.dense."),
-        (_BLOCK + r"mlp\.fc2\.", _LAYER + "output.dense."),
-        (r"transformer\.norm\.", "vilt.layernorm."),
-        (r"transformer\.cls_token$", "vilt.embeddings.cls_token"),
-        (r"transformer\.pos_embed$", "vilt.embeddings.position_embeddings"),
-        (r"transformer\.patch_embed\.proj\.", "vilt.embeddings.patch_embeddings.projection."),
-        (r"text_embeddings\.", "vilt.embeddings.text_embeddings."),
-        (r"token_type_embeddings\.", "vilt.embeddings.token_type_embeddings."),
-        (r"pooler\.", "vilt.pooler."),
-        (r"(vqa|nlvr2)_classifier\.", "classifier."),
-        (r"mlm_score\.bias$", "mlm_score.decoder.bias"),
-    )
-)
+_RENAMED = {
+    _BLOCK + r"norm1\.": _LAYER + "layernorm_before.",
+    _BLOCK + r"norm2\.": _LAYER + "layernorm_after.",
+    _BLOCK + r"attn\.proj\.": _LAYER + "attention.output.dense.",
+    _BLOCK + r"mlp\.fc1\.": _LAYER + "intermediate.dense.",
+    _BLOCK + r"mlp\.fc2\.": _LAYER + "output.dense.",
+    r"transformer\.norm\.": "vilt.layernorm.",
+    r"transformer\.cls_token$": "vilt.embeddings.cls_token",
+    r"transformer\.pos_embed$": "vilt.embeddings.position_embeddings",
+    r"transformer\.patch_embed\.proj\.": "vilt.embeddings.patch_embeddings.projection.",
+    r"text_embeddings\.": "vilt.embeddings.text_embeddings.",
+    r"token_type_embeddings\.": "vilt.embeddings.token_type_embeddings.",
+    r"pooler\.": "vilt.pooler.",
+    r"(vqa|nlvr2)_classifier\.": "classifier.",
+    r"mlm_score\.bias$": "mlm_score.decoder.bias",
+}
 _FUSED = re.compile(_BLOCK + r"attn\.qkv\.(weight|bias)")
 # A table of constants, timm's unused classifier, and what the training metrics counted.
 _DROPPED = re.compile(r"text_embeddings\.position_ids|(transformer\.)?head\.(weight|bias)|(train|val|dev|test)_\w+\..*")
 # Heads of these vit= architectures that are not 64 wide, whatever num_heads says.
 _NUM_HEADS = {"vit_small_patch16_224": 8, "vit_huge_patch16_224_in21k": 16, "vit_huge_patch32_384": 16}
+# Fields of the configuration: the tensor of the original, and its axis, that show each.
+_SIZES = {
+    "vocab_size": ("text_embeddings.word_embeddings.weight", 0),
+    "hidden_size": ("text_embeddings.word_embeddings.weight", 1),
+    "max_position_embeddings": ("text_embeddings.position_embeddings.weight", 0),
+    "type_vocab_size": ("text_embeddings.token_type_embeddings.weight", 0),
+    "modality_type_vocab_size": ("token_type_embeddings.weight", 0),
+    "intermediate_size": ("transformer.blocks.0.mlp.fc1.weight", 0),
+    "num_channels": ("transformer.patch_embed.proj.weight", 1),
+    "patch_size": ("transformer.patch_embed.proj.weight", 2),
+}
+_TABLE = "transformer.pos_embed"
+# What a checkpoint was trained for: the first of these heads that it has.
+_TASKS = {
+    "nlvr2_classifier.3.weight": "ViltForImagesAndTextClassification",
+    "vqa_classifier.3.weight": "ViltForQuestionAnswering",
+    "rank_output.weight": "ViltForImageAndTextRetrieval",
+    "mlm_score.decoder.weight": "ViltForMaskedLM",
+    "itm_score.fc.weight": "ViltForImageTextMatching",
+}
 
 
 def full_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -91,9 +107,9 @@ def _rename(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _new_name(name: str) -> str:
-    for old, new in _RENAMED:
-        if old.match(name):
-            return old.sub(new, name, count=1)
+    for old, new in _RENAMED.items():
+        if re.match(old, name):
+            return re.sub(old, new, name, count=1)
     return name
 
 
@@ -108,10 +124,7 @@ def _split(tensor: StoredTensor, layer: str, kind: str) -> dict[str, StoredTenso
 
 
 def _rows(tensor: StoredTensor, start: int, stop: int) -> StoredTensor:
-    def read(whole: Callable[[], torch.Tensor] = tensor.read) -> torch.Tensor:
-        return whole()[start:stop]
-
-    return replace(tensor, shape=(stop - start, *tensor.shape[1:]), read=read)
+    return replace(tensor, shape=(stop - start, *tensor.shape[1:]), read=lambda: tensor.read()[start:stop])
 
 
 def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -138,17 +151,13 @@ def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
     with open_weights(path) as stored:
-        return _infer_config(stored)
-
-
-def _infer_config(stored: StoredWeights) -> dict[str, Any]:
-    shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
-    if not is_original(shapes):
-        raise ValueError(
-            f"{stored.path} is no checkpoint of the original ViLT repository; "
-            f"it holds {listing(sorted(shapes), 5) or 'no tensors'}"
-        )
-    sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
+        shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
+        if not is_original(shapes):
+            raise ValueError(
+                f"{stored.path} is no checkpoint of the original ViLT repository; "
+                f"it holds {listing(sorted(shapes), 5) or 'no tensors'}"
+            )
+        sizes, hyper = _sizes(shapes, stored), _hyperparameters(stored.extra)
     dropout = hyper.get("drop_rate")
     return {
         **sizes,
@@ -162,32 +171,16 @@ def _infer_config(stored: StoredWeights) -> dict[str, Any]:
 
 
 def _sizes(shapes: dict[str, tuple[int, ...]], stored: StoredWeights) -> dict[str, Any]:
-    wanted = (
-        "text_embeddings.word_embeddings.weight",
-        "text_embeddings.position_embeddings.weight",
-        "text_embeddings.token_type_embeddings.weight",
-        "token_type_embeddings.weight",
-        "transformer.patch_embed.proj.weight",
-        "transformer.pos_embed",
-        "transformer.blocks.0.mlp.fc1.weight",
-    )
-    absent = [name for name in wanted if name not in shapes]
+    absent = [name for name in dict.fromkeys([*(name for name, _ in _SIZES.values()), _TABLE]) if name not in shapes]
     if absent:
         raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be determined")
-    words, positions, types, modalities, patches, table, inner = (shapes[name] for name in wanted)
-    side = math.isqrt(table[1] - 1)
-    if side * side != table[1] - 1:
-        raise ValueError(f"{stored.path}: transformer.pos_embed has shape {table}, wanted (1, 1 + n * n, hidden)")
+    sizes = {field: shapes[name][axis] for field, (name, axis) in _SIZES.items()}
+    side = math.isqrt(shapes[_TABLE][1] - 1)
+    if 1 + side * side != shapes[_TABLE][1]:
+        raise ValueError(f"{stored.path}: {_TABLE} has shape {shapes[_TABLE]}, wanted (1, 1 + n * n, hidden)")
     return {
-        "vocab_size": words[0],
-        "hidden_size": words[1],
-        "max_position_embeddings": positions[0],
-        "type_vocab_size": types[0],
-        "modality_type_vocab_size": modalities[0],
-        "intermediate_size": inner[0],
-        "num_channels": patches[1],
-        "patch_size": patches[2],
-        "image_size": side * patches[2],
+        **sizes,
+        "image_size": side * sizes["patch_size"],
         "num_hidden_layers": 1 + max(int(match.group(1)) for match in map(re.compile(_BLOCK).match, shapes) if match),
         "qkv_bias": "transformer.blocks.0.attn.qkv.bias" in shapes,
     }
@@ -213,20 +206,12 @@ def _num_heads(hidden_size: int, hyper: dict[str, Any], stored: StoredWeights) -
 
 def _task(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class that the heads are for, and its labels."""
-    if "nlvr2_classifier.3.weight" in shapes:
-        count = shapes["nlvr2_classifier.3.weight"][0]
-        labels = {0: "False", 1: "True"} if count == 2 else _unnamed_labels(count)
-        return {"architectures": ["ViltForImagesAndTextClassification"], "num_images": 2, "id2label": labels}
-    if "vqa_classifier.3.weight" in shapes:
-        labels = _unnamed_labels(shapes["vqa_classifier.3.weight"][0])
-        return {"architectures": ["ViltForQuestionAnswering"], "id2label": labels}
-    heads = {
-        "rank_output.weight": "ViltForImageAndTextRetrieval",
-        "mlm_score.decoder.weight": "ViltForMaskedLM",
-        "itm_score.fc.weight": "ViltForImageTextMatching",
-    }
-    return {"architectures": [next((name for tensor, name in heads.items() if tensor in shapes), "ViltModel")]}
-
-
-def _unnamed_labels(count: int) -> dict[int, str]:
-    return {i: f"LABEL_{i}" for i in range(count)}
+    head, name = next(((head, name) for head, name in _TASKS.items() if head in shapes), ("", "ViltModel"))
+    task: dict[str, Any] = {"architectures": [name]}
+    if "classifier" in head:
+        task["num_labels"] = shapes[head][0]
+    if name == "ViltForImagesAndTextClassification":
+        task["num_images"] = 2
+        if task["num_labels"] == 2:
+            task["id2label"] = {0: "False", 1: "True"}
+    return task

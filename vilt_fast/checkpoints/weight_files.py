@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vilt_fast.checkpoints.files import listing
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
@@ -83,7 +84,7 @@ def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
         found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
-    held = f", which holds: {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else ""
+    held = f", which holds: {listing(sorted(os.listdir(path))) or 'nothing'}" if path.is_dir() else ""
     raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(WEIGHT_NAMES)})")
 
 
@@ -199,11 +200,6 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict
     return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, t.detach) for n, t in usable.items()}, extra
 
 
-def listing(names: list[str], limit: int = 20) -> str:
-    """Names for an error message, at most `limit` of them."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
 def write_tensors(tensors: dict[str, torch.Tensor], path: Path, *, safe_serialization: bool) -> None:
     """Write tensors to one file, as safetensors or with `torch.save`.
 
@@ -250,11 +246,8 @@ def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[l
 
 
 def _bytes(size: int | str) -> int:
-    units = {"": 1, "B": 1}
-    for power, letter in enumerate("KMGT", start=1):
-        units[f"{letter}B"], units[f"{letter}IB"] = 1000**power, 1024**power
-    found = re.fullmatch(r"\s*(\d+)\s*([A-Z]*)\s*", str(size).upper())
-    value = int(found.group(1)) * units.get(found.group(2), 0) if found else 0
+    found = re.fullmatch(r"\s*(\d+)\s*(?:([KMGT]?)(I?)B)?\s*", str(size).upper())
+    value = int(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ") if found else 0
     if value < 1:
         raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or a text such as '200MB'")
     return value

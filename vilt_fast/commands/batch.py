@@ -12,8 +12,9 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +23,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.commands.loading import check_out, load
+from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _FIRST = b'{"image":'  # how every line of the output starts
+_AHEAD = 1000  # pairs that are read before the answers to those in front of them are written
 _SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may cost
 
 
@@ -47,17 +50,14 @@ def ask_many(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     done, kept_bytes = _already_done(out, entries)
     model, processor = load(arguments)
-    answered = errors = 0
     with open(out, "ab") as file, Engine(model, processor, top=arguments.top) as engine:
         file.truncate(kept_bytes)
-        with tqdm(total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty()) as bar:
-            for line in _synced(file, _answer_all(engine, entries)):
-                errors += "error" in line
-                answered += "error" not in line
-                bar.update()
+        lines = _synced(file, _answer_all(engine, entries))
+        bar = tqdm(lines, total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty())
+        count = Counter("errors" if "error" in line else "answered" for line in bar)
+    answered, errors = count["answered"], count["errors"]
     if arguments.json:
-        summary = {"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}
-        print(json.dumps(summary))
+        print(json.dumps({"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}))
         return
     earlier = f", {done} were there before" if done else ""
     print(f"{arguments.out}: {answered} answered, {errors} with an error{earlier}")
@@ -87,7 +87,7 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
     if arguments.folder is None:
         raise ValueError(f"--images: got none, wanted the folder that {arguments.questions!r} is about")
     questions = [arguments.questions]
-    if _is_file(source):
+    if os.path.isfile(source):  # not Path.is_file, which raises on a question too long for a file name
         questions = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
         if not questions:
             raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one per line")
@@ -101,13 +101,6 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
         for path, question in itertools.product(paths, questions)
     )
     return entries, len(paths) * len(questions)
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a question that is too long for a file name
-        return False
 
 
 def _from_json_lines(source: Path, folder: Path) -> Iterator[Entry]:
@@ -158,28 +151,17 @@ def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
 
 
 def _answer_all(engine: Any, entries: Iterator[Entry]) -> Iterator[dict[str, Any]]:
-    """The lines of all entries in order; entries with an error bypass the engine."""
+    """The lines of all entries in order."""
     waiting: deque[Entry] = deque()
 
-    def pairs() -> Iterator[Entry]:
-        for entry in entries:
-            waiting.append(entry)
-            if entry.error is None:
-                yield entry
+    def submit(entry: Entry) -> Future:
+        waiting.append(entry)
+        if entry.error is not None:
+            raise ValueError(entry.error)
+        return engine.submit(entry.path, entry.asked["question"])
 
-    def errors() -> Iterator[dict[str, Any]]:
-        while waiting and waiting[0].error is not None:
-            entry = waiting.popleft()
-            yield {**entry.asked, "error": entry.error}
-
-    for_images, for_questions = itertools.tee(pairs())
-    results = engine.answer(
-        (entry.path for entry in for_images), (entry.asked["question"] for entry in for_questions), on_error="return"
-    )
-    for result in results:
-        yield from errors()
+    for result in in_order(submit, zip(entries), _AHEAD, "return"):
         yield {**waiting.popleft().asked, **_outcome(result)}
-    yield from errors()
 
 
 def _outcome(result: Any) -> dict[str, Any]:

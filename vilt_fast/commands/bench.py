@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("workload", "scope", "contestant", "dtype", "batch", "error", "median_ms", "pairs_per_s", "status")
-RESULTS = "bench-results"  # where files go unless --out says otherwise
-
 
 def bench(arguments: argparse.Namespace) -> None:
     """Run suites and file their rows, or compare two result files."""
@@ -53,7 +50,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from vilt_fast.bench import plots
 
-        plots.waterfall([row.flat() for row in rows], Path(arguments.plot))
+        plots.PLOTS["waterfall"]([row.flat() for row in rows], Path(arguments.plot))
         print(arguments.plot)
     _end(rows)
 

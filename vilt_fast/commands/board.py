@@ -125,22 +125,19 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _clip(text: str, size: int, width: int) -> str:
     """`text`, or as much of it as fits in `width` pixels, with an ellipsis."""
-    font = _font(size)
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
+    font, shown = _font(size), text
+    while text and font.getlength(shown) > width:
         text = text[:-1]
-    return text + "..."
+        shown = text + "..."
+    return shown
 
 
 def _wrap(text: str, size: int, width: int, most: int) -> list[str]:
     """`text` in at most `most` lines of `width` pixels; the rest is cut off with an ellipsis."""
-    font, words = _font(size), text.split()
     lines: list[str] = []
-    while words and len(lines) < most - 1:
-        count = 1
-        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
-            count += 1
-        lines.append(_clip(" ".join(words[:count]), size, width))
-        words = words[count:]
-    return [*lines, _clip(" ".join(words), size, width)] if words else lines
+    for word in text.split():
+        if lines and (len(lines) == most or _font(size).getlength(f"{lines[-1]} {word}") <= width):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [_clip(line, size, width) for line in lines]

@@ -48,17 +48,13 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    try:
-        if sys.platform == "linux":
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-            return names[0] if names else platform.machine()
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return platform.processor() or platform.machine()
+    name = ""
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    elif sys.platform == "darwin":
+        name = _first_line("sysctl", "-n", "machdep.cpu.brand_string")
+    return name or platform.processor() or platform.machine()
 
 
 def _torch_details() -> dict[str, str | None]:
@@ -77,13 +73,15 @@ def _torch_details() -> dict[str, str | None]:
         device = torch.cuda.get_device_properties(index)
         memory = f"{device.total_memory / 2**30:.0f} GiB"
         details[f"gpu {index}"] = f"{device.name}, sm_{device.major}{device.minor}, {memory}"
-    return {**details, "cudnn": str(torch.backends.cudnn.version()), "gpu driver": _driver_version()}
+    driver = _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    details["gpu driver"] = driver or "unknown: no answer from nvidia-smi"
+    return {**details, "cudnn": str(torch.backends.cudnn.version())}
 
 
-def _driver_version() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+def _first_line(*command: str) -> str:
+    """The first line that a program prints; empty if it fails or is not installed."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
-        answer = []
-    return answer[0] if answer else "unknown: no answer from nvidia-smi"
+        return ""
+    return shown.partition("\n")[0].strip()

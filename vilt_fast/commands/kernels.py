@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -31,13 +30,14 @@ def compile_kernels(arguments: argparse.Namespace) -> None:
     """Compile every shipped configuration for targets that need not be here, and print what came of it."""
     _need_triton()
     from vilt_fast.bench.compile import compile_all
+    from vilt_fast.bench.results import table
 
     rows = compile_all(arguments.targets.split(","))
     columns = ("target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions")
     if arguments.json:
         content = [{key: row[key] for key in columns} for row in rows]
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(_table(columns, rows))
+    print(table(rows, columns))
     spilling = sorted({f"{r['target']} {r['kernel']}" for r in rows if r["spill_bytes"] and r["target"] in _NO_SPILLS})
     if spilling:
         raise ValueError(f"registers spill: {', '.join(spilling)}")
@@ -59,9 +59,3 @@ def _need_triton() -> None:
 
     if importlib.util.find_spec("triton") is None:
         raise ValueError("the kernels need Triton, which is not installed: pip install triton")
-
-
-def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    width = {key: max(len(key), *(len(str(row[key])) for row in rows)) for key in columns}
-    lines = [{key: key for key in columns}, *rows]
-    return "\n".join("  ".join(f"{row[key]!s:<{width[key]}}" for key in columns).rstrip() for row in lines)

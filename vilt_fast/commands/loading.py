@@ -13,7 +13,7 @@ from PIL import Image
 
 import vilt_fast
 from vilt_fast.checkpoints.hub import find_file
-from vilt_fast.processing.pictures import load_picture
+from vilt_fast.processing.decoding import load_image
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -114,7 +114,7 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    pictures: list[Any] = [load_picture(path, name="IMAGE") for path in paths]
+    pictures: list[Any] = [load_image(path, name="IMAGE") for path in paths]
     return pictures, *load(arguments)
 
 
@@ -129,11 +129,7 @@ def check_out(path: str, wanted: str = "a PNG file") -> None:
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
     """The model's inputs for images and texts, on its device and in its dtype."""
     encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
-    like = next(model.parameters())
-    return {
-        name: value.to(device=like.device, dtype=like.dtype if value.is_floating_point() else None)
-        for name, value in encoded.items()
-    }
+    return dict(encoded.to(model.device, model.dtype))
 
 
 def print_ranked(ranked: Iterable[tuple[str, float]], score_format: str = "6.1%") -> None:

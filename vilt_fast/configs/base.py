@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import vilt_fast
-from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.checkpoints.files import read_json, write_atomically
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 # Keys that transformers and this package write about themselves, not about the model.
@@ -31,7 +31,6 @@ def configuration(cls: type[Config]) -> type[Config]:
         self.id2label, self.label2id = _labels(self.id2label, self.label2id, num_labels)
         ignored = names | {"model_type", "use_return_dict"}
         self.extra = {name: value for name, value in keywords.items() if name not in ignored}
-        self._check()
 
     cls.__init__ = __init__  # type: ignore[method-assign, assignment]  # as dataclass itself does
     return cls
@@ -50,9 +49,6 @@ class PreTrainedConfig:
     output_hidden_states: bool = False
     return_dict: bool = True
     extra: dict[str, Any] = field(init=False)
-
-    def _check(self) -> None:
-        """Raise ValueError for fields that mean nothing."""
 
     @property
     def num_labels(self) -> int:
@@ -79,11 +75,10 @@ class PreTrainedConfig:
         found = config.pop("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(f"config.json must have model_type {cls.model_type!r}, got {found!r}")
-        if "num_labels" in overrides:  # 4.37 writes id2label alone; a number given now replaces those names
-            config.pop("id2label", None)
-        if "num_labels" in overrides or "id2label" in overrides:
-            config.pop("label2id", None)
-        if "id2label" in config:
+        if overrides.keys() & {"num_labels", "id2label"}:  # either replaces all that is saved
+            for name in ("num_labels", "id2label", "label2id"):
+                config.pop(name, None)
+        elif "id2label" in config:
             config.pop("num_labels", None)
         return cls(**{**config, **overrides})
 
@@ -99,14 +94,7 @@ class PreTrainedConfig:
             FileNotFoundError: there is no config.json. ValueError: it is not JSON, or not of this architecture.
         """
         hub, overrides = HubOptions.split(kwargs)
-        path = find_file(name_or_path, "config.json", **hub)
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-        return cls.from_dict(config, **overrides)
+        return cls.from_dict(read_json(find_file(name_or_path, "config.json", **hub)), **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.37 and 5.x read."""

@@ -65,8 +65,6 @@ class ViltConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         self.image_size = _pair_or_int(self.image_size)
         self.patch_size = _pair_or_int(self.patch_size)
-
-    def _check(self) -> None:
         sizes = (
             "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size "
             "num_attention_heads intermediate_size num_channels"
@@ -93,11 +91,6 @@ class ViltConfig(PreTrainedConfig):
             raise ValueError(f"image_size must be at least patch_size={self.patch_size!r}, got {self.image_size!r}")
 
     @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels that the position table stands for."""
-        return _pair(self.image_size)
-
-    @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         return _pair(self.patch_size)
@@ -105,7 +98,7 @@ class ViltConfig(PreTrainedConfig):
     @property
     def table_size(self) -> tuple[int, int]:
         """(rows, columns) of the position table."""
-        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
+        (height, width), (patch_height, patch_width) = _pair(self.image_size), self.patch_shape
         return height // patch_height, width // patch_width
 
     @property

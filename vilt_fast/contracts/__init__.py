@@ -1,1 +1,1 @@
-"""What kernels and reference agree on: plans, Pillow's rules, checks, names of dtypes. PyTorch and NumPy only."""
+"""What kernels and reference agree on: plans, Pillow's rules, checks. PyTorch and NumPy only."""

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
-if TYPE_CHECKING:
-    from vilt_fast.models.vilt import ViltForQuestionAnswering
-    from vilt_fast.processing.processor import ViltProcessor
+from vilt_fast.models.vilt import ViltForQuestionAnswering
+from vilt_fast.processing.processor import ViltProcessor
 
 WEIGHTS = Path(__file__).parent / "weights"
 PICTURES = Path(__file__).parent / "pictures"
@@ -26,9 +24,6 @@ PICTURES = Path(__file__).parent / "pictures"
 
 def load() -> tuple[ViltForQuestionAnswering, ViltProcessor]:
     """The trained model, in evaluation mode on the CPU, and its processor."""
-    from vilt_fast.models.vilt import ViltForQuestionAnswering
-    from vilt_fast.processing.processor import ViltProcessor
-
     return ViltForQuestionAnswering.from_pretrained(WEIGHTS), ViltProcessor.from_pretrained(WEIGHTS)
 
 

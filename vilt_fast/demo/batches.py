@@ -33,28 +33,23 @@ class Batch(NamedTuple):
     mentions: Tensor  # (B, patches) int64, which of them the question means
 
 
-class Asked(NamedTuple):
-    """A question about picture `picture` of its group; first and second are the patches of the things it means."""
-
-    picture: int
-    input_ids: list[int]
-    answer: int
-    first: list[int]
-    second: list[int]
-
-
 class Group(NamedTuple):
     """All pictures of one size, with their questions."""
 
     pixels: Tensor  # (pictures, 3, H, W) uint8
     things: Tensor  # (pictures, patches) uint8
-    asked: list[Asked]
+    picture: Tensor  # (questions,) int64, which of them a question is about
+    input_ids: Tensor  # (questions, longest) int64, 0 is padding
+    answer: Tensor  # (questions,) int64
+    mentions: Tensor  # (questions, patches) uint8
 
 
 class _Picture(NamedTuple):
     pixels: np.ndarray  # (3, H, W) uint8
     things: np.ndarray  # (patches,) uint8
-    questions: list[tuple[str, int, list[int], list[int]]]
+    texts: list[str]
+    answers: list[int]
+    mentions: np.ndarray  # (questions, patches) uint8
 
 
 def make_round(
@@ -73,11 +68,17 @@ def make_round(
 
 
 def _group(processor: ViltProcessor, pictures: list[_Picture]) -> Group:
-    questions = [(i, question) for i, picture in enumerate(pictures) for question in picture.questions]
-    encoded = processor.tokenizer([text for _, (text, *_) in questions])["input_ids"]
-    asked = [Asked(i, ids, *question[1:]) for (i, question), ids in zip(questions, encoded, strict=True)]
-    pixels = torch.from_numpy(np.stack([picture.pixels for picture in pictures]))
-    return Group(pixels, torch.from_numpy(np.stack([picture.things for picture in pictures])), asked)
+    pixels, things, texts, answers, mentions = zip(*pictures, strict=True)
+    return Group(
+        pixels=torch.from_numpy(np.stack(pixels)),
+        things=torch.from_numpy(np.stack(things)),
+        picture=torch.arange(len(pictures)).repeat_interleave(len(texts[0])),
+        input_ids=processor.tokenizer([text for some in texts for text in some], padding=True, return_tensors="pt")[
+            "input_ids"
+        ],
+        answer=torch.tensor(answers).flatten(),
+        mentions=torch.from_numpy(np.concatenate(mentions)),
+    )
 
 
 def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Picture:
@@ -90,12 +91,12 @@ def _make_picture(image_processor, seed: int, questions: int, index: int) -> _Pi
     for thing in sample.scene.things:
         kind = SHAPES.index(thing.shape) * len(COLORS) + COLORS.index(thing.color)
         things[_cell(sample.scene, thing, grid)] = 1 + kind
-
-    def cells(meant: tuple[Thing, ...]) -> list[int]:
-        return [_cell(sample.scene, thing, grid) for thing in meant]
-
-    asked = [(q.text, ANSWERS.index(q.answer), cells(q.first), cells(q.second)) for q in sample.questions]
-    return _Picture(pixels, things, asked)
+    mentions = np.zeros((questions, things.size), np.uint8)
+    for row, question in zip(mentions, sample.questions, strict=True):
+        row[[_cell(sample.scene, thing, grid) for thing in question.first]] = 1
+        row[[_cell(sample.scene, thing, grid) for thing in question.second]] = 2
+    answers = [ANSWERS.index(question.answer) for question in sample.questions]
+    return _Picture(pixels, things, [question.text for question in sample.questions], answers, mentions)
 
 
 def _cell(scene: Scene, thing: Thing, grid: tuple[int, int]) -> int:
@@ -109,23 +110,21 @@ def batches(groups: list[Group], batch_size: int, generator: torch.Generator, sk
 
     skip: number of batches to leave out at the start, for resuming.
     """
-    plan = []
+    plan: list[tuple[Group, Tensor]] = []
     for group in groups:
-        order = torch.randperm(len(group.asked), generator=generator).tolist()
-        plan += [(group, order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+        order = torch.randperm(len(group.answer), generator=generator)
+        plan += [(group, chosen) for chosen in order.split(batch_size)]
     for position in torch.randperm(len(plan), generator=generator).tolist()[skip:]:
-        group, chosen = plan[position]
-        yield _batch(group, [group.asked[i] for i in chosen])
+        yield _batch(*plan[position])
 
 
-def _batch(group: Group, asked: list[Asked]) -> Batch:
-    longest = max(len(question.input_ids) for question in asked)
-    input_ids = torch.tensor([q.input_ids + [0] * (longest - len(q.input_ids)) for q in asked])
-    picture = torch.tensor([question.picture for question in asked])
-    mentions = torch.zeros(len(asked), group.things.shape[1], dtype=torch.long)
-    for row, question in enumerate(asked):
-        mentions[row, question.first] = 1
-        mentions[row, question.second] = 2
-    pixel_values = group.pixels[picture].float().div_(127.5).sub_(1)
-    answer = torch.tensor([question.answer for question in asked])
-    return Batch(input_ids, pixel_values, answer, group.things[picture].long(), mentions)
+def _batch(group: Group, chosen: Tensor) -> Batch:
+    input_ids, picture = group.input_ids[chosen], group.picture[chosen]
+    longest = int((input_ids != 0).sum(1).max())
+    return Batch(
+        input_ids=input_ids[:, :longest],
+        pixel_values=group.pixels[picture].float().div_(127.5).sub_(1),
+        answer=group.answer[chosen],
+        things=group.things[picture].long(),
+        mentions=group.mentions[chosen].long(),
+    )

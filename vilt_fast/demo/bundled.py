@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 
 from vilt_fast.checkpoints.files import write_atomically
 
+from . import PICTURES
 from .data import Sample, make_sample
 
 # Index of an image in the split and of one of its six questions: all kinds, sizes and grounds.
@@ -23,19 +23,15 @@ def make_examples() -> list[tuple[str, Sample, int]]:
     ]
 
 
-def write_examples(directory: str | Path) -> None:
-    """Write the images and examples.json, which has the question and the right answer for each."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def write_examples() -> None:
+    """Write the bundled images and examples.json, which has the question and the right answer for each."""
     entries = []
     for name, sample, asked in make_examples():
         image, question = sample.image, sample.questions[asked]
-        write_atomically(directory / name, partial(image.save, format="PNG", optimize=True))
+        write_atomically(PICTURES / name, partial(image.save, format="PNG", optimize=True))
         entries.append({"picture": name, "question": question.text, "answer": question.answer, "kind": question.kind})
-    write_atomically(directory / "examples.json", json.dumps(entries, indent=2) + "\n")
+    write_atomically(PICTURES / "examples.json", json.dumps(entries, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    from . import PICTURES
-
-    write_examples(PICTURES)
+    write_examples()

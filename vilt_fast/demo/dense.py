@@ -36,9 +36,7 @@ def dense_forward(model: ViltForQuestionAnswering, input_ids: Tensor, pixel_valu
     text = _embed_text(vilt.embeddings, input_ids)
     image = _embed_image(model, pixel_values)
     x = torch.cat((text, image.to(text.dtype)), 1)
-    mask = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    mask[:, :words] = input_ids != 0
-    bias = torch.zeros(mask.shape, dtype=torch.float32, device=x.device).masked_fill_(~mask, -1e9)[:, None, None, :]
+    bias = F.pad((input_ids == 0).float() * -1e9, (0, image.shape[1]))[:, None, None, :]
     patches = []
     *layers, last = vilt.encoder.layer
     for layer in layers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-import torch
-from tqdm import tqdm
+from tqdm import trange
 
+from vilt_fast.engine import Engine
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 from vilt_fast.processing.processor import ViltProcessor
 
@@ -23,7 +23,6 @@ class Score(NamedTuple):
     majority: float  # accuracy of always giving the kind's most frequent answer
 
 
-@torch.no_grad()
 def evaluate(
     model: ViltForQuestionAnswering,
     processor: ViltProcessor,
@@ -31,7 +30,6 @@ def evaluate(
     seed: int = 0,
     *,
     questions: int = 6,
-    batch_size: int = 32,
     progress: bool = False,
 ) -> dict[str, Score]:
     """Score by kind, and under "all", on `n` images of the test split with `questions` questions each.
@@ -41,34 +39,20 @@ def evaluate(
     """
     if n < 1:
         raise ValueError(f"n: got {n}, wanted at least 1 picture")
-    was_training = model.training
-    model.eval()
-    given: list[tuple[str, str, str]] = []  # kind, right answer, model's answer
-    for start in tqdm(range(0, n, batch_size), disable=not progress, unit="batch", desc="evaluating"):
-        pictures = [make_sample("test", seed, i, questions=questions) for i in range(start, min(start + batch_size, n))]
-        given += _answer(model, processor, pictures)
-    model.train(was_training)
-    return _scores(given)
-
-
-def _answer(model, processor, pictures) -> list[tuple[str, str, str]]:
-    device = next(model.parameters()).device
-    pairs = [(picture.image, question) for picture in pictures for question in picture.questions]
-    inputs = processor([image for image, _ in pairs], [q.text for _, q in pairs], padding=True, return_tensors="pt")
-    logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
-    labels = [model.config.id2label[i] for i in logits.argmax(-1).tolist()]
-    return [(q.kind, q.answer, label) for (_, q), label in zip(pairs, labels, strict=True)]
+    asked = []
+    with Engine(model, processor) as engine:
+        for index in trange(n, disable=not progress, unit="picture", desc="evaluating"):
+            sample = make_sample("test", seed, index, questions=questions)
+            asked += [(question, engine.submit(sample.image, question.text)) for question in sample.questions]
+    return _scores([(question.kind, question.answer, future.result().answer) for question, future in asked])
 
 
 def _scores(given: list[tuple[str, str, str]]) -> dict[str, Score]:
-    scores, right_all, majority_all = {}, 0, 0
+    counts: dict[str, list[int]] = {}  # questions, right answers, the most frequent answer
     for kind in KINDS:
         pairs = [(wanted, got) for its_kind, wanted, got in given if its_kind == kind]
-        if not pairs:
-            continue
-        right = sum(wanted == got for wanted, got in pairs)
-        majority = Counter(wanted for wanted, _ in pairs).most_common(1)[0][1]
-        scores[kind] = Score(len(pairs), right / len(pairs), majority / len(pairs))
-        right_all, majority_all = right_all + right, majority_all + majority
-    scores["all"] = Score(len(given), right_all / len(given), majority_all / len(given))
-    return scores
+        if pairs:
+            frequent = Counter(wanted for wanted, _ in pairs).most_common(1)[0][1]
+            counts[kind] = [len(pairs), sum(wanted == got for wanted, got in pairs), frequent]
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return {kind: Score(asked, right / asked, frequent / asked) for kind, (asked, right, frequent) in counts.items()}

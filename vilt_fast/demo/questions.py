@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,7 +18,8 @@ ANSWERS = ("yes", "no", *map(str, range(6)), *COLORS, *SHAPES, *CORNERS, "center
 CLEAR_STEP = 0.16  # from this distance on, two things are clearly left and right, or above and below; in shorter sides
 CLEAR_RATIO = 1.35  # from this ratio of sizes on, one thing is clearly bigger
 NOUNS = ("shape", "object", "thing")
-_Asker = Callable[[Scene, np.random.Generator], "Question | None"]
+# The words, the answer, and the things that the first and the second name refer to.
+_Asked = tuple[str, str, Sequence[Thing], Sequence[Thing]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +36,27 @@ class Question:
     second: tuple[Thing, ...] = ()
 
 
+class _NoneFits(Exception):
+    """The scene has nothing that this question could be about."""
+
+
 def ask(scene: Scene, rng: np.random.Generator, kind: str) -> Question | None:
     """A random question of one kind, or None if the scene allows none. ValueError for an unknown kind."""
     if kind not in _ASKERS:
         raise ValueError(f"kind: got {kind!r}, wanted one of {KINDS}")
-    asked = _ASKERS[kind](scene, rng)
-    if asked is None:
-        return None
-    if rng.random() < 0.1:
-        asked = dataclasses.replace(asked, text=asked.text.removesuffix("?"))
-    return dataclasses.replace(asked, kind=kind)
-
-
-def _asked(text: str, answer: str, first: Iterable[Thing], second: Iterable[Thing] = ()) -> Question:
-    return Question("", text, answer, tuple(first), tuple(second))
+    askers = _ASKERS[kind]
+    for index in rng.permutation(len(askers)):
+        with contextlib.suppress(_NoneFits):
+            text, answer, first, second = askers[index](scene, rng)
+            if rng.random() < 0.1:
+                text = text.removesuffix("?")
+            return Question(kind, text, answer, tuple(first), tuple(second))
+    return None
 
 
 def _pick(rng: np.random.Generator, options):
+    if not options:
+        raise _NoneFits
     return options[int(rng.integers(len(options)))]
 
 
@@ -77,13 +83,10 @@ _COLOR_TEXTS = (
 )
 
 
-def _ask_color(scene: Scene, rng: np.random.Generator) -> Question | None:
-    things = _unique(scene, "shape")
-    if not things:
-        return None
-    thing = _pick(rng, things)
+def _ask_color(scene: Scene, rng: np.random.Generator) -> _Asked:
+    thing = _pick(rng, _unique(scene, "shape"))
     word = "colour" if rng.random() < 0.15 else "color"
-    return _asked(_pick(rng, _COLOR_TEXTS).format(w=word, s=thing.shape), thing.color, [thing])
+    return _pick(rng, _COLOR_TEXTS).format(w=word, s=thing.shape), thing.color, [thing], []
 
 
 _SHAPE_TEXTS = (
@@ -95,12 +98,9 @@ _SHAPE_TEXTS = (
 )
 
 
-def _ask_shape(scene: Scene, rng: np.random.Generator) -> Question | None:
-    things = _unique(scene, "color")
-    if not things:
-        return None
-    thing = _pick(rng, things)
-    return _asked(_pick(rng, _SHAPE_TEXTS).format(c=thing.color, n=_pick(rng, NOUNS[1:])), thing.shape, [thing])
+def _ask_shape(scene: Scene, rng: np.random.Generator) -> _Asked:
+    thing = _pick(rng, _unique(scene, "color"))
+    return _pick(rng, _SHAPE_TEXTS).format(c=thing.color, n=_pick(rng, NOUNS[1:])), thing.shape, [thing], []
 
 
 # Plural words for a set of things, with the test of membership.
@@ -117,7 +117,7 @@ _COUNT_TEXTS = (
 _COUNT_WEIGHTS = np.array([0.6, 0.8, 1.2, 1.5, 1.5, 1.5])
 
 
-def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _ask_count(scene: Scene, rng: np.random.Generator) -> _Asked:
     by_count: dict[int, list[tuple[str, list[Thing]]]] = {}
     for words, holds in (*_SHAPE_SETS, *_COLOR_SETS, ("{n}s", lambda _: True)):
         counted = [thing for thing in scene.things if holds(thing)]
@@ -127,7 +127,7 @@ def _ask_count(scene: Scene, rng: np.random.Generator) -> Question | None:
     count = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
     words, counted = _pick(rng, by_count[count])
     text = _pick(rng, _COUNT_TEXTS)
-    return _asked(text.format(x=words.format(n=_pick(rng, NOUNS))), str(count), counted)
+    return text.format(x=words.format(n=_pick(rng, NOUNS))), str(count), counted, []
 
 
 def _clear_sides(a: Thing, b: Thing) -> list[str]:
@@ -149,17 +149,7 @@ _SIDE_WORDS = {
 }
 
 
-def _first_possible(*askers: _Asker) -> _Asker:
-    """An asker that tries these in random order, until the scene allows one."""
-
-    def ask_one(scene: Scene, rng: np.random.Generator) -> Question | None:
-        questions = (askers[index](scene, rng) for index in rng.permutation(len(askers)))
-        return next((question for question in questions if question is not None), None)
-
-    return ask_one
-
-
-def _ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _ask_where(scene: Scene, rng: np.random.Generator) -> _Asked:
     places = []
     for words, thing in _named(scene, rng):
         dx, dy = thing.x / scene.width - 0.5, thing.y / scene.height - 0.5
@@ -167,43 +157,37 @@ def _ask_where(scene: Scene, rng: np.random.Generator) -> Question | None:
             places += [(words, "center", thing)] * 3  # the middle is rarer than the corners
         elif min(abs(dx), abs(dy)) > 0.13:
             places.append((words, f"{'top' if dy < 0 else 'bottom'} {'left' if dx < 0 else 'right'}", thing))
-    if not places:
-        return None
     words, place, thing = _pick(rng, places)
     text = _pick(rng, ("where is {x}?", "in which part of the picture is {x}?"))
-    return _asked(text.format(x=words), place, [thing])
+    return text.format(x=words), place, [thing], []
 
 
 def _pairs(scene: Scene, rng: np.random.Generator) -> list[tuple[tuple[str, Thing], tuple[str, Thing]]]:
     return list(itertools.permutations(_named(scene, rng), 2))
 
 
-def _pick_clear_pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, Thing, Thing] | None:
+def _pick_clear_pair(scene: Scene, rng: np.random.Generator) -> tuple[str, str, str, Thing, Thing]:
     """Names of two things, where the first clearly stands as seen from the second, and the things."""
-    choices = [(a, b, side, s, t) for (a, s), (b, t) in _pairs(scene, rng) for side in _clear_sides(s, t)]
-    return _pick(rng, choices) if choices else None
+    pairs = _pairs(scene, rng)
+    return _pick(rng, [(a, b, side, s, t) for (a, s), (b, t) in pairs for side in _clear_sides(s, t)])
 
 
-def _ask_beside(scene: Scene, rng: np.random.Generator) -> Question | None:
-    if (picked := _pick_clear_pair(scene, rng)) is None:
-        return None
-    a, b, side, s, t = picked
+def _ask_beside(scene: Scene, rng: np.random.Generator) -> _Asked:
+    a, b, side, s, t = _pick_clear_pair(scene, rng)
     answer = _pick(rng, ("yes", "no"))
     asked_side = side if answer == "yes" else _OPPOSITE[side]
-    return _asked(f"is {a} {_pick(rng, _SIDE_WORDS[asked_side])} {b}?", answer, [s], [t])
+    return f"is {a} {_pick(rng, _SIDE_WORDS[asked_side])} {b}?", answer, [s], [t]
 
 
-def _ask_which_side(scene: Scene, rng: np.random.Generator) -> Question | None:
-    if (picked := _pick_clear_pair(scene, rng)) is None:
-        return None
-    a, b, side, s, t = picked
+def _ask_which_side(scene: Scene, rng: np.random.Generator) -> _Asked:
+    a, b, side, s, t = _pick_clear_pair(scene, rng)
     text = "is {a} above or below {b}?"
     if side in ("left", "right"):
         text = _pick(rng, ("is {a} left or right of {b}?", "is {a} to the left or to the right of {b}?"))
-    return _asked(text.format(a=a, b=b), side, [s], [t])
+    return text.format(a=a, b=b), side, [s], [t]
 
 
-def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _ask_existence(scene: Scene, rng: np.random.Generator) -> _Asked:
     shapes, colors = {t.shape for t in scene.things}, {t.color for t in scene.things}
     both = {(t.color, t.shape) for t in scene.things}
     answer, what = _pick(rng, ("yes", "no")), _pick(rng, ("shape", "color", "both", "both"))
@@ -215,14 +199,12 @@ def _ask_existence(scene: Scene, rng: np.random.Generator) -> Question | None:
         options = sorted(both)
     else:
         options = _absent_pairs(shapes, colors, both)
-    if not options:  # every shape is there
-        return None
-    color, shape = _pick(rng, options)
+    color, shape = _pick(rng, options)  # none if every shape is there
     words = f"{color} {shape}".strip()
     found = [t for t in scene.things if color in ("", t.color) and shape in (*NOUNS, t.shape)]
     article = "an" if words[0] in "aeiou" else "a"
     text = _pick(rng, ("is there {x}?", "do you see {x}?", "can you see {x}?", "is there {x} in the picture?"))
-    return _asked(text.format(x=f"{article} {words}"), answer, found)
+    return text.format(x=f"{article} {words}"), answer, found, []
 
 
 def _absent_pairs(shapes: set[str], colors: set[str], both: set[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -233,7 +215,7 @@ def _absent_pairs(shapes: set[str], colors: set[str], both: set[tuple[str, str]]
     return near * 6 + half * 2 + absent
 
 
-def _ask_more(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _ask_more(scene: Scene, rng: np.random.Generator) -> _Asked:
     group = _SHAPE_SETS if rng.random() < 0.6 else _COLOR_SETS
     counted = [(words, [t for t in scene.things if holds(t)]) for words, holds in group]
     word, sign = _pick(rng, (("more", 1), ("fewer", -1)))
@@ -246,38 +228,35 @@ def _ask_more(scene: Scene, rng: np.random.Generator) -> Question | None:
     both_there = [pair for pair in pairs if pair[2] and pair[3]]
     if both_there and rng.random() < 0.7:  # otherwise most questions would be on things that are not there
         pairs = both_there
-    if not pairs:  # five shapes, one of each
-        return None
-    a, b, m, n = _pick(rng, pairs)
+    a, b, m, n = _pick(rng, pairs)  # none if there are five shapes, one of each
     noun = _pick(rng, NOUNS)
     text = _pick(rng, ("are there {m} {a} than {b}?", "do you see {m} {a} than {b}?"))
-    return _asked(text.format(m=word, a=a.format(n=noun), b=b.format(n=noun)), answer, m, n)
+    return text.format(m=word, a=a.format(n=noun), b=b.format(n=noun)), answer, m, n
 
 
-def _ask_bigger(scene: Scene, rng: np.random.Generator) -> Question | None:
+def _ask_bigger(scene: Scene, rng: np.random.Generator) -> _Asked:
     pairs = [
         (a, b, s, t)
         for (a, s), (b, t) in _pairs(scene, rng)
         if max(s.size, t.size) >= CLEAR_RATIO * min(s.size, t.size)
     ]
-    if not pairs:
-        return None
     a, b, s, t = _pick(rng, pairs)
     bigger = s.size > t.size
     if s.shape != t.shape and rng.random() < 0.5:
         word = _pick(rng, ("bigger", "smaller"))
         winner = s if bigger == (word == "bigger") else t
-        return _asked(f"which is {word}, {a} or {b}?", winner.shape, [s], [t])
+        return f"which is {word}, {a} or {b}?", winner.shape, [s], [t]
     word = _pick(rng, ("bigger", "larger", "smaller"))
     answer = "yes" if bigger == (word != "smaller") else "no"
-    return _asked(f"is {a} {word} than {b}?", answer, [s], [t])
+    return f"is {a} {word} than {b}?", answer, [s], [t]
 
 
-_ASKERS: dict[str, _Asker] = {
-    "color": _ask_color,
-    "shape": _ask_shape,
-    "count": _ask_count,
-    "position": _first_possible(_ask_where, _ask_beside, _ask_beside, _ask_which_side),
-    "existence": _ask_existence,
-    "comparison": _first_possible(_ask_more, _ask_more, _ask_bigger),
+# Of several, the first that the scene allows is asked, in random order.
+_ASKERS: dict[str, tuple[Callable[[Scene, np.random.Generator], _Asked], ...]] = {
+    "color": (_ask_color,),
+    "shape": (_ask_shape,),
+    "count": (_ask_count,),
+    "position": (_ask_where, _ask_beside, _ask_beside, _ask_which_side),
+    "existence": (_ask_existence,),
+    "comparison": (_ask_more, _ask_more, _ask_bigger),
 }

@@ -43,7 +43,9 @@ __all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
 _SIZES = "hidden_size num_hidden_layers num_attention_heads image_size patch_size initializer_range".split()
 CHECKPOINT = "checkpoint.pt"
 REPORT = "training.json"
-_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent")  # of a run, beside its tensors
+# The state of a run: what has a state_dict, and plain values.
+_PARTS = ("model", "helpers", "optimizer")
+_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,17 +171,22 @@ class _Run:
         accuracy = float((output.logits.argmax(-1) == shard.answer).float().mean())
         return gradients, {**{name: float(value.detach()) for name, value in losses.items()}, "accuracy": accuracy}
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint atomically."""
-        state = {
-            "recipe": dataclasses.asdict(self.recipe),
-            "seed": self.seed,
-            "model": self.model.state_dict(),
-            "helpers": self.helpers.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            **{name: getattr(self, name) for name in _PROGRESS},
+    def save(self, directory: Path) -> None:
+        """Write a checkpoint and the report, each atomically."""
+        given = {"seed": self.seed, "recipe": dataclasses.asdict(self.recipe)}
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        state = {**given, **parts, **{name: getattr(self, name) for name in _PROGRESS}}
+        write_atomically(directory / CHECKPOINT, lambda temporary: torch.save(state, temporary))
+        report = {
+            **given,
+            "steps": self.step,
+            "questions": self.questions,
+            "minutes": round(self.seconds / 60, 1),
+            "torch": torch.__version__,
+            "cores": os.cpu_count(),
+            "curve": self.curve,
         }
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(directory / REPORT, json.dumps(report, indent=1) + "\n")
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint. ValueError if it comes from another recipe or seed."""
@@ -187,9 +194,8 @@ class _Run:
         for name, wanted in (("recipe", dataclasses.asdict(self.recipe)), ("seed", self.seed)):
             if state[name] != wanted:
                 raise ValueError(f"resume: {path} has {name} {state[name]}, wanted {wanted}")
-        self.model.load_state_dict(state["model"])
-        self.helpers.load_state_dict(state["helpers"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
         for name in _PROGRESS:
             setattr(self, name, state[name])
 
@@ -266,20 +272,18 @@ def _train(
     run: _Run, rounds: Iterator[Batch], output_dir: Path, *, minutes: float | None, save_every: int, progress: bool
 ) -> None:
     """Train until the recipe's last step or until the time is up."""
-    started, before = time.monotonic(), run.seconds
-    is_over = run.step >= run.recipe.steps
+    started = time.monotonic() - run.seconds
+    longest = math.inf if minutes is None else run.seconds + 60 * minutes
     with tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training") as bar:
-        while not is_over:
+        while run.step < run.recipe.steps and run.seconds <= longest:
             run.recent.append(run.learn(next(rounds)))
-            run.seconds = before + time.monotonic() - started
+            run.seconds = time.monotonic() - started
             bar.update()
             if run.step % 50 == 0:
                 _note(run, bar)
-            is_late = minutes is not None and run.seconds - before > 60 * minutes
-            is_over = is_late or run.step >= run.recipe.steps
-            if is_over or run.step % save_every == 0:
-                run.save(output_dir / CHECKPOINT)
-                _report(run, output_dir / REPORT)
+            if run.step % save_every == 0:
+                run.save(output_dir)
+    run.save(output_dir)
 
 
 @contextmanager
@@ -316,20 +320,6 @@ def _note(run: _Run, bar: tqdm) -> None:
     bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
 
 
-def _report(run: _Run, path: Path) -> None:
-    report: dict[str, Any] = {
-        "seed": run.seed,
-        "recipe": dataclasses.asdict(run.recipe),
-        "steps": run.step,
-        "questions": run.questions,
-        "minutes": round(run.seconds / 60, 1),
-        "torch": torch.__version__,
-        "cores": os.cpu_count(),
-        "curve": run.curve,
-    }
-    write_atomically(path, json.dumps(report, indent=1) + "\n")
-
-
 def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
     """Weight decay on matrices only, as usual."""
     matrices = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay}
@@ -341,6 +331,6 @@ def _learning_rate(recipe: Recipe, step: int) -> float:
     """Linear warm-up, then half a cosine down to zero at the last step."""
     warmup = min(recipe.warmup_steps, recipe.steps // 10)
     if step <= warmup:
-        return recipe.learning_rate * step / max(warmup, 1)
-    done = (step - warmup) / max(recipe.steps - warmup, 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return recipe.learning_rate * step / warmup
+    done = (step - warmup) / (recipe.steps - warmup)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

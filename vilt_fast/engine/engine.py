@@ -50,7 +50,7 @@ class Engine:
     """Answers questions about images, many at a time, from lists, iterators or a server's threads.
 
     A result does not depend on what else is asked at the same time: bit for bit on the kernels, and up to the order of
-    sums on the CPU. Images are whatever `vilt_fast.processing.pictures` reads (a path, a PIL image, an array); floats
+    sums on the CPU. Images are whatever `vilt_fast.processing.decoding` reads (a path, a PIL image, an array); floats
     in [0, 1] count as 0..255. Pending pairs that name the same object or the same path share the image: it is decoded
     once, and embedded once per batch. An image must not be modified before the results that depend on it are there.
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,43 +22,38 @@ _KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryErro
 _MISSING = object()
 
 
-class Pairs(NamedTuple):
-    """What a caller gave."""
-
-    pairs: Iterable[tuple[Any, Any]]
-    length: int | None  # None if unknown
-    is_single: bool  # one image and one text
-
-
-def pair_up(images: Any, texts: Any) -> Pairs:
+def pair_up(images: Any, texts: Any) -> tuple[Iterable[tuple[Any, Any]], int | None, bool]:
     """Each image with its text; a single one goes with all of the other side.
+
+    Returns:
+        The pairs, their number (None if unknown), and whether there is one image and one text.
 
     Raises:
         ValueError: lists of different lengths, or neither one nor many; on iteration, one side ends before the other.
     """
     one_image, one_text = _is_picture(images), isinstance(texts, str)
     if one_image and one_text:
-        return Pairs([(images, texts)], 1, True)
+        return [(images, texts)], 1, True
     sides = []
     for name, side, is_one in (("images", images, one_image), ("texts", texts, one_text)):
         if not is_one and not isinstance(side, Iterable):
             raise ValueError(f"{name}: got {type(side).__name__}, wanted one, a list of them or an iterator")
         sides.append(itertools.repeat(side) if is_one else side)
     if one_image or one_text:
-        return Pairs(zip(*sides, strict=False), _length(texts if one_image else images), False)
+        return zip(*sides, strict=False), _length(texts if one_image else images), False
     lengths = [_length(side) for side in sides]
     if None not in lengths and lengths[0] != lengths[1]:
         raise ValueError(f"images, texts: got {lengths[0]} and {lengths[1]}, wanted as many of both, or one of either")
-    return Pairs(_zip_all(*sides), None if None in lengths else lengths[0], False)
+    return _zip_all(*sides), None if None in lengths else lengths[0], False
 
 
 def in_order(
-    submit: Callable[[Any, Any], Future], pairs: Iterable[tuple[Any, Any]], ahead: int, on_error: str
+    submit: Callable[..., Future], pairs: Iterable[tuple[Any, ...]], ahead: int, on_error: str
 ) -> Generator[Any, None, None]:
     """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
 
     Args:
-        submit: enqueues one pair; a ValueError is the pair's own.
+        submit: enqueues one pair, given as its arguments; a ValueError is the pair's own.
         on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
     """
     futures: queue.Queue[Future | BaseException | None] = queue.Queue(ahead)
@@ -96,9 +91,9 @@ def with_bar(results: Generator[Any, None, None], length: int | None, progress: 
 
 def _feed(submit: Callable, pairs: Iterable, futures: queue.Queue, is_over: threading.Event) -> None:
     try:
-        for image, text in pairs:
+        for pair in pairs:
             try:
-                future = submit(image, text)
+                future = submit(*pair)
             except ValueError as error:
                 future = Future()
                 future.set_exception(error)

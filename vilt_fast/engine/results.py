@@ -69,7 +69,13 @@ def fill_masks(model: Any, inputs: dict[str, Tensor], mask_token_id: int) -> lis
     """Replace every mask token of inputs["input_ids"] (1, L) in place, the most probable first.
 
     Each step runs the model again, so that a filled word informs the rest: the procedure of the example in Hugging
-    Face's documentation of ViltForMaskedLM. Returns (token id, probability) of each word in the order of filling.
+    Face's documentation of ViltForMaskedLM.
+
+    Returns:
+        (token id, probability) of each word in the order of filling.
+
+    Raises:
+        ValueError: no word is masked.
     """
     ids = inputs["input_ids"][0]  # (L,)
     open_places = ids == mask_token_id

@@ -15,8 +15,8 @@ from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_a
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen import FrozenModel
 from vilt_fast.frozen.planning import HostBatch, plan_pairs
-from vilt_fast.processing.pictures import decode
-from vilt_fast.processing.sizes import resize_size, target_size
+from vilt_fast.processing.decoding import decode
+from vilt_fast.processing.settings import resize_size
 
 
 class Loaded(NamedTuple):
@@ -79,8 +79,10 @@ class ViltStages:
     def load(self, source: Any) -> Loaded:
         """Decode an image and compute how many patches it will have."""
         settings = self.processor.image_processor
-        decoded = decode(source, name="image", floats="bytes" if settings.do_rescale else "refuse")
-        size = target_size("image", *decoded.size, settings) if settings.do_resize else decoded.size
+        decoded = decode(source, name="image")
+        if decoded.is_unit and not settings.do_rescale:
+            raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
+        size = settings.target_size("image", *decoded.size) if settings.do_resize else decoded.size
         height, width = size
         if height % self.patch or width % self.patch:
             raise ValueError(f"image: got {height} x {width} pixels, wanted multiples of the patch, {self.patch}")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vilt_fast import checkpoints
+from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
 
@@ -38,11 +39,7 @@ class PreTrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         strict: bool = True,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        **overrides: Any,
+        **options: Any,
     ) -> Model:
         """A model in evaluation mode, with the weights of a directory, a hub id, or one checkpoint file.
 
@@ -55,17 +52,17 @@ class PreTrainedModel(nn.Module):
             device: where the weights go; None: the CPU.
             strict: True: every weight must fit. False: what is missing or of another shape keeps fresh values and
                 what is unexpected is left out, each named in a warning: for fine-tuning.
-            revision, cache_dir, token, local_files_only: of the hub.
-            **overrides: fields of the configuration, or arguments of the class (`add_pooling_layer`).
+            **options: revision, cache_dir, token, local_files_only, subfolder: of the hub, see `HubOptions`; fields of
+                the configuration; or arguments of the class (`add_pooling_layer`).
 
         Raises:
             FileNotFoundError: nothing is there. ValueError: it is not a checkpoint of this model; names the tensors.
         """
+        hub, overrides = HubOptions.split(options)
         if "torch_dtype" in overrides:  # the name in transformers 4.37
             dtype = overrides.pop("torch_dtype") if dtype is None else dtype
         if "ignore_mismatched_sizes" in overrides:
             strict = strict and not overrides.pop("ignore_mismatched_sizes")
-        hub = {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
         # What the constructor takes beside the configuration, such as add_pooling_layer.
         names = overrides.keys() & [*inspect.signature(cls).parameters][1:]
         constructor = {name: overrides.pop(name) for name in names}

@@ -1,10 +1,10 @@
-"""Pictures and words in, the model's tensors out."""
+"""Images and words in, the model's tensors out."""
 
 from .batch import BatchEncoding, BatchFeature
+from .decoding import decode_rgb
 from .image import ViltFeatureExtractor, ViltImageProcessor
-from .pictures import decode_rgb
 from .processor import ViltProcessor
-from .sizes import resize_size
+from .settings import resize_size
 from .text import BertTokenizer, BertTokenizerFast
 
 __all__ = [

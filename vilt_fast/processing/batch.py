@@ -67,7 +67,7 @@ class BatchFeature(UserDict):
     ) -> Feature:
         """Move every tensor to `device` and cast the floating ones to `dtype`, in place; return self.
 
-        Ids, masks and packed pictures keep their integer dtype. As in `torch.Tensor.to`, a dtype may come first.
+        Ids, masks and packed images keep their integer dtype. As in `torch.Tensor.to`, a dtype may come first.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device

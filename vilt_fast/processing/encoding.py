@@ -25,6 +25,9 @@ class Strategy(NamedTuple):
     padding: str  # one of PADDING
     truncation: str  # one of TRUNCATION
     max_length: int  # tokens; 0 where neither needs it
+    stride: int = 0  # tokens that an overflowing row repeats
+    multiple: int | None = None  # of which padded rows are
+    side: str = "right"  # where padding goes
 
 
 def choose_strategy(
@@ -108,15 +111,11 @@ def _check_item(item: Any, name: str, is_words: bool) -> Any:
     return _check_text(item, name, is_words)
 
 
-def _check_text(text: Any, name: str, is_words: bool) -> str | list[str]:
+def _check_text(text: Any, name: str, is_words: bool) -> Any:
     if is_words:
         if not isinstance(text, list | tuple):
             raise ValueError(f"{name}: got {type(text).__name__}, wanted a list of words (is_split_into_words=True)")
-        return [_check_string(word, f"{name}[{i}]") for i, word in enumerate(text)]
-    return _check_string(text, name)
-
-
-def _check_string(text: Any, name: str) -> str:
+        return [_check_text(word, f"{name}[{i}]", False) for i, word in enumerate(text)]
     if not isinstance(text, str):
         raise ValueError(f"{name}: got {type(text).__name__}, wanted a string")
     try:
@@ -150,23 +149,24 @@ def check_side(value: Any, argument: str) -> str:
     return value
 
 
-def check_lengths(strategy: Strategy, stride: int, multiple: int | None, num_special: int, is_pair: bool) -> None:
+def check_lengths(strategy: Strategy, num_special: int, is_pair: bool) -> None:
     """Catch what the backend would ignore or answer with a panic.
 
     Raises:
         ValueError: lengths that contradict each other, or leave no room for `num_special` special tokens.
     """
+    _, _, max_length, stride, multiple, _ = strategy
     if multiple is not None and (not isinstance(multiple, int) or multiple < 1):
         raise ValueError(f"pad_to_multiple_of: got {multiple!r}, wanted a positive integer")
     if not isinstance(stride, int) or stride < 0:
         raise ValueError(f"stride: got {stride!r}, wanted a number of tokens from 0")
     if strategy.truncation == "do_not_truncate":
         return
-    if strategy.padding != "do_not_pad" and multiple is not None and strategy.max_length % multiple:
-        raise ValueError(f"max_length: got {strategy.max_length}, wanted a multiple of pad_to_multiple_of={multiple}")
-    room = strategy.max_length - num_special
+    if strategy.padding != "do_not_pad" and multiple is not None and max_length % multiple:
+        raise ValueError(f"max_length: got {max_length}, wanted a multiple of pad_to_multiple_of={multiple}")
+    room = max_length - num_special
     if room < 0:
-        raise ValueError(f"max_length: got {strategy.max_length}, wanted room for {num_special} special tokens")
+        raise ValueError(f"max_length: got {max_length}, wanted room for {num_special} special tokens")
     if is_pair and strategy.truncation == "longest_first":
         room //= 2  # what each of two long texts keeps
     if stride and stride >= room:

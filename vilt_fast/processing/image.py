@@ -1,4 +1,4 @@
-"""Pictures -> `pixel_values` and `pixel_mask`, bit for bit what Hugging Face's PIL processor of ViLT gives."""
+"""Images -> `pixel_values` and `pixel_mask`, bit for bit what Hugging Face's PIL processor of ViLT gives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vilt_fast import ops
+from vilt_fast.checkpoints.files import read_json
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
-from .packed import pack_pictures, scaled_message
-from .pictures import Decoded, check_data_format, decode, flatten_pictures
-from .saving import find_json, read_json, split_options, to_json, write_files
+from .decoding import Decoded, check_data_format, decode, decode_all, flatten_images
+from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings
-from .sizes import target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
@@ -35,32 +35,17 @@ _OLD_DO_PAD = "pad_and_return_pixel_mask"
 
 
 class _Prepared(NamedTuple):
-    """One picture ready to be written into the batch."""
+    """One image ready to be written into the batch."""
 
-    pixels: np.ndarray  # (H, W, 3), uint8 where there is a table
+    pixels: np.ndarray  # (3, H, W), uint8 where there is a table
     table: np.ndarray | None  # (3, 256): what each channel's byte becomes; None: the pixels are final
-
-    @property
-    def dtype(self) -> np.dtype:
-        return (self.pixels if self.table is None else self.table).dtype
-
-    def write(self, out: np.ndarray) -> None:
-        """Write into `out` (3, H, W), which may be strided."""
-        channels = self.pixels.transpose(2, 0, 1)
-        if self.table is None:
-            out[...] = channels
-        elif (self.table == self.table[0]).all():
-            np.take(self.table[0], channels, out=out, mode="clip")
-        else:
-            for row, channel, target in zip(self.table, channels, out, strict=True):
-                np.take(row, channel, out=target, mode="clip")
 
 
 class ViltImageProcessor(Settings):
-    """Resize, rescale, normalise and pad pictures for ViLT, with the PIL arithmetic of transformers 4.37.
+    """Resize, rescale, normalise and pad images for ViLT, with the PIL arithmetic of transformers 4.37.
 
-    Output equals transformers' PIL class bit for bit wherever that one accepts the picture. Beyond it, greyscale,
-    palette, alpha and 16-bit pictures become RGB (see `vilt_fast.processing.pictures`), and `data_format` is honoured
+    Output equals transformers' PIL class bit for bit wherever that one accepts the image. Beyond it, greyscale,
+    palette, alpha and 16-bit images become RGB (see `vilt_fast.processing.decoding`), and `data_format` is honoured
     as in 4.37 (5.x ignores it).
 
     Args:
@@ -70,7 +55,7 @@ class ViltImageProcessor(Settings):
         resample: Pillow's filter, 0..5 or `PIL.Image.Resampling`; default bicubic.
         do_rescale: multiply by `rescale_factor` (default 1/255). Floats in [0, 1] need do_rescale=False.
         do_normalize: subtract `image_mean`, divide by `image_std`: a number, or one for each of the 3 channels.
-        do_pad: pad with zeros at the bottom and right to the largest picture, and return `pixel_mask`.
+        do_pad: pad with zeros at the bottom and right to the largest image, and return `pixel_mask`.
         pad_and_return_pixel_mask: the old name of `do_pad`.
         kwargs: other settings from a preprocessor_config.json, kept and saved again.
 
@@ -102,7 +87,7 @@ class ViltImageProcessor(Settings):
         input_data_format: str | None = None,
         **overrides: Any,
     ) -> BatchFeature:
-        """Turn pictures into model inputs.
+        """Turn images into model inputs.
 
         Args:
             images: a path, a PIL image, a NumPy array or torch tensor (H, W), (H, W, C) or (C, H, W), a batch of
@@ -118,13 +103,12 @@ class ViltImageProcessor(Settings):
 
         Raises:
             FileNotFoundError: a path does not exist.
-            ValueError: a picture cannot be used, named by its index; or a setting is out of range.
+            ValueError: an image cannot be used, named by its index; or a setting is out of range.
         """
         chosen = self._settings("preprocess", *settings, **overrides)
         kind = tensor_kind(return_tensors)
         layout = check_data_format(data_format, "data_format") or "channels_first"
-        pictures = flatten_pictures(images)
-        prepared = [_prepare(name, picture, input_data_format, chosen) for name, picture in pictures]
+        prepared = [_prepare(name, image, input_data_format, chosen) for name, image in flatten_images(images)]
         return _assemble(prepared, chosen.do_pad, layout, kind)
 
     def pack(
@@ -136,22 +120,41 @@ class ViltImageProcessor(Settings):
         input_data_format: str | None = None,
         **overrides: Any,
     ) -> PackedPixels:
-        """Turn pictures into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
+        """Turn images into packed bytes on `device`, which a model takes as `pixel_values` without a pixel mask.
 
-        The bytes are those that `preprocess` normalises, bit for bit; the model does the rest while it projects them.
+        The bytes are those that `preprocess` normalises, bit for bit; the model folds the normalisation into its
+        projection. On a GPU nothing is waited for: the decoded bytes go there in one copy from pinned memory.
 
         Args:
             images, input_data_format: as for `preprocess`.
-            device: where the pictures are resized, and stay.
-            picture: which picture each pair looks at, where several texts are about one; see `PackedPixels`.
+            device: where the images are resized, and stay.
+            picture: which image each pair looks at, where several texts are about one; see `PackedPixels`.
             overrides: settings, as for `preprocess`; do_pad has no effect.
 
         Raises:
-            FileNotFoundError, ValueError: as from `preprocess`, or as from `vilt_fast.processing.packed.pack_pictures`.
+            FileNotFoundError, ValueError: as from `preprocess`; ValueError also for what bytes cannot hold: a filter
+                other than bicubic, floats without resizing that are not whole numbers in 0..255, floats in [0, 1]
+                beside 8-bit images.
             TypeError: an argument that is no setting.
         """
         settings = self._settings("pack", **overrides)
-        return pack_pictures(images, settings, device, picture=picture, input_data_format=input_data_format)
+        device = torch.device(device)
+        if settings.do_resize and settings.resample != Image.Resampling.BICUBIC:
+            raise ValueError(
+                f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that "
+                "packed images are resized with; call without device for the others"
+            )
+        names, decoded = decode_all(images, input_data_format)
+        factor = _packed_factor(names, decoded, settings)
+        arrays, sizes = [item.array for item in decoded], [item.size for item in decoded]
+        flat = torch.empty(sum(map(np.size, arrays)), dtype=torch.uint8, pin_memory=device.type == "cuda")
+        np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
+        data = flat.to(device, non_blocking=True)
+        if settings.do_resize:
+            sizes = [settings.target_size(name, *size) for name, size in zip(names, sizes, strict=True)]
+            data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
+        mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+        return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
     def _settings(self, method: str, *values: Any, **overrides: Any) -> Settings:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
@@ -263,24 +266,46 @@ def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _prepare(name: str, picture: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
-    decoded = decode(picture, input_data_format, name, floats="unit" if settings.do_resize else "keep")
+def _packed_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:
+    """The one number that takes bytes to pixels, for all images of the batch."""
+    for name, item in zip(names, decoded, strict=True):
+        if not settings.do_resize and not item.is_exact:
+            raise ValueError(
+                f"{name}: got floats that are not whole numbers in 0..255, which bytes cannot hold without rounding; "
+                "call without device, or with do_resize=True, which rounds them"
+            )
+        if item.is_unit and settings.do_rescale:
+            warnings.warn(_scaled_message(name), stacklevel=4)
+        if item.is_unit != decoded[0].is_unit:
+            raise ValueError(
+                f"{name}, {names[0]}: one is floats in [0, 1], the other 8-bit, which packed images cannot hold side "
+                "by side; convert one of them, or call without device"
+            )
+    factor = settings.rescale_factor if settings.do_rescale else 1.0
+    return factor / 255 if decoded[0].is_unit else factor
+
+
+def _scaled_message(name: str) -> str:
+    """What to warn of where floats in [0, 1] are to be rescaled."""
+    return f"{name}: the pixels are in [0, 1] already and will be scaled again; pass do_rescale=False"
+
+
+def _prepare(name: str, source: Any, input_data_format: str | None, settings: Settings) -> _Prepared:
+    decoded = decode(source, input_data_format, name, keep=not settings.do_resize)
     if settings.do_rescale and decoded.is_scaled:
-        warnings.warn(scaled_message(name), stacklevel=5)
-    pixels = _resize(decoded, name, settings) if settings.do_resize else np.asarray(decoded.pixels)
+        warnings.warn(_scaled_message(name), stacklevel=5)
+    image = decoded.pixels
+    if settings.do_resize:
+        height, width = settings.target_size(name, *decoded.size)
+        image = image if isinstance(image, Image.Image) else Image.fromarray(decoded.array)
+        image = image.resize((width, height), resample=settings.resample)
+    pixels = np.asarray(image).transpose(2, 0, 1)
     if pixels.dtype != np.uint8:
-        values = _arithmetic(pixels.transpose(2, 0, 1), settings)
-        return _Prepared(values.transpose(1, 2, 0), None)
+        return _Prepared(_arithmetic(pixels, settings), None)
     # Only 256 values can occur, so the float operations are done on those: exact, and several times as fast.
     bytes_in = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 256))
-    values = _arithmetic(_rescale(bytes_in, 1 / 255) if decoded.is_unit else bytes_in, settings)
-    return _Prepared(pixels, None if values is bytes_in else values)
-
-
-def _resize(decoded: Decoded, name: str, settings: Settings) -> np.ndarray:
-    height, width = target_size(name, *decoded.size, settings)
-    image = decoded.pixels if isinstance(decoded.pixels, Image.Image) else Image.fromarray(decoded.array)
-    return np.asarray(image.resize((width, height), resample=settings.resample))
+    table = _arithmetic(_rescale(bytes_in, 1 / 255) if decoded.is_unit else bytes_in, settings)
+    return _Prepared(pixels, None if table is bytes_in else table)
 
 
 def _arithmetic(values: np.ndarray, settings: Settings) -> np.ndarray:
@@ -304,19 +329,17 @@ def _rescale(values: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | None) -> BatchFeature:
-    sizes = [picture.pixels.shape[:2] for picture in prepared]
+    sizes = [item.pixels.shape[1:] for item in prepared]
     if not do_pad and kind is None:
-        alone = [_stack([picture], size, layout)[0] for picture, size in zip(prepared, sizes, strict=True)]
-        return BatchFeature({"pixel_values": alone})
+        return BatchFeature({"pixel_values": [_stack([item], layout)[0] for item in prepared]})
     if not do_pad and len(set(sizes)) > 1:
         raise ValueError(
-            f"do_pad: got False with pictures of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
+            f"do_pad: got False with images of {len(set(sizes))} sizes, which form no tensor; pass do_pad=True, or "
             "return_tensors=None for a list"
         )
-    largest = max(height for height, _ in sizes), max(width for _, width in sizes)
-    data: dict[str, Any] = {"pixel_values": _stack(prepared, largest, layout)}
+    data: dict[str, Any] = {"pixel_values": _stack(prepared, layout)}
     if do_pad:
-        data["pixel_mask"] = np.zeros((len(prepared), *largest), dtype=np.int64)
+        data["pixel_mask"] = np.zeros((len(prepared), *np.max(sizes, axis=0)), dtype=np.int64)
         for mask, (height, width) in zip(data["pixel_mask"], sizes, strict=True):
             mask[:height, :width] = 1
     if kind is None:
@@ -324,14 +347,17 @@ def _assemble(prepared: list[_Prepared], do_pad: bool, layout: str, kind: str | 
     return BatchFeature(data, kind)
 
 
-def _stack(prepared: list[_Prepared], size: tuple[int, int], layout: str) -> np.ndarray:
-    """All pictures in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
-    dtype = np.result_type(*(picture.dtype for picture in prepared))
+def _stack(prepared: list[_Prepared], layout: str) -> np.ndarray:
+    """All images in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
+    dtype = np.result_type(*((pixels if table is None else table).dtype for pixels, table in prepared))
+    height, width = np.max([item.pixels.shape[1:] for item in prepared], axis=0)
     first = layout == "channels_first"
-    batch = np.empty((len(prepared), 3, *size) if first else (len(prepared), *size, 3), dtype=dtype)
-    for picture, out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
-        height, width = picture.pixels.shape[:2]
-        out[:, height:] = 0
-        out[:, :height, width:] = 0
-        picture.write(out[:, :height, :width])
+    batch = np.zeros((len(prepared), 3, height, width) if first else (len(prepared), height, width, 3), dtype=dtype)
+    for (pixels, table), out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
+        target = out[:, : pixels.shape[1], : pixels.shape[2]]
+        if table is None:
+            target[...] = pixels
+        else:
+            for channel, row, bytes_in in zip(target, table, pixels, strict=True):
+                np.take(row, bytes_in, out=channel, mode="clip")
     return batch

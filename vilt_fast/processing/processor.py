@@ -1,4 +1,4 @@
-"""`ViltProcessor`: a picture processor and a tokenizer behind one call."""
+"""`ViltProcessor`: an image processor and a tokenizer behind one call."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from .batch import BatchEncoding, tensor_kind
+from .decoding import check_data_format
 from .image import ViltImageProcessor
-from .pictures import check_data_format
 from .saving import split_options, write_files
 from .settings import SETTINGS
 from .text import BertTokenizer
 
 _TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
-_IMAGE_ARGUMENTS = (*SETTINGS, "return_tensors", "data_format", "input_data_format")
 # What follows `images` and `text` in transformers 4.37.
 _BY_PLACE = (
     "add_special_tokens padding truncation max_length stride pad_to_multiple_of return_token_type_ids "
@@ -29,12 +28,12 @@ _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
 
 class ViltProcessor:
-    """Pictures and texts -> the inputs of a ViLT model.
+    """Images and texts -> the inputs of a ViLT model.
 
     Args:
         image_processor: a `ViltImageProcessor`.
         tokenizer: a `BertTokenizer`.
-        device: where to resize pictures and leave all results: "cuda", "cpu", ...; None: pictures are resized with
+        device: where to resize images and leave all results: "cuda", "cpu", ...; None: images are resized with
             Pillow and come padded, as from Hugging Face. Not saved.
         feature_extractor: the old name of `image_processor`; deprecated.
 
@@ -76,15 +75,15 @@ class ViltProcessor:
         picture: Any = None,
         **kwargs: Any,
     ) -> BatchEncoding:
-        """Prepare pictures, texts, or both.
+        """Prepare images, texts, or both.
 
         Args:
             images: as for `ViltImageProcessor.preprocess`; None for text only.
-            text: as for `BertTokenizer.__call__`; None for pictures only.
-            device: None: the processor's own. With a device, everything comes as tensors there, and the pictures as
+            text: as for `BertTokenizer.__call__`; None for images only.
+            device: None: the processor's own. With a device, everything comes as tensors there, and the images as
                 bytes without padding, see `ViltImageProcessor.pack`.
-            picture: with a device, which picture each text is about, (batch,) or (batch, num_images); None: text i is
-                about picture i. A picture is prepared and embedded once, however many texts are about it.
+            picture: with a device, which image each text is about, (batch,) or (batch, num_images); None: text i is
+                about image i. An image is prepared and embedded once, however many texts are about it.
             by_place: arguments of the tokenizer in the order of transformers 4.37, from `add_special_tokens` on.
             kwargs: arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
                 `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
@@ -92,7 +91,7 @@ class ViltProcessor:
         Returns:
             `input_ids`, `token_type_ids`, `attention_mask` (batch, length) and `pixel_values` (N, 3, H, W),
             `pixel_mask` (N, H, W), or with a device `pixel_values` as PackedPixels and no mask. Whether the numbers of
-            texts and pictures go together is the model's to say.
+            texts and images go together is the model's to say.
 
         Raises:
             FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
@@ -108,7 +107,7 @@ class ViltProcessor:
         if device is not None:
             kind = for_text["return_tensors"] = _check_packed(kind, for_images)
         elif picture is not None:
-            raise ValueError("picture: goes with a device; without one, repeat the pictures")
+            raise ValueError("picture: goes with a device; without one, repeat the images")
         data: dict[str, Any] = {}
         encodings = None
         if text is not None:
@@ -153,7 +152,7 @@ class ViltProcessor:
 
         Args:
             pretrained_model_name_or_path: a directory or a hub id.
-            kwargs: settings to override, of the picture processor or else of the tokenizer; revision, cache_dir,
+            kwargs: settings to override, of the image processor or else of the tokenizer; revision, cache_dir,
                 token, local_files_only as in `find_file`; device, as for the class.
 
         Raises:
@@ -186,10 +185,10 @@ class ViltProcessor:
 
 
 def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
-    """The kind of tensors that go with packed pictures; takes what means nothing for them out of `for_images`."""
+    """The kind of tensors that go with packed images; takes what means nothing for them out of `for_images`."""
     layout = for_images.pop("data_format", None)
     if check_data_format(layout, "data_format") == "channels_last":
-        raise ValueError('data_format: got "channels_last", which goes with padded pictures; call without device')
+        raise ValueError('data_format: got "channels_last", which goes with padded images; call without device')
     if kind == "np" or tensor_kind(for_images.pop("return_tensors", None)) == "np":
         raise ValueError('return_tensors: got "np" with a device, wanted "pt"')
     for_images.pop("device", None)  # Hugging Face's, which has no effect in `preprocess` either
@@ -197,16 +196,12 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
 
 
 def _split_arguments(**flat: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tokenizer's arguments and the picture processor's, out of flat ones and Hugging Face's groups."""
+    """The tokenizer's arguments and the image processor's, out of flat ones and Hugging Face's groups."""
     text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
-    unknown = sorted(set(flat) - _TEXT_ARGUMENTS - set(_IMAGE_ARGUMENTS) - {"pad_and_return_pixel_mask"})
+    known = {*_TEXT_ARGUMENTS, *SETTINGS, "return_tensors", "data_format", "input_data_format"}
+    unknown = sorted(set(flat) - known - {"pad_and_return_pixel_mask"})
     if unknown:
         raise TypeError(f"ViltProcessor() got an unexpected keyword argument {unknown[0]!r}")
-    for_text = {name: value for name, value in flat.items() if name in _TEXT_ARGUMENTS}
-    for_images = {name: value for name, value in flat.items() if name not in _TEXT_ARGUMENTS}
-    for name, value in common.items():
-        if name in _TEXT_ARGUMENTS:
-            for_text[name] = value
-        if name in _IMAGE_ARGUMENTS:
-            for_images[name] = value
-    return {**for_text, **text_group}, {**for_images, **images_group}
+    flat.update((name, value) for name, value in common.items() if name in known)
+    for_text = {name: flat.pop(name) for name in _TEXT_ARGUMENTS & flat.keys()}
+    return {**for_text, **text_group}, {**flat, **images_group}

@@ -1,4 +1,4 @@
-"""JSON settings in and out: read with an error that names the file, written together or not at all."""
+"""Settings in and out: the keywords of from_pretrained, and JSON files that are written together or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.files import publish, stage_all
+from vilt_fast.checkpoints.files import read_json, write_together
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 # Arguments of Hugging Face's from_pretrained that mean nothing here: accepted, so that ported calls run.
@@ -24,21 +24,6 @@ def split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         options.setdefault("token", options.pop("use_auth_token"))
     hub, rest = HubOptions.split(options)
     return hub, {name: value for name, value in rest.items() if name not in IGNORED_OPTIONS}
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ValueError: the file is not UTF-8, not JSON, or holds no object.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path}: not a valid JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: got a JSON {type(content).__name__}, wanted an object")
-    return content
 
 
 def find_json(name_or_path: str | os.PathLike[str], filename: str, **hub: Any) -> dict[str, Any] | None:
@@ -63,5 +48,6 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"save_directory: {directory} is a file, wanted a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    publish(stage_all((directory / name, text) for name, text in files.items()))
-    return [str(directory / name) for name in files]
+    paths = {directory / name: text for name, text in files.items()}
+    write_together(paths)
+    return [str(path) for path in paths]

@@ -1,4 +1,4 @@
-"""The settings of the image processor: their names, their order, and what each may be."""
+"""The settings of the image processor: their names, their order, what each may be, and the sizes that follow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,27 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+# The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
+_LONGER, _SHORTER = 1333, 800
+
+
+def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
+    """The size (height, width) in pixels that an image is resized to.
+
+    The shorter side becomes `shortest_edge`; if the longer one then exceeds int(1333 / 800 * shortest_edge), it
+    becomes that; both are rounded and floored to multiples of `size_divisor`. A side may come out 0. The order of the
+    float operations is that of transformers 4.37 (and of the PIL class of 5.x): it decides between two sizes.
+    """
+    longest = int(_LONGER / _SHORTER * shortest_edge)
+    scale = shortest_edge / min(height, width)
+    new_height: float = shortest_edge if height < width else scale * height
+    new_width: float = scale * width if height < width else shortest_edge
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = scale * new_height, scale * new_width
+    height, width = (int(side + 0.5) // size_divisor * size_divisor for side in (new_height, new_width))
+    return height, width
 
 
 def _check_flag(name: str, value: Any) -> bool:
@@ -86,6 +107,21 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             setattr(self, entry.name, entry.metadata["check"](entry.name, getattr(self, entry.name)))
+
+    def target_size(self, name: str, height: int, width: int) -> tuple[int, int]:
+        """`resize_size` of an image, which errors call `name`.
+
+        Raises:
+            ValueError: a side would be 0.
+        """
+        size = resize_size(height, width, self.size["shortest_edge"], self.size_divisor)
+        if 0 in size:
+            raise ValueError(
+                f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 "
+                f"when the longer one is limited and both are floored to multiples of {self.size_divisor}; crop or pad "
+                "it"
+            )
+        return size
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))

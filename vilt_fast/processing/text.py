@@ -29,8 +29,6 @@ from .vocabulary import SPECIAL_NAMES, make_backend, read_saved, saved_files, to
 
 # Hugging Face's value for "no limit", which it writes into tokenizer_config.json.
 UNLIMITED = int(1e30)
-# What transformers writes into tokenizer_config.json beside the settings.
-_BOOKKEEPING = ("backend", "files_loaded", "is_local", "local_files_only", "processor_class", "tokenizer_class")
 
 
 class BertTokenizer(TokenTable):
@@ -157,15 +155,14 @@ class BertTokenizer(TokenTable):
         """
         kind = tensor_kind(return_tensors)
         rows, is_batch = check_texts(text, text_pair, is_split_into_words)
+        side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
         strategy = choose_strategy(padding, truncation, max_length, self.model_max_length, verbose)
+        strategy = strategy._replace(stride=stride, multiple=pad_to_multiple_of, side=side)
         is_pair = any(isinstance(row, tuple) for row in rows)
         num_special = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
-        check_lengths(strategy, stride, pad_to_multiple_of, num_special, is_pair)
-        side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
+        check_lengths(strategy, num_special, is_pair)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        encodings = self._encode_rows(
-            rows, strategy, stride, pad_to_multiple_of, side, split, add_special_tokens, is_split_into_words
-        )
+        encodings = self._encode_rows(rows, strategy, split, add_special_tokens, is_split_into_words)
         wanted = {
             "input_ids": True,
             "token_type_ids": self._is_input("token_type_ids", return_token_type_ids),
@@ -260,10 +257,8 @@ class BertTokenizer(TokenTable):
             ValueError: a file is broken, or an argument out of range.
         """
         hub, overrides = split_options(kwargs)
-        settings = read_saved(pretrained_model_name_or_path, **hub)
-        for key in _BOOKKEEPING:
-            settings.pop(key, None)
-        return cls(**{**settings, "name_or_path": str(pretrained_model_name_or_path), **overrides})
+        saved = read_saved(pretrained_model_name_or_path, **hub)
+        return cls(**{**saved, "name_or_path": str(pretrained_model_name_or_path), **overrides})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json; return their paths.
@@ -301,15 +296,7 @@ class BertTokenizer(TokenTable):
         return self.pad_token_id
 
     def _encode_rows(
-        self,
-        rows: list[Any],
-        strategy: Strategy,
-        stride: int,
-        multiple: int | None,
-        side: str,
-        split_special_tokens: bool,
-        add_special_tokens: bool,
-        is_pretokenized: bool,
+        self, rows: list[Any], strategy: Strategy, split_special: bool, add_special: bool, is_pretokenized: bool
     ) -> list[Encoding]:
         backend = self._tokenizer
         with self._lock:  # truncation and padding are state of the backend, and threads share it
@@ -317,27 +304,30 @@ class BertTokenizer(TokenTable):
                 backend.no_truncation()
             else:
                 backend.enable_truncation(
-                    strategy.max_length, stride=stride, strategy=strategy.truncation, direction=self.truncation_side
+                    strategy.max_length,
+                    stride=strategy.stride,
+                    strategy=strategy.truncation,
+                    direction=self.truncation_side,
                 )
             if strategy.padding == "do_not_pad":
                 backend.no_padding()
             else:
                 backend.enable_padding(
-                    direction=side,
+                    direction=strategy.side,
                     pad_id=self._pad_id(),
                     pad_token=self.pad_token,
                     length=strategy.max_length if strategy.padding == "max_length" else None,
-                    pad_to_multiple_of=multiple,
+                    pad_to_multiple_of=strategy.multiple,
                 )
-            backend.encode_special_tokens = split_special_tokens
+            backend.encode_special_tokens = split_special
             try:
-                return backend.encode_batch(rows, is_pretokenized, add_special_tokens)
+                return backend.encode_batch(rows, is_pretokenized, add_special)
             except BaseException as error:
                 # A bare Exception where "only_second" cannot cut enough, a panic where a stride does not fit.
                 if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                     raise
                 cut = f"truncation: got {strategy.truncation!r}"
-                cause = cut if isinstance(error, Exception) else f"stride: got {stride}"
+                cause = cut if isinstance(error, Exception) else f"stride: got {strategy.stride}"
                 raise ValueError(f"{cause} with max_length={strategy.max_length}: {error}") from error
 
     def _warn_if_too_long(self, rows: list[list[int]], strategy: Strategy, verbose: bool) -> None:

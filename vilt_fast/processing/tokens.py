@@ -112,9 +112,6 @@ class TokenTable:
         """Size of the vocabulary with the tokens appended to it: what an embedding table must hold."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
-    def __bool__(self) -> bool:
-        return True
-
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, appended tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)

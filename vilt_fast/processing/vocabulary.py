@@ -11,12 +11,18 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
+from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
 
-from .saving import find_json, read_json, to_json
+from .saving import find_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
 SPECIAL_NAMES = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+# What transformers writes beside the settings; and paths, which are not followed: they could point anywhere.
+_NO_SETTINGS = (
+    "backend files_loaded is_local local_files_only processor_class tokenizer_class "
+    "vocab_file tokenizer_file special_tokens_map_file name_or_path vocab"
+).split()
 _TOKEN_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -145,13 +151,11 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
         key = "tokenizer_file" if str(name_or_path).endswith(".json") else "vocab_file"
         return {key: str(name_or_path)}
     settings = find_json(name_or_path, "tokenizer_config.json", **hub) or {}
-    # Paths in a downloaded config are not followed: they could point anywhere.
-    for key in ("vocab_file", "tokenizer_file", "special_tokens_map_file", "name_or_path", "vocab"):
-        settings.pop(key, None)
     if "added_tokens_decoder" not in settings:  # until 4.33, these were files of their own
         settings.update(find_json(name_or_path, "special_tokens_map.json", **hub) or {})
         added = find_json(name_or_path, "added_tokens.json", **hub) or {}
-        specials = {_content(settings.get(name)) for name in SPECIAL_NAMES}
+        named = [to_added_token(settings[name], name) for name in SPECIAL_NAMES if settings.get(name) is not None]
+        specials = {token.content for token in named}
         settings["added_tokens_decoder"] = {
             index: to_added_token(token, "added_tokens.json", special=token in specials)
             for token, index in added.items()
@@ -159,12 +163,8 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
     for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
         path = find_file(name_or_path, filename, required=False, **hub)
         if path is not None:
-            return {**settings, key: str(path)}
+            return {**{name: settings[name] for name in settings if name not in _NO_SETTINGS}, key: str(path)}
     raise FileNotFoundError(f"{name_or_path}: neither tokenizer.json nor vocab.txt is there")
-
-
-def _content(token: Any) -> Any:
-    return token.get("content") if isinstance(token, Mapping) else token
 
 
 def saved_files(tokenizer: Any, processor_class: str | None = None) -> dict[str, str]:

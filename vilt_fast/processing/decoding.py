@@ -1,4 +1,4 @@
-"""Any picture a caller may hold, as RGB: the one place where user pixels are opened and checked.
+"""Any image a caller may hold, as RGB: the one place where user pixels are opened and checked.
 
 How each kind becomes RGB (Hugging Face's processor crashes on all but RGB; where it works, the bits are its own):
     files           opened with Pillow and turned upright by their EXIF orientation, as Hugging Face 5.x does for paths
@@ -17,9 +17,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +38,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What becomes of an array that is not 8-bit, floats in [0, 1] above all:
-#   keep    it stays as it is
-#   unit    8-bit, with a note that the bytes stand for floats in [0, 1]: the image processor
-#   bytes   8-bit, and from here on an image like any other: the Engine
-#   refuse  as bytes, but floats in [0, 1] raise: the Engine without rescaling
-Floats = Literal["keep", "unit", "bytes", "refuse"]
 _WANTED = "a path, a PIL image, a NumPy array, a torch tensor, or a list of these"
 
 
@@ -50,7 +46,7 @@ class Decoded:
     """An RGB image in memory."""
 
     source: Image.Image | np.ndarray  # as opened
-    pixels: Image.Image | np.ndarray  # a PIL image, or (H, W, 3): uint8 unless floats="keep"
+    pixels: Image.Image | np.ndarray  # a PIL image, or (H, W, 3): uint8 unless kept as it was
     is_unit: bool  # whether the bytes stand for floats in [0, 1]
 
     @cached_property
@@ -79,34 +75,31 @@ class Decoded:
 
 
 def decode(
-    image: Any, input_data_format: str | None = None, name: str = "images", *, floats: Floats, hint: str = ""
+    image: Any, input_data_format: str | None = None, name: str = "images", *, keep: bool = False, hint: str = ""
 ) -> Decoded:
     """Decode one image of any kind, or raise as `decode_rgb`: for the image processor, packed images and the Engine.
 
     Args:
         image, input_data_format, name: as for `decode_rgb`.
-        floats: see `Floats`.
+        keep: whether an array keeps its dtype; else it becomes 8-bit.
         hint: what to do about values that do not fit 8 bits, for the error.
     """
-    source = load_picture(image, input_data_format, name)
-    if floats == "keep" or isinstance(source, Image.Image):
+    source = load_image(image, input_data_format, name)
+    if keep or isinstance(source, Image.Image):
         return Decoded(source, source, False)
-    pixels, is_unit = _quantise(source, name, hint)
-    if is_unit and floats == "refuse":
-        raise ValueError(f"{name}: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
-    return Decoded(source, pixels, is_unit and floats == "unit")
+    return Decoded(source, *_quantise(source, name, hint))
 
 
-def flatten_pictures(images: Any, name: str = "images") -> list[tuple[str, Any]]:
-    """All pictures of an argument in order, each with the name that an error gives it, such as "images[3]".
+def flatten_images(images: Any, name: str = "images") -> list[tuple[str, Any]]:
+    """All images of an argument in order, each with the name that an error gives it, such as "images[3]".
 
-    One picture is a list of one. Nested lists and 4-D arrays are flattened, as Hugging Face does; an empty list is a
+    One image is a list of one. Nested lists and 4-D arrays are flattened, as Hugging Face does; an empty list is a
     ValueError.
     """
-    pictures = list(_walk(images, name))
-    if not pictures:
+    named = list(_walk(images, name))
+    if not named:
         raise ValueError(f"{name}: got an empty {type(images).__name__}, wanted {_WANTED}")
-    return pictures
+    return named
 
 
 def _walk(item: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -117,26 +110,43 @@ def _walk(item: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, item
 
 
+def decode_all(images: Any, input_data_format: str | None) -> tuple[list[str], list[Decoded]]:
+    """What errors call each image of an argument, and its bytes; files and PIL images are decoded on threads."""
+
+    hint = "; packed images are bytes: call without device for this one"
+
+    def decode_one(item: tuple[str, Any]) -> Decoded:
+        decoded = decode(item[1], input_data_format, item[0], hint=hint)
+        _ = decoded.array  # made here, on the thread
+        return decoded
+
+    named = flatten_images(images)
+    # Pillow releases the interpreter's lock while it decodes; arrays need no decoding, and threads for one no start.
+    coded = sum(not isinstance(image, np.ndarray | torch.Tensor) for _, image in named)
+    with ThreadPoolExecutor(min(coded, os.cpu_count() or 1)) if coded > 1 else nullcontext() as pool:
+        return [name for name, _ in named], list((pool.map if pool else map)(decode_one, named))
+
+
 def decode_rgb(image: Any, input_data_format: str | None = None, name: str = "images") -> np.ndarray:
-    """Decode one picture of any kind into 8-bit RGB.
+    """Decode one image of any kind into 8-bit RGB.
 
     Args:
         image: a path, a PIL image, a NumPy array or a torch tensor (see the head of this file).
         input_data_format: "channels_first", "channels_last" or None to infer it; for 3-D arrays only.
-        name: what errors call the picture.
+        name: what errors call the image.
 
     Returns:
         uint8 (H, W, 3), C-contiguous. Floats in [0, 1] are scaled to 0..255.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: anything else that keeps it from being a picture; the message names it.
+        ValueError: anything else that keeps it from being an image; the message names it.
     """
-    return decode(image, input_data_format, name, floats="bytes").array
+    return decode(image, input_data_format, name).array
 
 
-def load_picture(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:
-    """One picture of any kind as an RGB PIL image, or an array (H, W, 3) of its own dtype; raises as `decode_rgb`."""
+def load_image(image: Any, input_data_format: str | None = None, name: str = "images") -> Image.Image | np.ndarray:
+    """One image of any kind as an RGB PIL image, or an array (H, W, 3) of its own dtype; raises as `decode_rgb`."""
     if isinstance(image, Image.Image):
         return _pil_to_rgb(image, name)
     if isinstance(image, str | os.PathLike):
@@ -173,11 +183,11 @@ def _quantise(pixels: np.ndarray, name: str, hint: str) -> tuple[np.ndarray, boo
 def _open(path: str | bytes, name: str) -> Image.Image:
     path = os.fsdecode(path)
     if path.startswith(("http://", "https://", "data:")):
-        raise ValueError(f"{name}: got {path[:60]!r}, wanted a local file; download the picture first")
+        raise ValueError(f"{name}: got {path[:60]!r}, wanted a local file; download the image first")
     if not os.path.exists(path):
         raise FileNotFoundError(f"{name}: no such file: {path!r}")
     if not os.path.isfile(path):
-        raise ValueError(f"{name}: {path!r} is a directory, wanted a picture file")
+        raise ValueError(f"{name}: {path!r} is a directory, wanted an image file")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{name}: {path!r} is empty")
     try:
@@ -185,7 +195,7 @@ def _open(path: str | bytes, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(_bomb_message(f"{name}: {path!r}", str(error))) from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: {path!r} is not a picture that Pillow can read") from error
+        raise ValueError(f"{name}: {path!r} is not an image that Pillow can read") from error
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # a broken header fails with whatever its format's reader raises
@@ -203,7 +213,7 @@ def _load(image: Image.Image, name: str) -> None:
     except MemoryError:
         raise
     except Exception as error:  # as in _open; a PIL image is lazy until here
-        raise ValueError(f"{name}: the picture is damaged or truncated ({error})") from error
+        raise ValueError(f"{name}: the image is damaged or truncated ({error})") from error
 
 
 def _check_pixel_count(image: Image.Image, name: str) -> None:
@@ -231,7 +241,7 @@ def _turn_upright(image: Image.Image) -> Image.Image:
 
 def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
-        raise ValueError(f"{name}: got a picture of size {image.width}x{image.height}, wanted at least 1x1")
+        raise ValueError(f"{name}: got an image of size {image.width}x{image.height}, wanted at least 1x1")
     _load(image, name)
     if image.mode == "RGB":
         return image
@@ -246,7 +256,7 @@ def _pil_to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError as error:
-        raise ValueError(f"{name}: a picture of mode {image.mode!r} cannot become RGB ({error})") from error
+        raise ValueError(f"{name}: an image of mode {image.mode!r} cannot become RGB ({error})") from error
 
 
 def _integers_to_bytes(values: np.ndarray, name: str) -> np.ndarray:

@@ -192,7 +192,7 @@ def test_missing_empty_broken_and_other_files(tmp_path, jpeg, random_picture):
     Image.fromarray(random_picture(np.random.default_rng(18), 100, 120)).save(png)
     for path, message in (
         (empty, "empty"),
-        (text, "not a picture"),
+        (text, "not an image"),
         (tmp_path, "directory"),
         (truncated(jpeg, 0.6), "truncated"),
         (truncated(png, 0.5), "truncated"),
