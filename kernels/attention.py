@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .attention_rows import LOG2_E, attention_rows, check_arguments
+from .attention_rows import LOG2_E, MAX_GRID, attention_rows, check_arguments
 from .attention_rows import shipped_configurations as shipped_rows
 from .shipped import Configuration, compiled, empty
 
@@ -189,28 +189,54 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return tile
 
 
-def _launch(
-    qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int, scale: float, head_scale: Tensor | None
-) -> Tensor:
-    rows, hidden = qkv.shape[0], qkv.shape[1] // 3
-    head_dim, spans = hidden // num_heads, cu_seqlens.shape[0] - 1
-    out = qkv.new_empty(rows, hidden)
-    if rows == 0:
-        return out
-    qkv = launch.row_major(qkv)
+def _plan(qkv: Tensor, head_dim: int) -> launch.Program:
     name, block = launch.product_name(qkv.dtype), max(launch.next_power_of_2(head_dim), 16)
     tile = launch.configuration("attention", arch=launch.arch_of(qkv), N=head_dim, dtype=name, heuristic=heuristic)
-    grid = (triton.cdiv(max(max_seqlen, 1), tile["BLOCK_M"]), num_heads, spans + 1)
-    launch.run(
-        *(attention_kernel, grid),
-        *(out, qkv, *launch.contiguous(cu_seqlens, head_scale)),
-        *(rows, hidden, out.stride(0), qkv.stride(0), scale * LOG2_E),
+    return launch.Program(
+        attention_kernel,
         HEAD_DIM=head_dim,
         BLOCK_D=block,
         CHUNK_D=16 if name == "float32" else block,
         INPUT_PRECISION=launch.input_precision(qkv.dtype),
         **tile,
     )
+
+
+def _key(qkv: Tensor, cu_seqlens: Tensor, num_heads: int, head_scale: Tensor | None) -> tuple[Any, ...]:
+    return (
+        *("attention", num_heads, qkv.shape[1:], None if head_scale is None else head_scale.shape),
+        cu_seqlens.ndim == 1 and 0 < cu_seqlens.shape[0] <= MAX_GRID,
+        *map(launch.traits, (qkv, cu_seqlens, head_scale)),
+        None if qkv.dtype != torch.float32 else torch.get_float32_matmul_precision(),
+    )
+
+
+def _launch(
+    qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int, scale: float, head_scale: Tensor | None
+) -> Tensor:
+    qkv, (cu_seqlens, head_scale) = launch.row_major(qkv), launch.contiguous(cu_seqlens, head_scale)
+    key = _key(qkv, cu_seqlens, num_heads, head_scale)
+    program = launch.plans.get(key) or _plan(qkv, qkv.shape[1] // 3 // num_heads)
+    if launch.recording is None:
+        launch.plans[key] = program
+    return _run(program, qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
+
+
+def _run(
+    program: launch.Program,
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    max_seqlen: int,
+    scale: float,
+    head_scale: Tensor | None,
+) -> Tensor:
+    rows, hidden = qkv.shape[0], qkv.shape[1] // 3
+    out = qkv.new_empty(rows, hidden)
+    if rows:
+        blocks = -(-max(max_seqlen, 1) // program.configuration["BLOCK_M"])
+        sizes = (rows, hidden, hidden, qkv.stride(0), scale * LOG2_E)
+        program((blocks, num_heads, cu_seqlens.shape[0]), out, qkv, cu_seqlens, head_scale, *sizes)
     return out
 
 
@@ -247,7 +273,13 @@ def attention(
 
     No dropout and no gradients. fp32 is multiplied as torch.get_float32_matmul_precision() says. Rows may be strided.
     """
+    if launch.is_direct(qkv) and dropout_p == 0 and scale is None and max_seqlen >= 0:
+        program = launch.plans.get(_key(qkv, cu_seqlens, num_heads, head_scale))
+        if program is not None:
+            usual = (qkv.shape[1] // 3 // num_heads) ** -0.5
+            return _run(program, qkv, cu_seqlens, num_heads, max_seqlen, usual, head_scale)
     scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
     if dropout_p != 0:
         raise ValueError(f"attention: dropout_p: got {dropout_p}, wanted 0 (the kernel has no dropout)")
-    return _attention(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
+    run = _launch if launch.is_direct(qkv) else _attention
+    return run(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)

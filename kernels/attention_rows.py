@@ -22,7 +22,7 @@ from .shipped import Configuration, compiled, empty
 LOG2_E = math.log2(math.e)
 MAX_HEAD_DIM = 128
 # Limit of a grid's second and third axis.
-_MAX_GRID = 65535
+MAX_GRID = 65535
 
 
 @triton.jit
@@ -176,8 +176,8 @@ def check_arguments(
     if num_heads < 1 or columns % (3 * num_heads) or not 1 <= columns // (3 * num_heads) <= MAX_HEAD_DIM:
         wanted = f"three times a multiple of num_heads ({num_heads}), and heads of at most {MAX_HEAD_DIM}"
         raise ValueError(f"{op}: qkv: got {columns} columns, wanted {wanted}")
-    if not 1 <= cu_seqlens.shape[0] <= _MAX_GRID or num_heads > _MAX_GRID:
-        raise ValueError(f"{op}: got {cu_seqlens.shape[0] - 1} spans and {num_heads} heads, wanted < {_MAX_GRID} each")
+    if not 1 <= cu_seqlens.shape[0] <= MAX_GRID or num_heads > MAX_GRID:
+        raise ValueError(f"{op}: got {cu_seqlens.shape[0] - 1} spans and {num_heads} heads, wanted < {MAX_GRID} each")
     if max_seqlen < 0:
         raise ValueError(f"{op}: max_seqlen: got {max_seqlen}, wanted at least 0")
     scale = (columns // (3 * num_heads)) ** -0.5 if scale is None else scale

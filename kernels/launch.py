@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 SHIPPED = Path(__file__).parent / "configs"
 # Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
 BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
+_CLASSES, _BOUNDS = (*BUCKETS, "large"), tuple(BUCKETS.values())
 # Shared memory that one program can have, in bytes.
 SHARED_LIMIT = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536}
 
@@ -45,10 +47,9 @@ def next_power_of_2(n: int) -> int:
 
 @functools.cache
 def _arch_of_device(index: int) -> str:
-    if torch.version.hip:
-        return torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm{major}{minor}"
+    with torch.cuda.device(index):  # -1 changes nothing
+        target = triton.runtime.driver.active.get_current_target()
+    return f"sm{target.arch}" if target.backend == "cuda" else target.arch.split(":")[0]
 
 
 def arch_of(tensor: Tensor) -> str:
@@ -69,12 +70,23 @@ def family(arch: str) -> str:
     return {9: "sm90", 10: "sm100", 11: "sm100"}.get(major, "sm80")
 
 
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
+def multiprocessors(index: int) -> int:
     """Multiprocessors of a device; 2 in the interpreter, so that persistent loops take more than one turn."""
-    if INTERPRETED or device.type != "cuda":
-        return 2
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2 if INTERPRETED or recording is not None else _multiprocessors(index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return triton.runtime.driver.active.utils.get_device_properties(max(index, 0))["multiprocessor_count"]
+
+
+@functools.cache
+def _device_type() -> str:
+    """Where Triton's active driver launches: "cuda" (NVIDIA and AMD alike), or what another driver says."""
+    try:
+        return triton.runtime.driver.active.get_active_torch_device().type
+    except RuntimeError:  # no driver at all
+        return "cuda"
 
 
 def product_name(dtype: torch.dtype) -> str:
@@ -115,13 +127,89 @@ recording: Recording | None = None
 
 
 def run(kernel: Any, grid: tuple[int, ...], out: Any, *arguments: Any, **named: Any) -> None:
-    """Launches `kernel` on the GPU of `out`, its first argument, a tensor or a descriptor of one."""
-    if recording is not None:
-        recording.launches.append((kernel, (out, *arguments), named))
+    """Launches `kernel` on the GPU of its first argument. Constexprs and options are named; `plans` keeps the program."""
+    if INTERPRETED or recording is not None:
+        Program(kernel, **named)(grid, out, *arguments)
         return
-    # Triton launches on the current device.
-    with torch.cuda.device_of(getattr(out, "base", out)):
-        kernel[grid](out, *arguments, **named)
+    specialised = _specialised(kernel)
+    classes = [_class_of(*pair) for pair in zip((out, *arguments), specialised, strict=False)]
+    key = (kernel, out.get_device(), *classes, *named.values())
+    program = plans[key] = plans.get(key) or Program(kernel, **named)
+    program((*grid, 1, 1)[:3], out, *arguments)
+
+
+@functools.cache
+def _specialised(kernel: Any) -> list[bool]:
+    return [not parameter.do_not_specialize for parameter in kernel.params if not parameter.is_constexpr]
+
+
+def _class_of(value: Any, is_specialised: bool) -> Any:
+    """What Triton specialises of an argument."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if type(value) is not int:
+        return value if value is None else type(value)
+    return (value == 1, value % 16 == 0, value >> 31) if is_specialised else value >> 31
+
+
+class Program:
+    """A kernel with a configuration, for launches that all compile to one program.
+
+    The first launch compiles it; those that follow go past Triton's look at every argument, which costs more than the
+    rest of a launch. So the arguments must agree in whatever Triton specialises: dtypes, addresses and integers that
+    are multiples of 16 or are not, integers that are 1 or are not. `plans` are keyed by these.
+    """
+
+    __slots__ = ("compiled", "configuration", "constants", "kernel")
+
+    def __init__(self, kernel: Any, **configuration: Any) -> None:
+        self.kernel, self.configuration = kernel, configuration
+        self.compiled: Any = None
+        self.constants: list[Any] = []
+
+    def __call__(self, grid: tuple[int, ...], out: Any, *arguments: Any) -> None:
+        """Launches on the GPU of `out`, a tensor or a descriptor of one; `arguments` end before the constexprs."""
+        if self.compiled is None:
+            self._compile_and_launch(grid, out, *arguments)
+            return
+        base = getattr(out, "base", out)
+        if base.is_cuda and base.get_device() != torch.cuda.current_device():
+            with torch.cuda.device_of(base):
+                self.compiled[grid](out, *arguments, *self.constants)
+        else:
+            self.compiled[grid](out, *arguments, *self.constants)
+
+    def _compile_and_launch(self, grid: tuple[int, ...], out: Any, *arguments: Any) -> None:
+        if recording is not None:
+            recording.launches.append((self.kernel, (out, *arguments), self.configuration))
+            return
+        with torch.cuda.device_of(getattr(out, "base", out)):
+            self.compiled = self.kernel[grid](out, *arguments, **self.configuration)  # None in the interpreter
+        if not INTERPRETED:
+            values = {p.name: p.default for p in self.kernel.params if p.has_default} | self.configuration
+            self.constants = [values[p.name] for p in self.kernel.params if p.is_constexpr]
+
+
+# How operations are launched, by name and class of shapes. What has a plan has passed its checks.
+plans: dict[tuple[Any, ...], Any] = {}
+
+
+def is_direct(tensor: Tensor) -> bool:
+    """Whether an operation on `tensor` may go past `torch.library`: nothing traces, records or wants a gradient."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or type(tensor) is not Tensor
+        or torch._C._len_torch_dispatch_stack() > 0
+        or recording is not None
+    )
+
+
+def traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """What a plan depends on of a tensor whose sizes are known: where it is, dtype, strides, alignment."""
+    if tensor is None:
+        return None
+    return tensor.get_device(), tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -129,7 +217,7 @@ def run(kernel: Any, grid: tuple[int, ...], out: Any, *arguments: Any, **named: 
 
 def size_bucket(rows: int) -> str:
     """Name of the size class of `rows`: "tiny", "small", "medium" or "large"."""
-    return next((name for name, bound in BUCKETS.items() if rows <= bound), "large")
+    return _CLASSES[bisect_left(_BOUNDS, rows)]
 
 
 def table_name(gpu: str, triton_version: str) -> str:
@@ -190,10 +278,12 @@ _forced: dict[str, dict[str, Any]] = {}
 def forced(op: str, config: dict[str, Any]) -> Iterator[None]:
     """Makes `configuration` answer `config` for `op` inside a `with` block, so that it can be measured."""
     _forced[op] = config
+    plans.clear()
     try:
         yield
     finally:
         del _forced[op]
+        plans.clear()
 
 
 def configuration(
@@ -225,6 +315,7 @@ def forget_configurations() -> None:
     """Reads the tables again at the next launch, after one was written."""
     _entries.cache_clear()
     _configuration.cache_clear()
+    plans.clear()
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -240,7 +331,7 @@ def check_device(op: str, *tensors: Tensor | None) -> None:
     if len(devices) > 1:
         raise ValueError(f"{op}: got tensors on {', '.join(sorted(map(str, devices)))}, wanted one device")
     kind = next(iter(devices)).type
-    if kind in ("cuda", "meta") or INTERPRETED and kind == "cpu":
+    if kind in ("cuda", "meta") or kind == ("cpu" if INTERPRETED else _device_type()):
         return
     if INTERPRETED:
         raise ValueError(f"{op}: got tensors on {kind}, wanted cpu or cuda under TRITON_INTERPRET=1")

@@ -28,7 +28,7 @@ from .shipped import Configuration, compiled, empty
 MAX_D = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_kernel(
     out_ptr,  # (rows, d)
     x_ptr,  # (rows, d)
@@ -76,22 +76,32 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 # --- launcher ---------------------------------------------------------------------------------------------------------
 
 
-def _launch(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    rows, d = input.shape
-    out = input.new_empty((rows, d))
-    if rows == 0:
-        return out
-    x = launch.row_major(input)
+def _plan(input: Tensor) -> launch.Program:
+    d = input.shape[1]
     # Whatever the number of rows: another tile could add a row's columns in another order.
-    config = launch.configuration("layer_norm", arch=launch.arch_of(x), N=d, dtype=x.dtype, heuristic=heuristic)
-    launch.run(
-        *(_layer_norm_kernel, (triton.cdiv(rows, config["ROWS"]),)),
-        *(out, x, weight.contiguous(), bias.contiguous()),
-        *(rows, out.stride(0), x.stride(0), eps),
-        D=d,
-        BLOCK_D=launch.next_power_of_2(d),
-        **config,
-    )
+    config = launch.configuration("layer_norm", arch=launch.arch_of(input), N=d, dtype=input.dtype, heuristic=heuristic)
+    return launch.Program(_layer_norm_kernel, D=d, BLOCK_D=launch.next_power_of_2(d), **config)
+
+
+def _launch(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    x, weight, bias = launch.row_major(input), weight.contiguous(), bias.contiguous()
+    key = _key(x, weight, bias)
+    program = launch.plans.get(key) or _plan(x)
+    if launch.recording is None:
+        launch.plans[key] = program
+    return _run(program, x, weight, bias, eps)
+
+
+def _key(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
+    return "layer_norm", x.shape[1:], weight.shape, bias.shape, *map(launch.traits, (x, weight, bias))
+
+
+def _run(program: launch.Program, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    rows, d = x.shape
+    out = x.new_empty((rows, d))
+    if rows:
+        grid = (triton.cdiv(rows, program.configuration["ROWS"]), 1, 1)
+        program(grid, out, x, weight, bias, rows, d, x.stride(0), eps)
     return out
 
 
@@ -116,6 +126,10 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
     Weight and bias have the dtype of `input`, whose rows may be strided. No gradients.
     """
+    if launch.is_direct(input):
+        program = launch.plans.get(_key(input, weight, bias))
+        if program is not None:
+            return _run(program, input, weight, bias, eps)
     launch.check_tensor("layer_norm", "input", input, ("rows", "d"))
     d = input.shape[1]
     if not 0 < d <= MAX_D:
@@ -123,4 +137,5 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
     launch.check_tensor("layer_norm", "weight", weight, (d,), input.dtype)
     launch.check_tensor("layer_norm", "bias", bias, (d,), input.dtype)
     launch.check_device("layer_norm", input, weight, bias)
-    return _layer_norm(input, weight, bias, eps)
+    run = _launch if launch.is_direct(input) else _layer_norm
+    return run(input, weight, bias, eps)

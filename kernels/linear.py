@@ -46,7 +46,8 @@ def _place_of(tile, rows, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
     return (first + tile % per_group % height) * BLOCK_M, tile % per_group // height * BLOCK_N
 
 
-@triton.jit
+# A new number of rows must not compile a new kernel.
+@triton.jit(do_not_specialize=["rows"])
 def _linear_pointer(
     out_ptr,  # (rows, N)
     x_ptr,  # (rows, K)
@@ -120,7 +121,7 @@ def _write(acc, out_desc, bias_ptr, residual_desc, m_start, n_start, N: tl.const
     out_desc.store([m_start, n_start], acc.to(out_desc.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _linear_descriptor(
     out_desc,  # (rows, N) in blocks of (BLOCK_M, BLOCK_N / SUBTILES)
     x_desc,  # (rows, K) in blocks of (BLOCK_M, BLOCK_K)
@@ -209,62 +210,96 @@ def _describable(tensor: Tensor) -> bool:
     )
 
 
+class _Descriptor(TensorDescriptor):
+    """A descriptor of what `_describable` has checked."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
 def _describe(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDescriptor:
     rows, columns = tensor.shape
     stride = tensor.stride(0) if rows > 1 else columns
-    return TensorDescriptor(tensor, [rows, columns], [stride, 1], [block_rows, block_columns])
+    return _Descriptor(tensor, [rows, columns], [stride, 1], [block_rows, block_columns])
 
 
-def _launch(
-    out: Tensor,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    config: dict[str, Any],
-) -> None:
-    """A configuration with `programs`, per multiprocessor, is one of the descriptor kernel."""
-    rows, (N, K) = x.shape[0], w.shape
-    block_m, block_n, block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-    tiles = triton.cdiv(rows, block_m) * triton.cdiv(N, block_n)
-    product = (N, K, activation, launch.input_precision(x.dtype))
-    if "programs" not in config:
-        strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
-        launch.run(_linear_pointer, (tiles,), out, x, w, bias, residual, rows, *strides, *product, **config)
-        return
-    options = dict(config)
-    programs = min(tiles, options.pop("programs") * launch.multiprocessors(x.device))
-    columns = block_n // options["SUBTILES"]
-    descriptors = (_describe(out, block_m, columns), _describe(x, block_m, block_k), _describe(w, block_n, block_k))
-    residual_desc = None if residual is None else _describe(residual, block_m, columns)
-    launch.run(_linear_descriptor, (programs,), *descriptors, bias, residual_desc, rows, *product, **options)
-
-
-def _choose_and_launch(
-    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
-) -> Tensor:
-    rows, N = input.shape[0], weight.shape[0]
-    out = input.new_empty((rows, N))
-    if rows == 0 or N == 0:
-        return out
-    x, w = launch.row_major(input), launch.row_major(weight)
-    bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else launch.row_major(residual)
-    arch, dtype = launch.arch_of(input), launch.product_name(input.dtype)
-    described = all(tensor is None or _describable(tensor) for tensor in (out, x, w, residual))
+def _choose(x: Tensor, w: Tensor, residual: Tensor | None) -> dict[str, Any]:
+    """A configuration; one with `programs`, per multiprocessor, is of the descriptor kernel."""
+    (N, K), arch, dtype = w.shape, launch.arch_of(x), launch.product_name(x.dtype)
+    # The output is new: contiguous, and at a multiple of 16 bytes.
+    described = N * x.element_size() % 16 == 0
+    described = described and all(tensor is None or _describable(tensor) for tensor in (x, w, residual))
     # fp32 as it is has no matrix unit to feed, so the plain kernel does.
     if not described or launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
         op = "linear_pointer"
     else:
         op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
-    sizes = {"N": N, "K": input.shape[1], "rows": rows}
-    config = launch.configuration(op, arch=arch, **sizes, dtype=dtype, heuristic=heuristic)
-    _launch(out, x, w, bias, residual, activation, config)
-    return out
+    return launch.configuration(op, arch=arch, N=N, K=K, rows=x.shape[0], dtype=dtype, heuristic=heuristic)
 
 
-_linear = torch.library.custom_op("vilt_fast::linear", _choose_and_launch, mutates_args=())
+class _Plan:
+    """A launch for all rows of a size class."""
+
+    def __init__(self, x: Tensor, w: Tensor, activation: str | None, config: dict[str, Any]) -> None:
+        options, (self.N, K) = dict(config), w.shape
+        self.block_m, self.block_n, self.block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
+        self.column_tiles = triton.cdiv(self.N, self.block_n)
+        self.columns = self.block_n // config.get("SUBTILES", 1)
+        programs = options.pop("programs", None)
+        self.programs = None if programs is None else programs * launch.multiprocessors(x.get_device())
+        kernel = _linear_pointer if programs is None else _linear_descriptor
+        product = {"N": self.N, "K": K, "ACTIVATION": activation, "PRECISION": launch.input_precision(x.dtype)}
+        self.program = launch.Program(kernel, **product, **options)
+
+    def run(self, x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        """The product in a new tensor."""
+        out = x.new_empty((x.shape[0], self.N))
+        if x.shape[0]:
+            self.write(out, x, w, bias, residual)
+        return out
+
+    def write(self, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+        rows = x.shape[0]
+        tiles = triton.cdiv(rows, self.block_m) * self.column_tiles
+        if self.programs is None:
+            strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
+            self.program((tiles, 1, 1), out, x, w, bias, residual, rows, *strides)
+            return
+        added = None if residual is None else _describe(residual, self.block_m, self.columns)
+        described = (_describe(out, self.block_m, self.columns), _describe(x, self.block_m, self.block_k))
+        described += (_describe(w, self.block_n, self.block_k),)
+        self.program((min(tiles, self.programs), 1, 1), *described, bias, added, rows)
+
+
+def _key(
+    x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
+) -> tuple[Any, ...]:
+    rows = x.shape[0]
+    return (
+        *("linear", activation, launch.size_bucket(rows), rows == 1, x.shape[1:], w.shape),
+        None if bias is None else bias.shape,
+        None if residual is None else (residual.shape[0] == rows, residual.shape[1:]),
+        *map(launch.traits, (x, w, bias, residual)),
+        None if x.dtype != torch.float32 else torch.get_float32_matmul_precision(),
+    )
+
+
+def _launch(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    if weight.shape[0] == 0:
+        return input.new_empty((input.shape[0], 0))
+    x, w = launch.row_major(input), launch.row_major(weight)
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else launch.row_major(residual)
+    key = _key(x, w, bias, activation, residual)
+    plan = launch.plans.get(key) or _Plan(x, w, activation, _choose(x, w, residual))
+    if launch.recording is None:
+        launch.plans[key] = plan
+    return plan.run(x, w, bias, residual)
+
+
+_linear = torch.library.custom_op("vilt_fast::linear", _launch, mutates_args=())
 _linear.register_fake(lambda input, weight, *_: input.new_empty(input.shape[0], weight.shape[0]))
 
 
@@ -274,8 +309,8 @@ def shipped_configurations(target: str) -> list[Configuration]:
     qkv, out, words = (2304, 768, None, False), (768, 768, None, True), (30522, 768, None, False)
     up, down, longest = (3072, 768, "gelu", False), (768, 3072, None, True), (3072, 768, "gelu_tanh", True)
     # Rows of 1, 8, 64 and 256 pairs through ViT-B; where size classes share tiles, they share a program.
-    cases = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13505, 53831)]
-    cases += [("bf16", 255, 768, 768, "tanh", False), ("fp16", 53831, *up), ("bf16", 226, *words)]
+    cases = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
+    cases += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up), ("bf16", 226, *words)]
     cases += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
     # The pointer kernel's longest epilogue is here for its registers.
     cases += [("bf16", 53831, *longest), ("fp32", 53831, *longest)]
@@ -287,7 +322,7 @@ def shipped_configurations(target: str) -> list[Configuration]:
             added = empty(dtype, 1, N).expand(rows, N)  # TMA cannot describe rows that overlap
         arguments = (empty(dtype, rows, K), empty(dtype, N, K), empty(dtype, N), activation, added)
         name += " {BLOCK_M}x{BLOCK_N}x{BLOCK_K} w{num_warps} s{num_stages}"
-        found = compiled(target, name, _choose_and_launch, *arguments, tf32=dtype == "tf32")
+        found = compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
         shipped |= {str((entry.function.__name__, *entry[2:])): entry for entry in found}
     return list(shipped.values())
 
@@ -308,6 +343,10 @@ def linear(
     The sum over K is fp32, and fp32 is multiplied as torch.get_float32_matmul_precision() says. "gelu" is within 3e-6
     of exact for 16-bit outputs. Rows may be strided. No gradients.
     """
+    if launch.is_direct(input):
+        plan = launch.plans.get(_key(input, weight, bias, activation, residual))
+        if plan is not None:
+            return plan.run(input, weight, bias, residual)
     launch.check_tensor("linear", "input", input, ("rows", "K"))
     launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
     launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
@@ -315,4 +354,5 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
     launch.check_device("linear", input, weight, bias, residual)
-    return _linear(input, weight, bias, activation, residual)
+    run = _launch if launch.is_direct(input) else _linear
+    return run(input, weight, bias, activation, residual)

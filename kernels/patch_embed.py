@@ -330,7 +330,8 @@ def patch_embed(
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
     launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
-    _patch_embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
+    embed = _launch if launch.is_direct(tokens) else _patch_embed
+    embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
     return refuse_backward("patch_embed", tokens, *floats)
 
 

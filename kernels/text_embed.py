@@ -175,5 +175,6 @@ def text_embed(
         launch.check_tensor(op, name, vector, (hidden,))
     if words > position.shape[0]:
         raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
-    _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
+    embed = _launch if launch.is_direct(tokens) else _text_embed
+    embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
     return refuse_backward(op, tokens, inputs_embeds, *parameters)

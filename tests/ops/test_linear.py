@@ -39,7 +39,8 @@ def _launch(name: str, inputs: dict[str, Tensor | None], activation: str | None,
     out = torch.full((x.shape[0], w.shape[0]), float("nan"), dtype=x.dtype, device=x.device)
     if name == "descriptor" and x.is_cuda and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("descriptors need sm_90")
-    kernel._launch(out, x, w, inputs["bias"], inputs["residual"], activation, config or CONFIGS[name])
+    plan = kernel._Plan(x, w, activation, config or CONFIGS[name])
+    plan.write(out, x, w, inputs["bias"], inputs["residual"])
     return out
 
 

@@ -56,10 +56,10 @@ def freeze(
 ) -> FrozenModel:
     """A snapshot of a model for inference, as fast as we can make it.
 
-    As in `torch.jit.freeze`, weights become constants: they are copied, cast, and laid out as the kernels want them, and
+    As in `torch.jit.freeze`, weights become constants: they are copied, cast, and laid out as the kernels want them;
     later changes of the model do not reach the snapshot (`FrozenModel.is_stale` tells). It is not
-    `requires_grad_(False)`: the result has no parameters. It always computes as in evaluation mode. 32-bit weights are
-    used as they are; nothing is folded into them.
+    `requires_grad_(False)`: the result has no parameters. It always computes as in evaluation mode. Nothing is folded
+    into 32-bit weights.
 
     Args:
         model: any model of this library, with nothing hanging on it.
@@ -91,8 +91,9 @@ def freeze(
 class FrozenModel:
     """What `freeze` returns: called as the model is, with the same arguments, outputs and padded shapes.
 
-    Inputs may be on the host or on the device; from the host, nothing waits for the device. Results are the caller's own
-    tensors and have no gradient. Several threads may call it. It can be copied and pickled; graphs are recorded anew.
+    Inputs may be on the host or on the device; from the host, nothing waits for the device. Results are the caller's
+    own tensors and have no gradient. Several threads may call it. It can be copied and pickled; graphs are recorded
+    anew.
     `labels`, `output_attentions` and `output_hidden_states` are refused.
 
     Attributes:
@@ -323,7 +324,7 @@ class FrozenModel:
         return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
 
     def is_stale(self, model: PreTrainedModel) -> bool:
-        """Whether a model no longer has the weights that were frozen; compares them all, on the frozen form's device."""
+        """Whether a model no longer has the weights that were frozen. Compares them all, on the frozen form's device."""
         if type(model) is not self.model_class:
             return True
         try:
@@ -371,8 +372,8 @@ class FrozenModel:
 
 def _longest_pair(config: Any) -> int:
     """Tokens of the longest text with the largest image under ViLT's rule: sides at most as 1333 to 800."""
-    short, patch = min(config.image_shape), config.patch_shape[0]
-    cells = (short // patch) * (int(short * 1333 / 800) // patch)
+    short = min(config.table_size)
+    cells = short * (short * 1333 // 800)
     limit = config.max_image_length
     return config.max_position_embeddings + 1 + (min(cells, limit) if limit >= 0 else cells)
 

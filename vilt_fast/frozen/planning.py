@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -270,16 +270,17 @@ def grids_of_mask(pixel_mask: np.ndarray, grid_size: tuple[int, int]) -> np.ndar
 
 def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     """Small arrays of int32 and int64 as tensors on a device, in one copy that nobody waits for."""
-    # The wide ones first, so that all lie at multiples of their size.
-    order = sorted(arrays, key=lambda name: -arrays[name].itemsize)
-    flat = np.concatenate([arrays[name].ravel().view(np.int32) for name in order])
+    # Each starts at a multiple of 16 bytes, whatever the sizes before it: kernels are compiled for that.
+    starts = [0, *accumulate(-(-array.nbytes // 16) * 4 for array in arrays.values())]
+    flat = np.empty(starts[-1], np.int32)
+    for array, start in zip(arrays.values(), starts, strict=False):
+        flat[start : start + array.nbytes // 4] = array.reshape(-1).view(np.int32)
     packet = torch.from_numpy(flat)
     if device.type == "cuda":
         packet = packet.pin_memory().to(device, non_blocking=True)
-    parts = packet.split([arrays[name].nbytes // 4 for name in order])
     tensors = {}
-    for name, part in zip(order, parts, strict=True):
-        array = arrays[name]
+    for (name, array), start in zip(arrays.items(), starts, strict=False):
+        part = packet[start : start + array.nbytes // 4]
         part = part.view(torch.int64) if array.itemsize == 8 else part
         tensors[name] = part if array.ndim == 1 else part.view(array.shape)
     return tensors
