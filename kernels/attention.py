@@ -234,7 +234,7 @@ def _run(
     rows, hidden = qkv.shape[0], qkv.shape[1] // 3
     out = qkv.new_empty(rows, hidden)
     if rows:
-        blocks = -(-max(max_seqlen, 1) // program.configuration["BLOCK_M"])
+        blocks = launch.cdiv(max(max_seqlen, 1), program.configuration["BLOCK_M"])
         sizes = (rows, hidden, hidden, qkv.stride(0), scale * LOG2_E)
         program((blocks, num_heads, cu_seqlens.shape[0]), out, qkv, cu_seqlens, head_scale, *sizes)
     return out

@@ -100,7 +100,7 @@ def _run(program: launch.Program, x: Tensor, weight: Tensor, bias: Tensor, eps: 
     rows, d = x.shape
     out = x.new_empty((rows, d))
     if rows:
-        grid = (triton.cdiv(rows, program.configuration["ROWS"]), 1, 1)
+        grid = (launch.cdiv(rows, program.configuration["ROWS"]), 1, 1)
         program(grid, out, x, weight, bias, rows, d, x.stride(0), eps)
     return out
 

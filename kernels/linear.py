@@ -243,7 +243,7 @@ class _Plan:
     def __init__(self, x: Tensor, w: Tensor, activation: str | None, config: dict[str, Any]) -> None:
         options, (self.N, K) = dict(config), w.shape
         self.block_m, self.block_n, self.block_k = (config[f"BLOCK_{axis}"] for axis in "MNK")
-        self.column_tiles = triton.cdiv(self.N, self.block_n)
+        self.column_tiles = launch.cdiv(self.N, self.block_n)
         self.columns = self.block_n // config.get("SUBTILES", 1)
         programs = options.pop("programs", None)
         self.programs = None if programs is None else programs * launch.multiprocessors(x.get_device())
@@ -260,7 +260,7 @@ class _Plan:
 
     def write(self, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
         rows = x.shape[0]
-        tiles = triton.cdiv(rows, self.block_m) * self.column_tiles
+        tiles = launch.cdiv(rows, self.block_m) * self.column_tiles
         if self.programs is None:
             strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
             self.program((tiles, 1, 1), out, x, w, bias, residual, rows, *strides)

@@ -243,13 +243,13 @@ def _launch(
     columns = launch.next_power_of_2(patch)
     step_rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
     tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
-    blocks = triton.cdiv(places, tile["BLOCK_M"]) + triton.cdiv(pairs, tile["BLOCK_M"])
+    blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
     weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
     pixel_offset, bias = launch.contiguous(pixel_offset, bias)
     position, modality = launch.row_major(position), launch.row_major(modality)
     pixel_strides = (0, 0, 0, 1) if ragged else pixels.stride()
     launch.run(
-        *(patch_embed_kernel, (blocks * triton.cdiv(hidden, tile["BLOCK_N"]),)),
+        *(patch_embed_kernel, (blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)),
         *(tokens, pixels, pixel_offset, weight, bias),
         *(position, cls_token.contiguous(), modality),
         *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),

@@ -145,7 +145,7 @@ class _Jobs(NamedTuple):
 
 
 def _tiles(rows: int, row_bytes: int) -> int:
-    return triton.cdiv(rows, TILE["BLOCK_M"]) * triton.cdiv(row_bytes, TILE["BLOCK_N"])
+    return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
 def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
@@ -165,7 +165,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
                 tables.append(table.flatten())
                 tables_size += table.numel()
         rows, row_bytes = (h, width * channels) if vertical else (height, w * channels)
-        stride = triton.cdiv(row_bytes, ALIGN.value) * ALIGN.value
+        stride = launch.cdiv(row_bytes, ALIGN.value) * ALIGN.value
         out_bytes = w * channels
         if max(height * width * channels, rows * stride, h * out_bytes) > MAX_BYTES:
             raise ValueError(f"images[{index}]: got {height} x {width} to {h} x {w}, wanted less than 2 GiB per image")
