@@ -170,7 +170,7 @@ def test_batches_are_filled_by_tokens():
     stages = Doubling()
     pipeline = make(stages, max_tokens=50, max_wait_ms=10_000.0, max_pairs=100)
     tokens = [20, 20, 20, 50, 10, 10, 10, 10, 10, 60, 1]
-    with pipeline._changed:  # so that all arrive at once
+    with pipeline._lock:  # so that all arrive at once
         futures = [pipeline.submit("plain", number, str(n)) for number, n in enumerate(tokens)]
     within(TIMEOUT_S, pipeline.close)
     assert [future.result() for future in futures] == [2 * number for number in range(len(tokens))]
@@ -181,7 +181,7 @@ def test_batches_are_filled_by_tokens():
 def test_kinds_do_not_share_a_batch():
     stages = Doubling()
     pipeline = make(stages, max_wait_ms=1000.0)
-    with pipeline._changed:  # so that all arrive at once
+    with pipeline._lock:  # so that all arrive at once
         futures = [pipeline.submit(kind, 1, "5") for kind in ("plain", "plain", "other", "plain")]
     within(TIMEOUT_S, pipeline.close)
     assert [f.result() for f in futures] == [2] * 4

@@ -10,7 +10,7 @@ import torch
 
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
 from vilt_fast.engine.pipeline import Pipeline
-from vilt_fast.engine.stages import Counts
+from vilt_fast.engine.stages import Counts, Ticket
 from vilt_fast.engine.vilt import ViltStages, longest_pair
 from vilt_fast.frozen.graphs import max_pairs
 from vilt_fast.frozen.model import MAX_TOKENS, freeze
@@ -172,9 +172,7 @@ class Engine:
         if kind is None:
             kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
         self._check_kind(kind)
-        if not isinstance(question, str):
-            raise ValueError(f"text: got {type(question).__name__}, wanted str")
-        return self._pipeline.submit(kind, image, question)
+        return self._pipeline.submit(kind, image, _checked(question))
 
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
@@ -225,10 +223,16 @@ class Engine:
             raise ValueError(f'on_error: got {on_error!r}, wanted "raise" or "return"')
         pairs, length, is_single = pair_up(images, texts)
 
-        def submit(image: Any, text: Any) -> Future:
-            return self.submit(image, text, kind=kind)
+        def submit(image: Any, text: Any) -> Ticket:
+            return self._pipeline.ticket(kind, image, _checked(text))
 
         results = with_bar(in_order(submit, pairs, self._pipeline.max_pending, on_error), length, progress)
         if length is None:
             return results
         return list(results)[0] if is_single else list(results)
+
+
+def _checked(text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"text: got {type(text).__name__}, wanted str")
+    return text

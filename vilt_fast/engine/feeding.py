@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+from vilt_fast.engine.stages import Ticket
 
 _BAR_FROM = 100  # results; a shorter list gets no progress bar unless asked for
 _KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryError, MemoryError)
@@ -48,7 +50,7 @@ def pair_up(images: Any, texts: Any) -> tuple[Iterable[tuple[Any, Any]], int | N
 
 
 def in_order(
-    submit: Callable[..., Future], pairs: Iterable[tuple[Any, ...]], ahead: int, on_error: str
+    submit: Callable[..., Future | Ticket], pairs: Iterable[tuple[Any, ...]], ahead: int, on_error: str
 ) -> Generator[Any, None, None]:
     """The results of all pairs in order. A thread reads the pairs, at most `ahead` results before the consumer.
 
@@ -56,13 +58,13 @@ def in_order(
         submit: enqueues one pair, given as its arguments; a ValueError is the pair's own.
         on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
     """
-    futures: queue.Queue[Future | BaseException | None] = queue.Queue(ahead)
-    is_over = threading.Event()
-    thread = threading.Thread(target=_feed, args=(submit, pairs, futures, is_over), name="vilt-feed", daemon=True)
-    thread.start()
+    relay = _Relay(ahead)
+    threading.Thread(target=_feed, args=(submit, pairs, relay), name="vilt-feed", daemon=True).start()
+    chunk: deque[Any] = deque()
     try:
         for number in itertools.count():
-            future = futures.get()
+            chunk = chunk or relay.take()
+            future = chunk.popleft()
             if future is None:
                 return
             if isinstance(future, BaseException):
@@ -72,11 +74,49 @@ def in_order(
                 raise _numbered(error, number) from error
             yield future.result() if error is None else error
     finally:
-        is_over.set()
-        while not futures.empty():  # the thread may be waiting for room: it puts one more, then sees that it is over
-            left = futures.get()
-            if isinstance(left, Future):
+        for left in (*chunk, *relay.close()):
+            if isinstance(left, Future | Ticket):
                 left.cancel()
+
+
+class _Relay:
+    """Hands over what one thread makes to another, in chunks and in order; at most `ahead` are under way."""
+
+    def __init__(self, ahead: int) -> None:
+        self._ahead, self._chunk = ahead, max(1, ahead // 4)
+        self._changed = threading.Condition()
+        self._entries: deque[Any] = deque()
+        self._taken = 0  # by the consumer, and not yet used up
+        self._is_closed = False
+
+    def put(self, entry: Any) -> bool:
+        """Add an entry, once there is room; False if nobody wants it any more."""
+        with self._changed:
+            while len(self._entries) + self._taken >= self._ahead and not self._is_closed:
+                self._changed.wait()
+            self._entries.append(entry)
+            if len(self._entries) == 1:
+                self._changed.notify()
+            return not self._is_closed
+
+    def take(self) -> deque[Any]:
+        """The next entries, at least one; those taken before count as used up."""
+        with self._changed:
+            was_full = len(self._entries) + self._taken >= self._ahead
+            self._taken = 0
+            if was_full:
+                self._changed.notify()
+            while not self._entries:
+                self._changed.wait()
+            self._taken = min(len(self._entries), self._chunk)
+            return deque(self._entries.popleft() for _ in range(self._taken))
+
+    def close(self) -> list[Any]:
+        """Take no more; returns what was not taken."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+            return list(self._entries)
 
 
 def with_bar(results: Generator[Any, None, None], length: int | None, progress: bool | None) -> Iterator[Any]:
@@ -89,22 +129,22 @@ def with_bar(results: Generator[Any, None, None], length: int | None, progress: 
             yield result
 
 
-def _feed(submit: Callable, pairs: Iterable, futures: queue.Queue, is_over: threading.Event) -> None:
+def _feed(submit: Callable, pairs: Iterable, relay: _Relay) -> None:
     try:
         for pair in pairs:
+            future: Future | Ticket
             try:
                 future = submit(*pair)
             except ValueError as error:
                 future = Future()
                 future.set_exception(error)
-            futures.put(future)
-            if is_over.is_set():
+            if not relay.put(future):
                 future.cancel()
                 return
     except BaseException as error:
-        futures.put(error)
+        relay.put(error)
     else:
-        futures.put(None)
+        relay.put(None)
 
 
 def _numbered(error: BaseException, number: int) -> BaseException:

@@ -27,10 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from vilt_fast.engine.stages import AGAIN, Counts, Item, Picture, Stages, is_out_of_memory
+from vilt_fast.engine.stages import AGAIN, Counts, Item, Picture, Stages, Ticket, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
 _WAITING_BATCHES = 2
+_CHUNK = 256  # loaded pairs that are measured together without waiting for more
+_GATHER_S = 2e-3  # the most that a loaded pair waits for others to be measured with
 
 
 @dataclass
@@ -40,9 +42,8 @@ class _Batch:
     since: float = 0.0
     prepared: Future = field(init=False)
 
-    def append(self, item: Item) -> None:
-        if not self.items:
-            self.since = time.perf_counter()
+    def append(self, item: Item, since: float) -> None:
+        self.since = self.since if self.items else since
         self.items.append(item)
         self.tokens += item.tokens
 
@@ -71,11 +72,14 @@ class Pipeline:
         self.stages, self.max_tokens, self.max_pairs, self.max_pending = stages, max_tokens, max_pairs, max_pending
         self.max_wait_s = max_wait_ms / 1000
         self.counts = Counts()
-        # One lock for all shared state below; every change wakes all waiting threads.
-        self._changed = threading.Condition()
+        # One lock for all shared state below, and who waits for what: the forming thread for pairs and slots,
+        # submitters for room, callers for answers.
+        self._lock = threading.RLock()
+        self._arrived, self._room, self._settled = (threading.Condition(self._lock) for _ in range(3))
         self._pictures: dict[Hashable, Picture] = {}
         self._pending: set[Item] = set()
-        self._ready: deque[Item] = deque()
+        self._ready: list[Item] = []
+        self._ready_since = 0.0  # when the first of them was loaded
         self._settling = 0  # threads inside `_settle`
         self._slots = _WAITING_BATCHES
         self._closing: str | None = None  # why no more pairs are accepted
@@ -94,25 +98,38 @@ class Pipeline:
         Raises:
             RuntimeError: after `close`.
         """
+        future: Future = Future()
+        self._enqueue(kind, source, text, future)
+        return future
+
+    def ticket(self, kind: str, source: Any, text: str) -> Ticket:
+        """`submit`, for one caller who waits for many results in order."""
+        ticket = Ticket(self._settled)
+        self._enqueue(kind, source, text, ticket)
+        return ticket
+
+    def _enqueue(self, kind: str, source: Any, text: str, future: Future | Ticket) -> None:
         key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
-        with self._changed:
-            if threading.current_thread() not in self._threads:  # a callback must not wait for its own thread
-                self._changed.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
+        fresh = Picture(key, source)
+        if key not in self._pictures and self.stages.is_loaded(source):
+            self._read(fresh)  # here, as it is instant
+            fresh.waiting = None
+        with self._lock:
+            if len(self._pending) >= self.max_pending and threading.current_thread() not in self._threads:
+                # A callback must not wait for its own thread.
+                self._room.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
             self._start()
-            is_new = key not in self._pictures
-            picture = self._pictures.setdefault(key, Picture(key, source))
+            picture = self._pictures.setdefault(key, fresh)
             picture.users += 1
-            item = Item(kind, text, picture, Future(), time.perf_counter())
+            item = Item(kind, text, picture, future, time.perf_counter())
             self.counts.first = self.counts.first or item.submitted
             self._pending.add(item)
             if picture.waiting is None:
-                self._ready.append(item)
-                self._changed.notify_all()
+                self._make_ready([item])
             else:
                 picture.waiting.append(item)
-        if is_new:
-            self._load(picture)
-        return item.future
+        if picture is fresh and fresh.waiting is not None:
+            self._load(fresh)
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the launching thread, between two batches, and return its result."""
@@ -124,7 +141,7 @@ class Pipeline:
             except Exception as error:
                 future.set_exception(error)
 
-        with self._changed:
+        with self._lock:
             self._start()
             self._batches.put(run)
         return future.result()
@@ -133,23 +150,25 @@ class Pipeline:
         """Accept no more pairs. Answer the pending ones, or fail those not yet in a batch with a RuntimeError."""
         if threading.current_thread() in self._threads:
             raise RuntimeError("close() was called in a future's callback, where it would wait for itself")
-        with self._changed:
+        with self._lock:
             self._closing = self._closing or "the engine is closed"
             self._is_aborted = self._is_aborted or not finish
             fresh = [] if finish else [item for item in self._pending if not item.is_taken]
             dropped = [item for item in fresh if self._take(item)]
             self._forget(dropped)
         self._settle([(item, _aborted()) for item in dropped])
-        with self._changed:
-            self._changed.wait_for(lambda: not self._pending and not self._settling)
+        with self._lock:
+            self._room.notify_all()
+            self._arrived.notify()
+            self._settled.wait_for(lambda: not self._pending and not self._settling)
             self._is_stopped = True
-            self._changed.notify_all()
+            self._arrived.notify()
         for thread in self._threads:
             thread.join(1.0 if self._is_broken else None)
         self._loaders.shutdown(cancel_futures=True)
         self._preparers.shutdown()
 
-    # --- shared state: these three are called under the lock ------------------------------------------------------
+    # --- shared state: these four are called under the lock -------------------------------------------------------
 
     def _start(self) -> None:
         if self._closing:
@@ -159,6 +178,16 @@ class Pipeline:
         for arrow, loop in (("form", self._form_loop), ("launch", self._launch_loop), ("finish", self._finish_loop)):
             self._threads.append(threading.Thread(target=self._guard, args=(loop,), name=f"vilt-{arrow}", daemon=True))
             self._threads[-1].start()
+
+    def _make_ready(self, items: Sequence[Item]) -> None:
+        """These pairs can be measured; wakes the forming thread when there is something for it to do."""
+        before = len(self._ready)
+        self._ready.extend(items)
+        if before == 0 and items:
+            self._ready_since = time.perf_counter()
+            self._arrived.notify()
+        elif before < _CHUNK <= len(self._ready):
+            self._arrived.notify()
 
     def _take(self, item: Item) -> bool:
         """Whether this pair still needs an answer; if so, its future can no longer be cancelled."""
@@ -179,13 +208,10 @@ class Pipeline:
             item.picture.users -= 1
             if item.picture.users == 0:
                 del self._pictures[item.picture.key]
-        self._changed.notify_all()
+        self._room.notify_all()
 
     def _load(self, picture: Picture) -> None:
-        """Load an image: here if that is instant, else in the pool."""
-        if self.stages.is_loaded(picture.source):
-            self._load_here(picture)
-            return
+        """Load an image in the pool."""
         try:
             self._loaders.submit(self._load_here, picture)
         except RuntimeError as error:  # closed, or the interpreter is shutting down
@@ -193,53 +219,56 @@ class Pipeline:
             self._loaded(picture)
 
     def _load_here(self, picture: Picture) -> None:
+        self._read(picture)
+        self._loaded(picture)
+
+    def _read(self, picture: Picture) -> None:
         try:
             picture.value = self.stages.load(picture.source)
         except Exception as error:
             picture.error = error
-        self._loaded(picture)
 
     def _loaded(self, picture: Picture) -> None:
-        with self._changed:
-            self._ready.extend(picture.waiting or ())
+        with self._lock:
+            self._make_ready(picture.waiting or ())
             picture.waiting = None
-            self._changed.notify_all()
 
     def _form_loop(self) -> None:
         batch = _Batch()
         while (arrived := self._wait_for_pairs(batch)) is not None:
-            batch = self._form(batch, self._measure(arrived))
+            batch = self._form(batch, *arrived)
             arrived = None  # or the last images would stay alive until the next pairs arrive
         self._batches.put(None)
 
-    def _form(self, batch: _Batch, items: list[Item]) -> _Batch:
+    def _form(self, batch: _Batch, items: list[Item], since: float) -> _Batch:
         """Fill `batch` and pass it on when it closes; the batch that is still open is returned."""
-        for item in items:
+        for item in self._measure(items):
             if batch.items and not self._fits(batch, item):
                 self._prepare(batch)
                 batch = _Batch()
-            batch.append(item)
+            batch.append(item, since)
         is_full = batch.tokens >= self.max_tokens or len(batch.items) >= self.max_pairs
         if not is_full and not self._is_due(batch):
             return batch
         self._prepare(batch)
         return _Batch()
 
-    def _wait_for_pairs(self, batch: _Batch) -> list[Item] | None:
-        """Pairs whose image is loaded; an empty list if `batch` is due; None at the end."""
-        with self._changed:
-            while not self._ready:
-                wait_s = None
-                if self._is_due(batch):
-                    return []
-                if batch.items and self._slots:
-                    wait_s = batch.since + self.max_wait_s - time.perf_counter()
-                elif self._is_stopped:
+    def _wait_for_pairs(self, batch: _Batch) -> tuple[list[Item], float] | None:
+        """Pairs whose image is loaded, and since when; none if `batch` is due; None at the end."""
+        gather_s = min(_GATHER_S, self.max_wait_s / 2)
+        with self._lock:
+            while True:
+                if self._is_stopped and not self._ready and not batch.items:
                     return None
-                self._changed.wait(wait_s)
-            arrived = list(self._ready)
-            self._ready.clear()
-            return arrived
+                now = time.perf_counter()
+                ends = [self._ready_since + gather_s] if self._ready else []
+                ends += [batch.since + self.max_wait_s] if batch.items and self._slots else []
+                is_over = self._closing is not None and bool(ends)
+                if is_over or len(self._ready) >= _CHUNK or any(now >= end for end in ends):
+                    break
+                self._arrived.wait(min(ends) - now if ends else None)
+            arrived, self._ready = self._ready, []
+            return arrived, self._ready_since
 
     def _measure(self, items: list[Item]) -> list[Item]:
         """The pairs with their `tokens` set; those that cannot be answered are settled."""
@@ -251,7 +280,7 @@ class Pipeline:
         except Exception as error:
             for item in loaded:
                 item.error = error
-        with self._changed:
+        with self._lock:
             bad = [item for item in items if item.error is not None and self._take(item)]
         self._settle([(item, item.error) for item in bad])
         return [item for item in items if item.error is None]
@@ -267,8 +296,8 @@ class Pipeline:
 
     def _prepare(self, batch: _Batch) -> None:
         """Pass a closed batch on: its inputs are made in the pool, and the launching thread waits for them."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._slots)
+        with self._lock:
+            self._arrived.wait_for(lambda: self._slots)
             batch.items = [item for item in batch.items if self._take(item)]
             if not batch.items:
                 return
@@ -289,9 +318,9 @@ class Pipeline:
             self.counts.stall_s += time.perf_counter() - start
             self._launch(batch.items, batch.prepared)
             batch = None
-            with self._changed:
+            with self._lock:
                 self._slots += 1
-                self._changed.notify_all()
+                self._arrived.notify()
         self._launched.put(None)
 
     def _launch(self, items: list[Item], prepared: Future | None = None) -> None:
@@ -336,18 +365,17 @@ class Pipeline:
         except Exception as error:
             outcomes = [error] * len(items)
         results = list(zip(items, outcomes, strict=True))
-        with self._changed:
+        with self._lock:
             if self._is_aborted:
                 results = [(item, _aborted() if outcome is AGAIN else outcome) for item, outcome in results]
-            self._ready.extend(item for item, outcome in results if outcome is AGAIN)
-            self._changed.notify_all()
+            self._make_ready([item for item, outcome in results if outcome is AGAIN])
         self._settle([(item, outcome) for item, outcome in results if outcome is not AGAIN])
 
     def _settle(self, results: Sequence[tuple[Item, Any]]) -> None:
         """Answer taken pairs with a result or an exception each. Callbacks of their futures run here."""
         if not results:
             return
-        with self._changed:
+        with self._lock:
             # Before the answers: a path that is submitted again after its answer has to be read again.
             self._forget(item for item, _ in results)
             self._settling += 1
@@ -358,27 +386,29 @@ class Pipeline:
                 failed += 1
             else:
                 item.future.set_result(outcome)
-        with self._changed:
+        with self._lock:
             self._settling -= 1
             self.counts.failed += failed
             self.counts.pairs += len(results) - failed
             self.counts.last = time.perf_counter()
-            self._changed.notify_all()
+            self._settled.notify_all()
 
     def _guard(self, loop: Callable[[], None]) -> None:
         """Run a thread's loop; if it dies of a bug of ours, nobody is left waiting."""
         try:
             loop()
         except BaseException as error:
-            with self._changed:
+            with self._lock:
                 self._closing = f"the engine broke ({error!r})"
                 self._is_aborted = self._is_stopped = self._is_broken = True
                 lost, self._pending = self._pending, set()
                 self._slots = len(lost) + 1
-                self._changed.notify_all()
             for item in lost:
                 with suppress(InvalidStateError):  # cancelled, or answered at this moment
                     item.future.set_exception(RuntimeError(f"the engine broke: {error!r}"))
+            with self._lock:
+                for waiting in (self._arrived, self._room, self._settled):
+                    waiting.notify_all()
             raise
 
 

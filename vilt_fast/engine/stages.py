@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,6 +27,51 @@ class Picture:
         self.waiting: list[Item] | None = []  # pairs that wait for it; None once it is loaded or has failed
 
 
+class Ticket:
+    """What a `Future` is to a caller of its own, for one who takes many results in order: no lock of its own.
+
+    Whoever settles a chunk of tickets notifies `settled` once; its lock is held where a ticket is cancelled or taken.
+    """
+
+    __slots__ = ("_error", "_is_cancelled", "_is_done", "_is_running", "_result", "_settled")
+
+    def __init__(self, settled: threading.Condition) -> None:
+        self._settled = settled
+        self._is_done = self._is_running = self._is_cancelled = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def cancel(self) -> bool:
+        """Give it up; False where it is too late."""
+        with self._settled:
+            self._is_cancelled = not (self._is_running or self._is_done)
+            return self._is_cancelled
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Whether it is still wanted; it can no longer be cancelled then."""
+        self._is_running = not self._is_cancelled
+        return self._is_running
+
+    def set_result(self, result: Any) -> None:
+        """Settle it; the caller notifies."""
+        self._result, self._is_done = result, True
+
+    def set_exception(self, error: BaseException) -> None:
+        """Settle it; the caller notifies."""
+        self._error, self._is_done = error, True
+
+    def exception(self) -> BaseException | None:
+        """The error, once it is settled."""
+        if not self._is_done:
+            with self._settled:
+                self._settled.wait_for(lambda: self._is_done)
+        return self._error
+
+    def result(self) -> Any:
+        """The result of a ticket that was settled without an error."""
+        return self._result
+
+
 @dataclass(eq=False, slots=True)
 class Item:
     """One pending pair."""
@@ -33,7 +79,7 @@ class Item:
     kind: str  # of request; a batch holds one kind
     text: str
     picture: Picture
-    future: Future
+    future: Future | Ticket
     submitted: float
     tokens: int = 0
     error: Exception | None = None  # why it cannot be answered

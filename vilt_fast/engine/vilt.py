@@ -74,7 +74,7 @@ class ViltStages:
 
     def is_loaded(self, source: Any) -> bool:
         """Whether an image is already an array of bytes."""
-        return isinstance(source, np.ndarray | Tensor) and str(source.dtype).endswith("uint8")
+        return isinstance(source, np.ndarray | Tensor) and source.dtype in (np.uint8, torch.uint8)
 
     def load(self, source: Any) -> Loaded:
         """Decode an image and compute how many patches it will have."""
