@@ -36,7 +36,7 @@ SWITCHES = {
     "epilogues": "bias, GELU, tanh and residual inside the product",
     **{name: OPERATIONS[name].ablation for name in reversed(KERNELS) if name != "linear"},
     "uint8": "pixels stay bytes; the normalisation is folded into the projection",
-    "graphs": "planned on the host, padded to a bucket and replayed as one CUDA graph, as the engine does it",
+    "graphs": "the frozen form: planned on the host, padded to a bucket and replayed as one CUDA graph",
     "sampling": "at most a third of the largest image's patches, drawn at random (max_image_length)",
 }
 
@@ -52,7 +52,7 @@ def check_switches(names: Sequence[str]) -> tuple[str, ...]:
         raise ValueError(f"switches: got {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
     if names and "packing" not in names:
         raise ValueError("switches: every other switch builds on packing; add it")
-    for name, base in (("epilogues", "linear"), ("graphs", "uint8")):
+    for name, base in (("epilogues", "linear"), *(("graphs", base) for base in ("uint8", "first-rows", "epilogues"))):
         if name in names and base not in names:
             raise ValueError(f"switches: {name} builds on {base}; add it")
     return tuple(name for name in SWITCHES if name in names)
@@ -96,7 +96,7 @@ def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Calls:
     if "graphs" in switches:
         if not set(KERNELS) <= set(switches):
             raise Unavailable("a graph holds the kernels alone: the reference reads back to the host")
-        return ours.bucketed_calls(case, dtype, backend="kernels", model=model)
+        return ours.frozen_calls(case, dtype, backend="kernels", is_packed=True, graphs=True, model=model)
     inputs = case.packed_inputs if "uint8" in switches else case.inputs_in(dtype)
     return ours.answers(model, inputs, partial(_backends, switches))
 

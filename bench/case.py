@@ -178,7 +178,8 @@ class Case:
         model = self.model(torch.float32)
         with ops.backend("reference"), torch.inference_mode():
             first: dict[str, Any] = self.inputs[0]
-            inputs = model._prepare(Inputs(**first))
+            inputs = Inputs(**first)
+            inputs = inputs if model.slots is None else inputs.fold_images(model.slots)
             batch = inputs.check(self.config, self.device)
             layout = batch.layout(self.config, False, [])
             tokens = model.vilt.embeddings(

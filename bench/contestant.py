@@ -60,6 +60,7 @@ class Contestant:
         approximates: whether its error is a price it states, and not a mistake; it is timed whatever the error.
         repeats: how many times over a call answers the case: a pipeline needs more than one batch to fill.
         bound: largest error; None: the case's.
+        planning: from a case the part of its calls that the host does before anything is launched, where it is apart.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Contestant:
     approximates: bool = False
     repeats: int = 1
     bound: float | None = None
+    planning: Callable[[Any], Calls] | None = None
 
     def calls(self, case: Case) -> Calls:
         """The calls to time.
@@ -108,6 +110,7 @@ class Row:
     p20_ms: float | None = None
     p80_ms: float | None = None
     samples: int | None = None
+    plan_ms: float | None = None  # of it, what the host plans
     launches: str = timing.LAUNCHES
     pairs_per_s: float | None = None
     tokens_per_s: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ import vilt_fast
 from vilt_fast.bench import contestant
 from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
+from vilt_fast.frozen.planning import plan_inputs
+from vilt_fast.models.inputs import Inputs
 from vilt_fast.models.vilt import Encoded
-from vilt_fast.pixels import PackedPixels
 
 
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
@@ -35,39 +36,39 @@ def answers(model: Any, inputs: list[dict[str, Any]], switched: Callable[[], Abs
     return [partial(call, one) for one in inputs]
 
 
-def bucketed_calls(case: Case, dtype: torch.dtype, *, backend: str, model: Any = None) -> Calls:
-    """As the engine runs a batch: planned on the host in every call, padded to a bucket, on a GPU replayed as a graph.
+def frozen_calls(
+    case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False, graphs: bool = False, model: Any = None
+) -> Calls:
+    """The frozen form: words and masks on the host, pixels where contestants run; every call plans its batch.
 
     Args:
-        backend: "kernels", or "reference" for the same shapes launch by launch.
-        model: in place of the case's.
+        graphs: whether calls replay CUDA graphs. model: in place of the case's.
     """
     need_kernels(case, backend)
-    if case.workload.pictures > 1:
-        raise Unavailable("the engine takes one image per text")
-    from vilt_fast.frozen.graphs import Bucketed, Limits, plan_batch
+    if graphs and case.device.type != "cuda":
+        raise Unavailable("needs a GPU: CUDA graphs")
+    limits = {"max_tokens": max(2 * sum(case.lengths), 512), "max_seqlen": max(case.lengths)}
+    frozen = vilt_fast.freeze(case.model(dtype) if model is None else model, graphs=graphs, **limits)
+    # Graphs hold the kernels of a GPU: nothing is switched when they are replayed.
+    switched = nullcontext if graphs else partial(vilt_fast.backend, backend)
+    return answers(frozen, _planned_on_host(case, dtype, is_packed), switched)
 
-    model = case.model(dtype) if model is None else model
-    config, patch = model.config, case.config.patch_shape[0]
-    like = case.packed_inputs[0]["pixel_values"]
-    most = max(h * w for h, w in like.grids(patch))
-    limits = Limits(max(2 * sum(case.lengths), 512), config.max_position_embeddings, like.grid_size(patch), most)
-    runner = Bucketed(model, limits, like, is_recording=backend == "kernels")
-    # The plan is made on the host: kernels for all operations would be asked for there too.
-    side = None if backend == "kernels" else backend
 
-    def call(ids: list[list[int]], pixels: PackedPixels) -> Tensor:
-        with vilt_fast.backend(side):
-            plan = plan_batch(ids, pixels, config, limits.grid_size)
-            bucket = runner.bucket_of(plan)
-            assert bucket is not None  # the limits are those of these batches
-            return runner.run(*runner.pad(plan, bucket), bucket, len(ids))
+def planning_calls(case: Case, dtype: torch.dtype, *, is_packed: bool = False) -> Calls:
+    """What the frozen form does on the host before anything is launched."""
+    slots = case.model(dtype).slots
 
-    calls: Calls = []
-    for one in case.packed_inputs:
-        rows = zip(one["input_ids"].tolist(), case.workload.lengths, strict=True)
-        calls.append(partial(call, [row[:length] for row, length in rows], one["pixel_values"]))
-    return calls
+    def plan(one: dict[str, Any]) -> None:
+        inputs = Inputs(**one)
+        batch = plan_inputs(inputs if slots is None else inputs.fold_images(slots), case.config)
+        assert batch is not None  # or the device would plan it
+
+    return [partial(plan, one) for one in _planned_on_host(case, dtype, is_packed)]
+
+
+def _planned_on_host(case: Case, dtype: torch.dtype, is_packed: bool) -> list[dict[str, Any]]:
+    given = case.packed_inputs if is_packed else case.inputs_in(dtype)
+    return [{name: one[name] if name == "pixel_values" else one[name].cpu() for name in one} for one in given]
 
 
 def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False) -> Calls:
@@ -104,20 +105,30 @@ def contestants(dtypes: tuple[torch.dtype, ...]) -> list[Contestant]:
     """All of them; kernels in every dtype, references in the first."""
     wide, low = dtypes[0], dtypes[-1]
     reference, kernels = (partial(model_calls, backend=backend) for backend in ("reference", "kernels"))
-    graphs = partial(bucketed_calls, backend="kernels")
     return [
         _ours("padded reference", wide, padded_reference_calls),
-        _ours("vilt_fast reference", wide, reference),
-        _ours("vilt_fast reference, packed uint8", wide, partial(reference, is_packed=True)),
-        *(_ours("vilt_fast kernels", dtype, kernels) for dtype in dtypes),
-        _ours("vilt_fast kernels, packed uint8", low, partial(kernels, is_packed=True)),
-        # Its buckets draw one sample for all images of a size, and the model one per image.
-        _ours("vilt_fast kernels, packed uint8 + graph", low, graphs, samples=False),
+        _ours("vilt_fast live, reference", wide, reference),
+        _ours("vilt_fast live, reference, packed uint8", wide, partial(reference, is_packed=True)),
+        *_frozen("vilt_fast frozen, reference", wide, backend="reference"),
+        *(_ours("vilt_fast live", dtype, kernels) for dtype in dtypes),
+        _ours("vilt_fast live, packed uint8", low, partial(kernels, is_packed=True)),
+        *_frozen("vilt_fast frozen", low, backend="kernels"),
+        *_frozen("vilt_fast frozen + graph", low, backend="kernels", graphs=True),
     ]
 
 
 def _ours(name: str, dtype: torch.dtype, make: Callable[..., Calls], **options: Any) -> Contestant:
     return Contestant(name, dtype, partial(make, dtype=dtype), is_ours=True, **options)
+
+
+def _frozen(name: str, dtype: torch.dtype, **options: Any) -> list[Contestant]:
+    """From padded floats and from packed bytes, each with its planning reported apart."""
+    found = []
+    for form, is_packed in (("", False), (", packed uint8", True)):
+        make = partial(frozen_calls, is_packed=is_packed, **options)
+        planning = partial(planning_calls, dtype=dtype, is_packed=is_packed)
+        found.append(_ours(name + form, dtype, make, planning=planning))
+    return found
 
 
 def encoder_contestants(dtype: torch.dtype) -> list[Contestant]:

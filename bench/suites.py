@@ -29,11 +29,14 @@ CURVES = (
     "padded SDPA",
     "packed varlen_attn",
     "packed varlen_attn + graph",
-    "vilt_fast kernels",
-    "vilt_fast kernels + graph",
-    "vilt_fast kernels, packed uint8 + graph",
-    "vilt_fast reference",
+    "vilt_fast live",
+    "vilt_fast frozen",
+    "vilt_fast frozen + graph",
+    "vilt_fast live, reference",
+    "vilt_fast frozen, reference",
 )
+
+_PLANNING = timing.Budget(0.5, least=3)
 
 
 @dataclass
@@ -112,6 +115,8 @@ class Run:
         times = timing.measure([calls for _, _, calls in ready], case.device, self.budget)
         for (one, row, _), measured in zip(ready, times, strict=True):
             row.fill(measured, case.cost(one.scope, one.dtype), self.peaks(one.dtype), one.repeats)
+            if one.planning is not None:
+                row.plan_ms = timing.measure([one.planning(case)], case.device, _PLANNING)[0].median_ms
         del ready
         contestant.release(case.device)
         for row in rows:

@@ -132,7 +132,7 @@ recording: Recording | None = None
 
 
 def run(kernel: Any, grid: tuple[int, ...], out: Any, *arguments: Any, **named: Any) -> None:
-    """Launches `kernel` on the GPU of its first argument. Constexprs and options are named; `plans` keeps the program."""
+    """Launches `kernel` on the GPU of its first argument. Constexprs and options are named."""
     if INTERPRETED or recording is not None:
         Program(kernel, **named)(grid, out, *arguments)
         return

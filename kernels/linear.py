@@ -271,9 +271,7 @@ class _Plan:
         self.program((min(tiles, self.programs), 1, 1), *described, bias, added, rows)
 
 
-def _key(
-    x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
-) -> tuple[Any, ...]:
+def _key(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> tuple[Any, ...]:
     rows = x.shape[0]
     return (
         *("linear", activation, launch.size_bucket(rows), rows == 1, x.shape[1:], w.shape),

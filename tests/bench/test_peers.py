@@ -53,10 +53,12 @@ def test_our_model_on_packed_bytes(any_case):
     assert error(ours.model_calls(any_case, FP32, backend="reference", is_packed=True), any_case) < 1e-5
 
 
-def test_buckets_of_the_engine(case):
-    """Planned on the host and padded to a bucket; what a GPU replays runs launch by launch here."""
-    calls = ours.bucketed_calls(case, FP32, backend="reference")
-    assert len(calls) == len(case.inputs) and error(calls, case) < 1e-5
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_frozen_form(any_case, is_packed):
+    """As it is timed on a CPU, and its planning apart."""
+    calls = ours.frozen_calls(any_case, FP32, backend="reference", is_packed=is_packed)
+    assert error(calls, any_case) < verify.BOUNDS[FP32]
+    assert ours.planning_calls(any_case, FP32, is_packed=is_packed)[0]() is None
 
 
 def test_transformers_takes_our_weights(any_case):

@@ -18,11 +18,17 @@ FIGURES = ("median_ms", "p20_ms", "p80_ms", "samples", "pairs_per_s", "tokens_pe
 NEEDS_GPU = {"vilt_fast kernels", "vilt_fast kernels + graph", "packed varlen_attn", "padded SDPA, cuDNN"}
 RUN_ON_CPU = {
     "ops": {"vilt_fast reference", "torch"},
-    "model": {"transformers eager", "padded reference", "vilt_fast reference", "padded SDPA", "packed FlexAttention"},
+    "model": {
+        "transformers eager",
+        "padded reference",
+        "vilt_fast frozen, reference",
+        "padded SDPA",
+        "packed FlexAttention",
+    },
     "end-to-end": {"transformers, PIL processor", "vilt_fast reference, packed uint8", "vilt_fast Engine"},
-    "latency": {"transformers eager", "padded reference", "vilt_fast reference", "padded SDPA"},
-    "scaling": {"transformers eager", "vilt_fast reference", "padded SDPA"},
-    "memory": {"transformers eager", "padded reference", "vilt_fast reference"},
+    "latency": {"transformers eager", "padded reference", "vilt_fast live, reference", "padded SDPA"},
+    "scaling": {"transformers eager", "vilt_fast live, reference", "padded SDPA"},
+    "memory": {"transformers eager", "padded reference", "vilt_fast frozen, reference"},
 }
 
 

@@ -324,7 +324,7 @@ class FrozenModel:
         return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
 
     def is_stale(self, model: PreTrainedModel) -> bool:
-        """Whether a model no longer has the weights that were frozen. Compares them all, on the frozen form's device."""
+        """Whether a model no longer has the weights that were frozen; compares them all, on this form's device."""
         if type(model) is not self.model_class:
             return True
         try:
