@@ -1,4 +1,4 @@
-"""Random models of every class, ragged batches for them, and buckets without a GPU."""
+"""Random models of every class, and ragged batches for them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import vilt_fast
-from vilt_fast.frozen.graphs import Recording
 
 CLASSES = (
     "ViltModel",
@@ -48,24 +47,3 @@ def make_inputs(oracle) -> Callable[..., dict[str, Any]]:
         return {key: value.to(model.dtype) if value.is_floating_point() else value for key, value in inputs.items()}
 
     return make
-
-
-class Repeater:
-    """Records nothing: a replay runs the function again, in the memory that it was recorded with."""
-
-    def __init__(self) -> None:
-        self.replays = 0
-
-    def record(self, function: Callable[[], torch.Tensor]) -> Recording:
-        result = function().fill_(float("nan"))  # what a replay does not write shows
-
-        def replay() -> None:
-            self.replays += 1
-            result.copy_(function())
-
-        return Recording(replay, result, 0)
-
-
-@pytest.fixture
-def repeater() -> Repeater:
-    return Repeater()
