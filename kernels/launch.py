@@ -214,7 +214,14 @@ def traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
     """What a plan depends on of a tensor whose sizes are known: where it is, dtype, strides, alignment."""
     if tensor is None:
         return None
-    return tensor.get_device(), tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
+    return tensor.device, tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
+
+
+def batch_traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """`traits` of a tensor whose sizes and strides are those of a batch, which nothing is specialised for."""
+    if tensor is None:
+        return None
+    return tensor.device, tensor.dtype, tensor.is_contiguous(), tensor.data_ptr() % 16 == 0
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -369,9 +376,9 @@ def check_tensor(
     """
     if tensor is None:
         return
-    fits = tensor.dim() == len(shape) and all(
-        isinstance(want, str) or got == want for got, want in zip(tensor.shape, shape, strict=True)
-    )
+    fits = tensor.dim() == len(shape)
+    for got, want in zip(tensor.shape, shape, strict=False):
+        fits = fits and (got == want or isinstance(want, str))
     if not fits:
         wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
         raise ValueError(f"{op}: {argument}: got shape {tuple(tensor.shape)}, wanted ({wanted})")

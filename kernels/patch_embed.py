@@ -214,6 +214,48 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     return tile | {"num_stages": 2} if launch.family(arch) == "gfx942" else tile
 
 
+def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int]) -> launch.Program:
+    hidden, channels, patch, _ = weight.shape
+    # A pair may not depend on its batch, so neither may the tile: it is not asked for by rows.
+    sizes = {"N": hidden, "K": channels * patch * patch}
+    arch, name = launch.arch_of(tokens), launch.product_name(weight.dtype)
+    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
+    columns = launch.next_power_of_2(patch)
+    step_rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
+    tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
+    return launch.Program(
+        patch_embed_kernel,
+        CHANNELS=channels,
+        PATCH=patch,
+        PATCH_COLUMNS=columns,
+        STEP_ROWS=step_rows,
+        TABLE_ROWS=table_size[0],
+        TABLE_COLUMNS=table_size[1],
+        INPUT_PRECISION=launch.input_precision(weight.dtype),
+        **tile,
+    )
+
+
+def _key(
+    tokens: Tensor,
+    pixels: Tensor,
+    pixel_offset: Tensor | None,
+    parameters: Sequence[Tensor | None],
+    indices: Sequence[Tensor],
+    table_size: Sequence[int],
+) -> tuple[Any, ...]:
+    strides = None if pixel_offset is not None else tuple((stride == 1, stride % 16) for stride in pixels.stride())
+    weight = parameters[0]
+    assert weight is not None
+    return (
+        *("patch_embed", *table_size, strides, tokens.stride(0)),
+        *map(launch.batch_traits, (tokens, pixels, pixel_offset, *indices)),
+        *map(launch.traits, parameters),
+        *(None if parameter is None else parameter.shape for parameter in parameters),
+        None if weight.dtype != torch.float32 else torch.get_float32_matmul_precision(),
+    )
+
+
 def _launch(
     tokens: Tensor,
     pixels: Tensor,
@@ -232,38 +274,39 @@ def _launch(
     grid_size: Sequence[int],
     pixel_scale: float,
 ) -> None:
-    pairs, places, (hidden, channels, patch, _) = grid.shape[0], patch_index.shape[0], weight.shape
-    if pairs == 0:
-        return
     ragged = pixel_offset is not None
-    # A pair may not depend on its batch, so neither may the tile: it is not asked for by rows.
-    sizes = {"N": hidden, "K": channels * patch * patch}
-    arch, name = launch.arch_of(tokens), launch.product_name(weight.dtype)
-    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
-    columns = launch.next_power_of_2(patch)
-    step_rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
-    tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
-    blocks = launch.cdiv(places, tile["BLOCK_M"]) + launch.cdiv(pairs, tile["BLOCK_M"])
     weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
     pixel_offset, bias = launch.contiguous(pixel_offset, bias)
-    position, modality = launch.row_major(position), launch.row_major(modality)
-    pixel_strides = (0, 0, 0, 1) if ragged else pixels.stride()
-    launch.run(
-        *(patch_embed_kernel, (blocks * launch.cdiv(hidden, tile["BLOCK_N"]),)),
-        *(tokens, pixels, pixel_offset, weight, bias),
-        *(position, cls_token.contiguous(), modality),
-        *launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row),
-        *(pairs, places, hidden, *grid_size),
-        *(tokens.stride(0), *pixel_strides, position.stride(0), modality.stride(0)),
-        pixel_scale,
-        CHANNELS=channels,
-        PATCH=patch,
-        PATCH_COLUMNS=columns,
-        STEP_ROWS=step_rows,
-        TABLE_ROWS=table_size[0],
-        TABLE_COLUMNS=table_size[1],
-        INPUT_PRECISION=launch.input_precision(weight.dtype),
-        **tile,
+    parameters = (weight, bias, launch.row_major(position), cls_token.contiguous(), launch.row_major(modality))
+    indices = [index.contiguous() for index in (pair_modality, grid, patch_index, patch_row, cls_row)]
+    key = _key(tokens, pixels, pixel_offset, parameters, indices, table_size)
+    program = launch.plans.get(key) or _plan(tokens, weight, table_size)
+    if launch.recording is None:
+        launch.plans[key] = program
+    _run(program, tokens, pixels, pixel_offset, parameters, indices, grid_size, pixel_scale)
+
+
+def _run(
+    program: launch.Program,
+    tokens: Tensor,
+    pixels: Tensor,
+    pixel_offset: Tensor | None,
+    parameters: Sequence[Any],
+    indices: Sequence[Tensor],
+    grid_size: Sequence[int],
+    pixel_scale: float,
+) -> None:
+    pairs, places, hidden = len(indices[1]), len(indices[2]), tokens.shape[1]
+    if pairs == 0:
+        return
+    block_m, block_n = program.configuration["BLOCK_M"], program.configuration["BLOCK_N"]
+    blocks = launch.cdiv(places, block_m) + launch.cdiv(pairs, block_m)
+    program(
+        (blocks * launch.cdiv(hidden, block_n), 1, 1),
+        *(tokens, pixels, pixel_offset, *parameters, *indices),
+        *(pairs, places, hidden, *grid_size, tokens.stride(0)),
+        *((0, 0, 0, 1) if pixel_offset is not None else pixels.stride()),
+        *(parameters[2].stride(0), parameters[4].stride(0), pixel_scale),
     )
 
 
@@ -319,6 +362,14 @@ def patch_embed(
     op, pairs, hidden = "patch_embed", grid.shape[0], weight.shape[0]
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
+    if launch.is_direct(tokens) and _fits(tokens, pixels, weight, pixel_offset, indices, grid_size):
+        program = launch.plans.get(_key(tokens, pixels, pixel_offset, floats[1:], indices, table_size))
+        if program is not None:
+            patch = weight.shape[3]
+            cells = grid_size if pixel_offset is not None else (pixels.shape[2] // patch, pixels.shape[3] // patch)
+            assert cells is not None
+            _run(program, tokens, pixels, pixel_offset, floats[1:], indices, cells, float(pixel_scale))
+            return tokens
     launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
     launch.check_tensor(op, "tokens", tokens, ("rows", hidden), row_major=True)
@@ -333,6 +384,31 @@ def patch_embed(
     embed = _launch if launch.is_direct(tokens) else _patch_embed
     embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
     return refuse_backward("patch_embed", tokens, *floats)
+
+
+def _fits(
+    tokens: Tensor,
+    pixels: Tensor,
+    weight: Tensor,
+    pixel_offset: Tensor | None,
+    indices: Sequence[Tensor],
+    grid_size: tuple[int, int] | None,
+) -> bool:
+    """Whether the sizes that a plan does not know go together."""
+    pair_modality, grid, patch_index, patch_row, cls_row = indices
+    pairs = grid.shape[:1]
+    if pixel_offset is None:
+        fits = pixels.ndim == 4 and pixels.shape[:2] == (*pairs, weight.shape[1])
+    else:
+        fits = grid_size is not None and pixels.ndim == 1 and pixel_offset.shape == pairs
+    return (
+        fits
+        and tokens.shape[1] == weight.shape[0]
+        and grid.shape == (*pairs, 2)
+        and pair_modality.shape == cls_row.shape == pairs
+        and patch_index.shape == patch_row.shape
+        and patch_index.ndim == 1
+    )
 
 
 def _check_pixels(

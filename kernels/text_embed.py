@@ -82,6 +82,13 @@ def text_embed_kernel(
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
+def _key(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, parameters: tuple[Tensor, ...]) -> tuple:
+    return (
+        *("text_embed", *map(launch.batch_traits, batch), *map(launch.traits, (inputs_embeds, *parameters))),
+        *(parameter.shape for parameter in parameters),
+    )
+
+
 def _launch(
     tokens: Tensor,
     text_row: Tensor,
@@ -96,25 +103,41 @@ def _launch(
     modality: Tensor,
     eps: float,
 ) -> None:
-    if text_row.numel() == 0:
-        return
     inputs_embeds = None if inputs_embeds is None else launch.row_major(inputs_embeds)
     tables = [launch.row_major(table) for table in (word, position, token_type)]
-    block = launch.next_power_of_2(tokens.shape[1])
-    launch.run(
-        *(text_embed_kernel, tuple(text_row.shape)),
-        *(tokens, text_row, input_ids, token_type_ids, inputs_embeds),
-        *tables,
-        *launch.contiguous(ln_weight, ln_bias, modality),
-        *(tokens.shape[1], tokens.stride(0)),
-        *text_row.stride(),
+    parameters = (*tables, *(vector.contiguous() for vector in (ln_weight, ln_bias, modality)))
+    batch = (tokens, text_row, input_ids, token_type_ids)
+    key, block = _key(batch, inputs_embeds, parameters), launch.next_power_of_2(tokens.shape[1])
+    program = launch.plans.get(key) or launch.Program(
+        text_embed_kernel,
+        BLOCK_D=block,
+        num_warps=min(max(block // 256, 1), 16),  # eight columns a thread, as wide as one load of 16-bit numbers
+    )
+    if launch.recording is None:
+        launch.plans[key] = program
+    _run(program, batch, inputs_embeds, parameters, eps)
+
+
+def _run(
+    program: launch.Program,
+    batch: tuple[Tensor | None, ...],
+    inputs_embeds: Tensor | None,
+    parameters: tuple[Tensor, ...],
+    eps: float,
+) -> None:
+    tokens, text_row, input_ids, token_type_ids = batch
+    assert tokens is not None and text_row is not None and token_type_ids is not None
+    if text_row.numel() == 0:
+        return
+    program(
+        (*text_row.shape, 1),
+        *(*batch, inputs_embeds, *parameters),
+        *(tokens.shape[1], tokens.stride(0), *text_row.stride()),
         *((0, 0) if input_ids is None else input_ids.stride()),
         *token_type_ids.stride(),
         *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
-        *(table.stride(0) for table in tables),
+        *(table.stride(0) for table in parameters[:3]),
         eps,
-        BLOCK_D=block,
-        num_warps=min(max(block // 256, 1), 16),  # eight columns a thread, as wide as one load of 16-bit numbers
     )
 
 
@@ -158,6 +181,13 @@ def text_embed(
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())
+    if launch.is_direct(tokens) and inputs_embeds is None and input_ids is not None:
+        batch = (tokens, text_row, input_ids, token_type_ids)
+        program = launch.plans.get(_key(batch, None, parameters))
+        fits = text_row.shape == input_ids.shape == token_type_ids.shape and text_row.ndim == 2
+        if program is not None and fits and text_row.shape[1] <= position.shape[0] and tokens.shape[1] == word.shape[1]:
+            _run(program, batch, None, parameters, eps)
+            return tokens
     launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
     launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
     launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)

@@ -225,7 +225,7 @@ def test_the_launcher_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPa
     inputs = _inputs(5, 1, (6, 9), 8, 272, BF16, torch.device("cpu"), limit=40)
     arguments = _operation(inputs)
     kernel._launch(**{name: v.to("meta") if isinstance(v, Tensor) else v for name, v in arguments.items()})
-    assert grids == [((2 + 1) * 3,)]  # 200 places and 5 CLS rows in blocks of 128, 272 columns in blocks of 128
+    assert grids == [((2 + 1) * 3, 1, 1)]  # 200 places and 5 CLS rows in blocks of 128, 272 columns in blocks of 128
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

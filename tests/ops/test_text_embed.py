@@ -157,7 +157,7 @@ def test_the_launcher_reads_nothing_from_the_device(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(kernel, "text_embed_kernel", Recorder())
     inputs = _inputs(3, 5, 32, torch.float32, torch.device("cpu"))
     kernel._launch(**{name: v.to("meta") if isinstance(v, Tensor) else v for name, v in inputs.items()})
-    assert grids == [(3, 5)]
+    assert grids == [(3, 5, 1)]
 
 
 @pytest.mark.gpu

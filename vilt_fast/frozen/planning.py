@@ -6,10 +6,11 @@ NumPy, for images whose valid patches form a rectangle.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -257,30 +258,45 @@ def grids_of_mask(pixel_mask: np.ndarray, grid_size: tuple[int, int]) -> np.ndar
         pixel_mask: (B, H, W), nonzero for real pixels.
         grid_size: (GH, GW).
     """
-    valid = pixel_mask != 0  # a quarter of the time that PyTorch takes for it
-    column, row = valid[:, :, 0], valid[:, 0, :]
-    for image, height, width in zip(valid, column.sum(1).tolist(), row.sum(1).tolist(), strict=True):
+    _, rows, columns = pixel_mask.shape
+    tall, wide = _patches_within(rows, grid_size[0]), _patches_within(columns, grid_size[1])
+    valid = _scratch(rows * columns).reshape(rows, columns)
+    grids = []
+    for mask in pixel_mask:
+        np.not_equal(mask, 0, out=valid)  # in a quarter of the time that PyTorch takes for it
+        height, width = np.count_nonzero(valid[:, 0]), np.count_nonzero(valid[0])
         area = height * width
-        if area == 0 or np.count_nonzero(image) != area or np.count_nonzero(image[:height, :width]) != area:
+        if area == 0 or np.count_nonzero(valid) != area or np.count_nonzero(valid[:height, :width]) != area:
             return None
-    height, width = valid.shape[1:]
-    tall = column[:, _nearest(height, grid_size[0])].sum(1)
-    return np.stack((tall, row[:, _nearest(width, grid_size[1])].sum(1)), 1)
+        grids.append((tall[height], wide[width]))
+    return np.array(grids)
+
+
+_threads = threading.local()
+
+
+def _scratch(size: int) -> np.ndarray:
+    """(size,) bool, this thread's own: memory that comes anew from the system costs more than the work on it."""
+    if getattr(_threads, "scratch", np.empty(0)).size < size:
+        _threads.scratch = np.empty(size, bool)
+    return _threads.scratch[:size]
 
 
 def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     """Small arrays of int32 and int64 as tensors on a device, in one copy that nobody waits for."""
     # Each starts at a multiple of 16 bytes, whatever the sizes before it: kernels are compiled for that.
-    starts = [0, *accumulate(-(-array.nbytes // 16) * 4 for array in arrays.values())]
-    flat = np.empty(starts[-1], np.int32)
-    for array, start in zip(arrays.values(), starts, strict=False):
+    sizes = [-(-array.nbytes // 16) * 4 for array in arrays.values()]
+    flat, start = np.empty(sum(sizes), np.int32), 0
+    for array, size in zip(arrays.values(), sizes, strict=True):
         flat[start : start + array.nbytes // 4] = array.reshape(-1).view(np.int32)
+        start += size
     packet = torch.from_numpy(flat)
     if device.type == "cuda":
         packet = packet.pin_memory().to(device, non_blocking=True)
     tensors = {}
-    for (name, array), start in zip(arrays.items(), starts, strict=False):
-        part = packet[start : start + array.nbytes // 4]
+    for (name, array), part in zip(arrays.items(), packet.split(sizes), strict=True):
+        count = array.nbytes // 4
+        part = part if len(part) == count else part[:count]
         part = part.view(torch.int64) if array.itemsize == 8 else part
         tensors[name] = part if array.ndim == 1 else part.view(array.shape)
     return tensors
@@ -308,5 +324,6 @@ def _axes(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _nearest(pixels: int, patches: int) -> np.ndarray:
-    return nearest_pixels(pixels, patches).numpy()
+def _patches_within(pixels: int, patches: int) -> list[int]:
+    """For 0, 1, ... `pixels` valid pixels of a side, how many patches have their nearest pixel among them."""
+    return np.searchsorted(nearest_pixels(pixels, patches).numpy(), np.arange(pixels + 1)).tolist()

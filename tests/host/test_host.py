@@ -1,0 +1,59 @@
+"""What the host does for a call, counted on a pretend sm_90: no launch, copy or compilation may be added unseen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="the kernels need Triton")
+
+BLOCKS = 2
+# A block: LayerNorm, qkv, attention, out + residual, LayerNorm, up + GELU, down + residual.
+ENCODER = {"_layer_norm_kernel": 2 * BLOCKS, "attention_kernel": BLOCKS, "_linear_descriptor": 4 * BLOCKS}
+# On top: LayerNorm, pooler; product, LayerNorm, product. Seven labels of two bytes are no rows for TMA.
+HEAD = {"_layer_norm_kernel": 2, "_linear_descriptor": 2, "_linear_pointer": 1}
+INSIDE = {name: ENCODER.get(name, 0) + HEAD.get(name, 0) for name in {**ENCODER, **HEAD}}
+EMBEDDINGS = {"text_embed_kernel": 1, "patch_embed_kernel": 1}
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """Counted in a process of its own: here kernels are interpreted."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(Path(__file__).with_name("measure.py")), "--counts"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)["counts"]
+
+
+@pytest.mark.parametrize("form", ["live", "frozen"])
+def test_launches(counts, form):
+    assert counts[form]["launches"] == {**INSIDE, **EMBEDDINGS}
+
+
+@pytest.mark.parametrize("form", ["live", "frozen"])
+def test_no_launch_specialises_on_a_batch(counts, form):
+    """Eight batch sizes of one size class, among them 1 and 16, padded and packed: all were compiled by the first."""
+    assert counts[f"{form}: compiled for more batch sizes"] == {}
+
+
+def test_what_a_graph_holds(counts):
+    """Launches of the encoder and the head; of PyTorch's operations the first rows, twice, and the head's GELU."""
+    assert counts["captured"] == {"launches": INSIDE, "operations": {"index": 2, "gelu": 1}}
+
+
+def test_what_is_done_around_a_replay(counts):
+    """The embeddings, a copy of the places, and the caller's own logits; words and pixels are where they are."""
+    assert counts["around a replay"] == {"launches": EMBEDDINGS, "operations": {"copy_": 1, "clone": 1}}
+
+
+def test_the_frozen_form_without_graphs(counts):
+    """Rows for the embeddings, the first rows, the head's GELU."""
+    assert counts["frozen"]["operations"] == {"empty": 1, "index": 2, "gelu": 1}
+
+
+def test_warmup_compiles_everything(counts):
+    assert counts["compiled after warmup"] == {}
