@@ -22,6 +22,9 @@ from vilt_fast.packing import Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels
 from vilt_fast.reference.patch_sample import nearest_pixels, sample
 
+# What is int64 on a device; all else is int32.
+_WIDE = {"input_ids", "token_type_ids", "pair_modality", "pixel_offset", "word_row"}
+
 
 class Words(NamedTuple):
     """The texts of a batch on the host."""
@@ -67,7 +70,7 @@ class HostBatch(NamedTuple):
 class HostPlan:
     """A layout as arrays on the host; `tensors` of these make it one on a device."""
 
-    arrays: dict[str, np.ndarray]  # the tensors of `Layout`, by name
+    arrays: dict[str, np.ndarray]  # integers: the tensors of `Layout`, by name
     grid_size: tuple[int, int]
     total_tokens: int
     max_seqlen: int
@@ -144,6 +147,8 @@ def plan_inputs(inputs: Inputs, config: Any) -> HostBatch | None:
     plan = make_plan(
         words.attention_mask, grids, grid_size, max_patches=config.max_image_length, image_index=image_index
     )
+    if plan.arrays["text_count"].min() == 0:
+        return None
     return HostBatch(words, plan, pixels, modality, leaders)
 
 
@@ -164,8 +169,7 @@ def _usual_words(inputs: Inputs, config: Any) -> Words | None:
         return Words(ids, np.ones(ids.shape, bool), types)
     if mask is None or mask.shape != ids.shape:
         return None
-    mask = mask != 0
-    return Words(ids, mask, types) if mask.any(1).all() else None
+    return Words(ids, mask != 0, types)
 
 
 def _usual_grids(
@@ -195,7 +199,8 @@ def _host_array(tensor: Any) -> np.ndarray | None:
 
 
 def _is_in_range(values: np.ndarray, size: int) -> bool:
-    return values.dtype == np.int64 and 0 <= values.min() and values.max() < size
+    # As unsigned numbers those below 0 are large.
+    return values.dtype == np.int64 and values.view(np.uint64).max() < size
 
 
 def make_plan(
@@ -232,14 +237,14 @@ def make_plan(
     patch_row = np.arange(len(patch_index)) + shift.repeat(patch_count)
     return HostPlan(
         arrays={
-            "grid": np.ascontiguousarray(grids, np.int32),
-            "text_count": text_count.astype(np.int32),
-            "patch_count": patch_count.astype(np.int32),
+            "grid": grids,
+            "text_count": text_count,
+            "patch_count": patch_count,
             "cu_seqlens": cu_seqlens,
-            "text_row": text_row.astype(np.int32),
-            "cls_row": cls_row.astype(np.int32),
-            "patch_index": patch_index.astype(np.int32),
-            "patch_row": patch_row.astype(np.int32),
+            "text_row": text_row,
+            "cls_row": cls_row,
+            "patch_index": patch_index,
+            "patch_row": patch_row,
             "word_row": text_row[attention_mask],
         },
         grid_size=grid_size,
@@ -283,22 +288,33 @@ def _scratch(size: int) -> np.ndarray:
 
 
 def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Small arrays of int32 and int64 as tensors on a device, in one copy that nobody waits for."""
-    # Each starts at a multiple of 16 bytes, whatever the sizes before it: kernels are compiled for that.
-    sizes = [-(-array.nbytes // 16) * 4 for array in arrays.values()]
-    flat, start = np.empty(sum(sizes), np.int32), 0
-    for array, size in zip(arrays.values(), sizes, strict=True):
-        flat[start : start + array.nbytes // 4] = array.reshape(-1).view(np.int32)
-        start += size
-    packet = torch.from_numpy(flat)
+    """Integers of any width as tensors on a device, int64 where `_WIDE` says so and int32 elsewhere.
+
+    They travel in one copy that nobody waits for. Each starts at a multiple of 16 bytes, whatever was before it:
+    kernels are compiled for that.
+    """
+    starts, end = [], 0  # in words of 8 bytes
+    for name, array in arrays.items():
+        starts.append(end)
+        end += array.size + array.size % 2 if name in _WIDE else -(-array.size // 4) * 2
+    wide = np.empty(end, np.int64)
+    narrow = wide.view(np.int32)
+    for (name, array), start in zip(arrays.items(), starts, strict=True):
+        if name in _WIDE:
+            wide[start : start + array.size] = array.ravel()
+        else:
+            narrow[2 * start : 2 * start + array.size] = array.ravel()
+    packet = torch.from_numpy(wide)
     if device.type == "cuda":
         packet = packet.pin_memory().to(device, non_blocking=True)
+    halves = packet.view(torch.int32)
     tensors = {}
-    for (name, array), part in zip(arrays.items(), packet.split(sizes), strict=True):
-        count = array.nbytes // 4
-        part = part if len(part) == count else part[:count]
-        part = part.view(torch.int64) if array.itemsize == 8 else part
-        tensors[name] = part if array.ndim == 1 else part.view(array.shape)
+    for (name, array), start in zip(arrays.items(), starts, strict=True):
+        stride = (array.shape[1], 1) if array.ndim == 2 else (1,)
+        if name in _WIDE:
+            tensors[name] = packet.as_strided(array.shape, stride, start)
+        else:
+            tensors[name] = halves.as_strided(array.shape, stride, 2 * start)
     return tensors
 
 
