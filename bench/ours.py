@@ -47,8 +47,12 @@ def frozen_calls(
     need_kernels(case, backend)
     if graphs and case.device.type != "cuda":
         raise Unavailable("needs a GPU: CUDA graphs")
-    limits = {"max_tokens": max(2 * sum(case.lengths), 512), "max_seqlen": max(case.lengths)}
-    frozen = vilt_fast.freeze(case.model(dtype) if model is None else model, graphs=graphs, **limits)
+    frozen = vilt_fast.freeze(
+        case.model(dtype) if model is None else model,
+        graphs=graphs,
+        max_tokens=max(2 * sum(case.lengths), 512),
+        max_seqlen=max(case.lengths),
+    )
     # Graphs hold the kernels of a GPU: nothing is switched when they are replayed.
     switched = nullcontext if graphs else partial(vilt_fast.backend, backend)
     return answers(frozen, _planned_on_host(case, dtype, is_packed), switched)

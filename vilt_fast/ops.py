@@ -123,6 +123,11 @@ def backend(default: str | None = None, /, **operations: str) -> Iterator[None]:
         _chosen = before
 
 
+def is_switched(side: str, *operations: str) -> bool:
+    """Whether any of these operations was sent to "kernels" or "reference" by `backend`."""
+    return any(_chosen.get(operation) == side for operation in operations)
+
+
 def side(reference: ModuleType, tensor: Tensor) -> Any:
     """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this.
 

@@ -339,6 +339,17 @@ def test_the_callers_model_is_unchanged(make_model, processor, pairs):
         torch.testing.assert_close(stack(logits), stack(engine.logits(*pairs)), **TOLERANCE)
 
 
+def test_a_model_that_the_caller_froze(model, processor, pairs, expected):
+    frozen = freeze(model)
+    with Engine(frozen, processor) as engine:
+        assert engine.model is frozen
+        torch.testing.assert_close(stack(engine.logits(*pairs)), expected, **TOLERANCE)
+    with pytest.raises(ValueError, match="dtype, device: a frozen model has its own"):
+        Engine(frozen, processor, dtype=torch.float32)
+    with pytest.raises(ValueError, match="model: got ViltModel"):
+        Engine(freeze(vilt_fast.ViltModel(model.config)), processor)
+
+
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("workers", -1), ("top", 2.5), ("max_wait_ms", -1)])
 def test_wrong_settings_are_named(model, processor, name, value):
     with pytest.raises(ValueError, match=name):

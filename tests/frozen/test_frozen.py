@@ -155,8 +155,9 @@ def test_training_mode_is_evaluation(make_model, make_inputs):
     assert model.training
 
 
-def test_copies_and_pickles(make_model, make_inputs, name):
-    model = make_model(name)
+@pytest.mark.parametrize("act", ["gelu", "linear", "quick_gelu"])
+def test_copies_and_pickles(make_model, make_inputs, name, act):
+    model = make_model(name, hidden_act=act)
     inputs = make_inputs(model)
     frozen = vilt_fast.freeze(model)
     wanted = frozen(**inputs)
@@ -365,6 +366,18 @@ def test_head_masks_take_no_graph(make_model, make_inputs, repeater):
     inputs = make_inputs(model) | {"head_mask": torch.rand(model.config.num_attention_heads)}
     torch.testing.assert_close(frozen(**inputs).logits, live(model, inputs).logits, **TOLERANCE)
     assert repeater.replays == 0
+
+
+def test_the_reference_takes_no_graph(make_model, make_inputs, repeater):
+    """What is recorded are kernels; whoever switches an operation gets what was asked for."""
+    model = make_model("ViltForQuestionAnswering")
+    frozen = vilt_fast.freeze(model)
+    frozen.use_buckets(repeater)
+    with vilt_fast.backend(attention="reference"):
+        frozen(**make_inputs(model))
+    assert repeater.replays == 0 and frozen.stats().calls == 1
+    frozen(**make_inputs(model))
+    assert repeater.replays == 1
 
 
 def test_several_threads(make_model, make_inputs, repeater):

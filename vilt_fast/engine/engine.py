@@ -13,7 +13,7 @@ from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts, Ticket
 from vilt_fast.engine.vilt import ViltStages, longest_pair
 from vilt_fast.frozen.graphs import max_pairs
-from vilt_fast.frozen.model import MAX_TOKENS, freeze
+from vilt_fast.frozen.model import MAX_TOKENS, FrozenModel, freeze
 from vilt_fast.models.vilt import (
     ViltForImageAndTextRetrieval,
     ViltForImageTextMatching,
@@ -56,7 +56,7 @@ class Engine:
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
-            or ViltForMaskedLM (`fill`).
+            or ViltForMaskedLM (`fill`); or one of these frozen by the caller, whose graphs are then as it was frozen.
         processor: a ViltProcessor.
         max_tokens: per batch, words and patches; None for 49,152 on a GPU and 4,096 elsewhere.
         dtype, device: None for the model's. The model is frozen (`vilt_fast.freeze`): the engine has a copy of its own.
@@ -82,9 +82,12 @@ class Engine:
         max_wait_ms: float = 5.0,
         top: int = 5,
     ) -> None:
-        if not isinstance(model, _MODELS):
+        kind = model.model_class if isinstance(model, FrozenModel) else type(model)
+        if not issubclass(kind, _MODELS):
             wanted = ", ".join(kind.__name__ for kind in _MODELS)
-            raise ValueError(f"model: got {type(model).__name__}, wanted one of {wanted}")
+            raise ValueError(f"model: got {kind.__name__}, wanted one of {wanted}")
+        if isinstance(model, FrozenModel) and (dtype is not None or device is not None):
+            raise ValueError("dtype, device: a frozen model has its own; give them to freeze()")
         if not hasattr(getattr(processor, "image_processor", None), "pack"):
             raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
         for name, value in (("max_tokens", max_tokens), ("workers", workers), ("top", top)):
@@ -95,9 +98,11 @@ class Engine:
         where = torch.device(model.device if device is None else device).type
         max_tokens = max_tokens or (MAX_TOKENS if where == "cuda" else _MAX_TOKENS_ELSEWHERE)
         longest = longest_pair(model.config, processor.image_processor)
-        # Where a batch holds one pair, its bucket has to.
-        limits = {"max_tokens": max(max_tokens, longest), "max_seqlen": longest}
-        self.model = freeze(model, dtype, device, cuda_graphs, **limits)
+        largest = max(max_tokens, longest)  # the longest pair has a batch of its own
+        if isinstance(model, FrozenModel):
+            self.model = model
+        else:
+            self.model = freeze(model, dtype, device, cuda_graphs, max_tokens=largest, max_seqlen=longest)
         self._stages = ViltStages(self.model, processor, top=top)
         self._pipeline = Pipeline(
             self._stages,

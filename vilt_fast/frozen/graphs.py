@@ -70,7 +70,8 @@ class CudaGraphs:
     """Records functions as CUDA graphs that share one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, None
+        self.device = device
+        self.pool: Any = None
 
     def record(self, function: Callable[[], Tensor]) -> Recording:
         """Compile, then record."""

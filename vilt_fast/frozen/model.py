@@ -185,7 +185,7 @@ class FrozenModel:
         # Unusual inputs, and those that are wrong: planned and refused as the live form does it, on the device.
         checked = inputs.to(self.device).check(self.config, self.device)
         layout = checked.layout(self.config, False, [])
-        given = {
+        given: dict[str, Any] = {
             "input_ids": checked.input_ids,
             "token_type_ids": checked.token_type_ids,
             "inputs_embeds": checked.inputs_embeds,
@@ -209,14 +209,17 @@ class FrozenModel:
     ) -> Tensor:
         """Embed and encode a batch, by a graph where one fits: what `_encode` returns, in memory of its own."""
         rows, pairs, buckets = layout.total_tokens, layout.batch_size, self._buckets
+        # Graphs hold kernels: whoever asks for the reference, or for a head mask, gets no graph.
+        if head_mask is not None or ops.is_switched("reference", "layer_norm", "linear", "attention"):
+            buckets = None
         size = None if buckets is None else buckets.choose(rows, pairs, layout.max_seqlen)
         with self._lock:
             self._stats.calls += 1
             self._stats.pairs += pairs
             self._stats.tokens += rows
-            self._stats.replayed += size is not None and head_mask is None
+            self._stats.replayed += size is not None
             self._stats.too_large += size is None and buckets is not None
-        if buckets is None or size is None or head_mask is not None:
+        if buckets is None or size is None:
             tokens = embed(torch.empty(rows, self.config.hidden_size, dtype=self.dtype, device=self.device))
             return self._encode(tokens, Spans(layout.cu_seqlens, layout.first, layout.max_seqlen), head_mask)
         with buckets.exclusively():
@@ -256,7 +259,9 @@ class FrozenModel:
         if pixels is None:
             assert image_embeds is not None
             return place_image_embeds(rows, layout, image_embeds.to(self.dtype), tables.modality, pair_modality)
-        places, options, copies = vars(tables), {}, layout.copies
+        places: dict[str, Any] = vars(tables)
+        options: dict[str, Any] = {}
+        copies = layout.copies
         if isinstance(pixels, PackedPixels):
             weight, bias, scale = self._fold(pixels)
             offset = pixels.pair_offset if pixel_offset is None else pixel_offset
@@ -356,7 +361,7 @@ class FrozenModel:
                 self._encode(tokens, Spans(spans, spans[:1], self.limits.max_seqlen))
         patch, slots = self.config.patch_shape[0], self.slots or 1
         shape = (slots, self.config.num_channels, patch, patch)
-        blank = [torch.zeros(shape, dtype=self.dtype)]
+        blank: list[Tensor | PackedPixels] = [torch.zeros(shape, dtype=self.dtype)]
         if self.config.num_channels == CHANNELS:
             data = torch.zeros(slots * CHANNELS * patch * patch, dtype=torch.uint8)
             blank.append(PackedPixels(data, ((patch, patch),) * slots))

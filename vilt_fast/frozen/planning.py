@@ -83,8 +83,9 @@ class HostPlan:
 
     def layout(self, tensors: dict[str, Tensor]) -> Layout:
         """The layout, once its arrays have become `tensors` (and others with them)."""
+        own: dict[str, Any] = {name: tensors[name] for name in self.arrays}
         return Layout(
-            **{name: tensors[name] for name in self.arrays},
+            **own,
             has_cls=True,
             grid_size=self.grid_size,
             total_tokens=self.total_tokens,
@@ -135,15 +136,10 @@ def plan_inputs(inputs: Inputs, config: Any) -> HostBatch | None:
         if found is None or not isinstance(pixels, Tensor):
             return None
         grids, grid_size = found
-    modality = inputs.image_token_type_idx
-    if modality is None:
-        modality = np.ones(batch, np.int64)
-    elif isinstance(modality, Tensor):
-        modality = modality.numpy()
-    elif 0 <= modality < config.modality_type_vocab_size:
-        modality = np.full(batch, modality, np.int64)
-    else:
+    index = 1 if inputs.image_token_type_idx is None else inputs.image_token_type_idx
+    if not isinstance(index, Tensor) and not 0 <= index < config.modality_type_vocab_size:
         return None
+    modality = index.numpy() if isinstance(index, Tensor) else np.full(batch, index)
     plan = make_plan(
         words.attention_mask, grids, grid_size, max_patches=config.max_image_length, image_index=image_index
     )
@@ -330,8 +326,8 @@ def _sampled(
     rows, columns = _axes(*grid_size)
     ordinal = (rows[:, None] * grids[:, 1, None, None] + columns).reshape(kept.shape)
     index = np.arange(len(grids)) if image_index is None else image_index
-    chosen = sample(*map(torch.from_numpy, (kept, ordinal)), max_patches, seed, torch.from_numpy(index))
-    return chosen.numpy()
+    valid, place, stream = (torch.from_numpy(array) for array in (kept, ordinal, index))
+    return sample(valid, place, max_patches, seed, stream).numpy()
 
 
 @cache

@@ -131,7 +131,7 @@ class Weights:
     blocks: tuple[Block, ...]
     norm: Norm
     pooler: Affine | None
-    head: Callable[[Tensor], Tensor] | None  # rows to scores; None for ViltModel
+    head: Affine | ClassifierHead | WordHead | None  # rows to scores; None for ViltModel
 
 
 def collect(model: Any, dtype: torch.dtype, device: torch.device) -> Weights:
@@ -209,7 +209,7 @@ class _Taker:
             activation_after=layer.activation_after,
         )
 
-    def head(self, model: Any) -> Callable[[Tensor], Tensor]:
+    def head(self, model: Any) -> Affine | ClassifierHead | WordHead:
         for name in ("rank_output", "itm_score", "mlm_score", "classifier"):
             head = getattr(model, name, None)
             if isinstance(head, nn.Linear):

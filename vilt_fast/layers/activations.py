@@ -17,6 +17,16 @@ FUSED = {
     "relu": "relu",
     "tanh": "tanh",
 }
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * F.sigmoid(1.702 * x)
+
+
 # Applied after it.
 SEPARATE: dict[str, Callable[[Tensor], Tensor]] = {
     "selu": F.selu,
@@ -26,8 +36,8 @@ SEPARATE: dict[str, Callable[[Tensor], Tensor]] = {
     "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
     "sigmoid": F.sigmoid,
-    "linear": lambda x: x,
-    "quick_gelu": lambda x: x * F.sigmoid(1.702 * x),
+    "linear": _identity,
+    "quick_gelu": _quick_gelu,
 }
 ACTIVATIONS = (*FUSED, *SEPARATE)
 

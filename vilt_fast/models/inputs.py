@@ -34,9 +34,12 @@ class Inputs:
 
     def to(self, device: torch.device) -> Inputs:
         """The same inputs with every tensor on `device`."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        moving = {n: value.to(device) for n, value in given.items() if isinstance(value, Tensor | PackedPixels)}
-        return replace(self, **moving)
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | PackedPixels):
+                moved[field.name] = value.to(device)
+        return replace(self, **moved)
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L)."""
@@ -76,7 +79,7 @@ class Inputs:
             pixel_mask=_fold("pixel_mask", self.pixel_mask, batch, num_images),
             patch_mask=_fold("patch_mask", self.patch_mask, batch, num_images),
             image_index=_fold("image_index", self.image_index, batch, num_images),
-            image_token_type_idx=torch.arange(1, num_images + 1, device=images.device).repeat(batch),
+            image_token_type_idx=torch.arange(1, num_images + 1).repeat(batch),
             slots=num_images,
         )
 
