@@ -340,14 +340,14 @@ def test_the_callers_model_is_unchanged(make_model, processor, pairs):
 
 
 def test_a_model_that_the_caller_froze(model, processor, pairs, expected):
-    frozen = freeze(model)
+    frozen = vilt_fast.freeze(model)
     with Engine(frozen, processor) as engine:
         assert engine.model is frozen
         torch.testing.assert_close(stack(engine.logits(*pairs)), expected, **TOLERANCE)
     with pytest.raises(ValueError, match="dtype, device: a frozen model has its own"):
         Engine(frozen, processor, dtype=torch.float32)
     with pytest.raises(ValueError, match="model: got ViltModel"):
-        Engine(freeze(vilt_fast.ViltModel(model.config)), processor)
+        Engine(vilt_fast.freeze(vilt_fast.ViltModel(model.config)), processor)
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_tokens", 0), ("workers", -1), ("top", 2.5), ("max_wait_ms", -1)])

@@ -361,7 +361,7 @@ def test_beyond_the_largest_bucket(make_model, make_inputs, repeater):
 
 def test_head_masks_take_no_graph(make_model, make_inputs, repeater):
     model = make_model("ViltForQuestionAnswering")
-    frozen = vilt_fast.freeze(model)
+    frozen = vilt_fast.freeze(model, max_seqlen=1000)
     frozen.use_buckets(repeater)
     inputs = make_inputs(model) | {"head_mask": torch.rand(model.config.num_attention_heads)}
     torch.testing.assert_close(frozen(**inputs).logits, live(model, inputs).logits, **TOLERANCE)
@@ -371,7 +371,7 @@ def test_head_masks_take_no_graph(make_model, make_inputs, repeater):
 def test_the_reference_takes_no_graph(make_model, make_inputs, repeater):
     """What is recorded are kernels; whoever switches an operation gets what was asked for."""
     model = make_model("ViltForQuestionAnswering")
-    frozen = vilt_fast.freeze(model)
+    frozen = vilt_fast.freeze(model, max_seqlen=1000)
     frozen.use_buckets(repeater)
     with vilt_fast.backend(attention="reference"):
         frozen(**make_inputs(model))
@@ -382,7 +382,7 @@ def test_the_reference_takes_no_graph(make_model, make_inputs, repeater):
 
 def test_several_threads(make_model, make_inputs, repeater):
     model = make_model("ViltForQuestionAnswering", dtype=torch.float64)
-    frozen = vilt_fast.freeze(model)
+    frozen = vilt_fast.freeze(model, max_seqlen=1000)
     frozen.use_buckets(repeater)
     batches = [make_inputs(model, seed=seed, size=1 + seed) for seed in range(6)]
     wanted = [live(model, inputs).logits for inputs in batches]
