@@ -419,3 +419,82 @@ def test_on_the_kernels(make_model, name, shared, repeater, device):
         on_device = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "pixel_values": pixels.to(device)}
         wanted = live(model, on_device)
     check_equal(got, wanted, rtol=0, atol=0)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+@pytest.mark.gpu
+@GPU
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphs_are_the_launches(make_model, make_inputs, name, dtype):
+    """Bit for bit: live, frozen without graphs, and replayed, from the host and from the device, at any bucket."""
+    model = make_model(name, 0, dtype=dtype).cuda()
+    eager = vilt_fast.freeze(model, graphs=False)
+    small, large = (vilt_fast.freeze(model, max_tokens=size, max_seqlen=500) for size in (3000, 20_000))
+    for seed in range(6):
+        host = make_inputs(model, seed=seed, size=1 + seed)
+        device = {key: value.cuda() for key, value in host.items()}
+        wanted = live(model, device)
+        for form in (eager, small, large):
+            check_equal(form(**host), wanted, rtol=0, atol=0)
+            check_equal(form(**device), wanted, rtol=0, atol=0)
+    assert small.stats().replayed == 12 and eager.stats().replayed == 0
+
+
+@pytest.mark.gpu
+@GPU
+def test_warmup_records_everything(make_model, make_inputs):
+    model = make_model("ViltForQuestionAnswering", dtype=torch.bfloat16).cuda()
+    frozen = vilt_fast.freeze(model, max_tokens=2000, max_seqlen=500)
+    assert frozen.warmup() > 0
+    found = frozen.stats().bytes_of_bucket
+    assert set(found) == set(frozen._buckets.sizes)
+    # Recorded from the largest down, the others share its memory.
+    assert sum(found.values()) <= 2 * max(found.values())
+    before = torch.cuda.memory_reserved()
+    for seed in range(8):
+        frozen(**make_inputs(model, seed=seed, size=1 + seed))
+    assert torch.cuda.memory_reserved() <= before + 2**22
+
+
+@pytest.mark.gpu
+@GPU
+def test_threads_on_streams_of_their_own(make_model, make_inputs):
+    model = make_model("ViltForQuestionAnswering", dtype=torch.bfloat16).cuda()
+    frozen = vilt_fast.freeze(model, max_tokens=3000, max_seqlen=500)
+    batches = [make_inputs(model, seed=seed, size=1 + seed) for seed in range(4)]
+    wanted = [frozen(**inputs).logits for inputs in batches]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def ask(number):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                if not torch.equal(frozen(**batches[number]).logits, wanted[number]):
+                    wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.gpu
+@GPU
+def test_nothing_waits_for_the_device(make_model, make_inputs):
+    """From inputs on the host."""
+    model = make_model("ViltForQuestionAnswering", dtype=torch.bfloat16).cuda()
+    frozen, inputs = vilt_fast.freeze(model, max_tokens=3000, max_seqlen=500), make_inputs(model)
+    inputs["pixel_values"] = inputs["pixel_values"].pin_memory()
+    wanted = frozen(**inputs).logits
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logits = frozen(**inputs).logits
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(logits, wanted)

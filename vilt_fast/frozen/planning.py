@@ -26,6 +26,9 @@ from vilt_fast.reference.patch_sample import nearest_pixels, sample
 _WIDE = {"input_ids", "token_type_ids", "pair_modality", "pixel_offset", "word_row"}
 
 
+_PLAIN_DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float16}
+
+
 class Words(NamedTuple):
     """The texts of a batch on the host."""
 
@@ -137,7 +140,7 @@ def plan_inputs(inputs: Inputs, config: Any) -> HostBatch | None:
             return None
         grids, grid_size = found
     index = 1 if inputs.image_token_type_idx is None else inputs.image_token_type_idx
-    if not isinstance(index, Tensor) and not 0 <= index < config.modality_type_vocab_size:
+    if not isinstance(index, Tensor) and (type(index) is not int or not 0 <= index < config.modality_type_vocab_size):
         return None
     modality = index.numpy() if isinstance(index, Tensor) else np.full(batch, index)
     plan = make_plan(
@@ -188,10 +191,12 @@ def _usual_grids(
 
 
 def _host_array(tensor: Any) -> np.ndarray | None:
-    """A tensor on the host as an array; None for anything else."""
-    if not isinstance(tensor, Tensor) or tensor.device.type != "cpu" or tensor.requires_grad:
+    """A plain tensor on the host as an array; None for anything else."""
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.requires_grad:
         return None
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    if tensor.dtype not in _PLAIN_DTYPES or tensor.layout != torch.strided:
+        return None
+    return tensor.numpy()
 
 
 def _is_in_range(values: np.ndarray, size: int) -> bool:

@@ -146,6 +146,8 @@ class Inputs:
         index = 1 if self.image_token_type_idx is None else self.image_token_type_idx
         if isinstance(index, Tensor):
             return index.to(device)
+        if not isinstance(index, Integral):
+            raise ValueError(f"image_token_type_idx must be an integer, got {index!r}")
         rows = config.modality_type_vocab_size
         if not 0 <= index < rows:
             raise ValueError(f"image_token_type_idx must be in 0..{rows - 1} (modality_type_vocab_size), got {index}")

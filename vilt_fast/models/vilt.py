@@ -10,7 +10,6 @@ All classes share the arguments of `ViltModel.forward`. What differs from transf
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any
 
 import torch.nn.functional as F
@@ -100,8 +99,6 @@ class ViltModel(PreTrainedModel):
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
         """
-        if image_token_type_idx is not None and not isinstance(image_token_type_idx, Integral):
-            raise ValueError(f"image_token_type_idx must be an integer, got {image_token_type_idx!r}")
         inputs = Inputs(
             input_ids=input_ids,
             attention_mask=attention_mask,
