@@ -22,7 +22,7 @@ from vilt_fast.frozen.weights import Weights, collect
 from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
 from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.inputs import Inputs
+from vilt_fast.models.inputs import Inputs, check_modality
 from vilt_fast.models.outputs import ModelOutput
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
@@ -149,6 +149,7 @@ class FrozenModel:
         """
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", None)
+        check_modality(given.get("image_token_type_idx"))
         inputs = Inputs(**given)
         if self.slots is not None:
             inputs = inputs.fold_images(self.slots)

@@ -146,8 +146,6 @@ class Inputs:
         index = 1 if self.image_token_type_idx is None else self.image_token_type_idx
         if isinstance(index, Tensor):
             return index.to(device)
-        if not isinstance(index, Integral):
-            raise ValueError(f"image_token_type_idx must be an integer, got {index!r}")
         rows = config.modality_type_vocab_size
         if not 0 <= index < rows:
             raise ValueError(f"image_token_type_idx must be in 0..{rows - 1} (modality_type_vocab_size), got {index}")
@@ -169,6 +167,12 @@ class Inputs:
         index = torch.as_tensor(self.image_index, device=device)
         _shape("image_index", index, (batch,))
         return _integers("image_index", index)
+
+
+def check_modality(index: Any) -> None:
+    """Raises unless a caller's `image_token_type_idx` is an integer or None; a tensor is what `fold_images` makes."""
+    if index is not None and not isinstance(index, Integral):
+        raise ValueError(f"image_token_type_idx must be an integer, got {index!r}")
 
 
 @dataclass(kw_only=True)

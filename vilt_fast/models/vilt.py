@@ -22,7 +22,7 @@ from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Poole
 from vilt_fast.layers.projection import normalise, project
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.heads import ViltWithHead, ViltWithWordHead, either
-from vilt_fast.models.inputs import Inputs, check_labels
+from vilt_fast.models.inputs import Inputs, check_labels, check_modality
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
@@ -99,6 +99,7 @@ class ViltModel(PreTrainedModel):
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing.
         """
+        check_modality(image_token_type_idx)
         inputs = Inputs(
             input_ids=input_ids,
             attention_mask=attention_mask,
