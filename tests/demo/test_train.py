@@ -89,6 +89,19 @@ def test_bad_numbers_are_named(tmp_path, name, value):
         train(tmp_path, progress=False, workers=0, **{name: value})
 
 
+@pytest.mark.parametrize("minutes", [-1, 0, float("nan"), float("-inf")])
+def test_minutes_in_which_nothing_could_be_trained_are_refused(tmp_path, minutes):
+    with pytest.raises(ValueError, match=f"^minutes: got {minutes}"):
+        run(tmp_path / "new", minutes=minutes)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("minutes, steps", [(5e-324, 1), (None, TINY.steps), (float("inf"), TINY.steps)])
+def test_minutes_that_end_a_run_and_that_do_not(tmp_path, minutes, steps):
+    run(tmp_path, minutes=minutes)
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == steps
+
+
 def test_dense_forward_is_the_packed_model(tmp_path):
     torch.manual_seed(0)
     model = make_model(TINY).double().train()

@@ -225,7 +225,8 @@ def train(
     Args:
         output_dir: gets the model, the processor, `checkpoint.pt` and `training.json` (seed, recipe, time, losses).
         steps: of the optimizer; None for the recipe's.
-        minutes: stop after so many, with a checkpoint; `resume` continues from there to the same weights.
+        minutes: stop after so many (at least one step is trained), with a checkpoint; None: no limit. `resume` continues
+            from there to the same weights.
         seed: of the weights, the images, the questions and their order.
         resume: continue from `checkpoint.pt` if there is one.
         workers: processes that make images; 0 for this one.
@@ -234,7 +235,7 @@ def train(
         ValueError: a number is out of range, or the checkpoint is of another recipe or seed.
         OSError: the directory cannot be written; an older checkpoint stays whole.
     """
-    recipe = _checked(recipe or Recipe(), steps, save_every, torch.device(device))
+    recipe = _checked(recipe or Recipe(), steps, minutes, save_every, torch.device(device))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
@@ -249,7 +250,9 @@ def train(
     return run.model, processor
 
 
-def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.device) -> Recipe:
+def _checked(
+    recipe: Recipe, steps: int | None, minutes: float | None, save_every: int, device: torch.device
+) -> Recipe:
     """The recipe as it runs here, with the caller's number of steps. ValueError if a number is out of range."""
     recipe = dataclasses.replace(
         recipe, steps=recipe.steps if steps is None else steps, bf16=recipe.bf16 and _multiplies_bf16(device)
@@ -257,6 +260,8 @@ def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.d
     for name, value in (("steps", recipe.steps), ("save_every", save_every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, wanted a positive integer")
+    if minutes is not None and not minutes > 0:  # NaN is not either
+        raise ValueError(f"minutes: got {minutes}, wanted a positive number, or None for no limit")
     return recipe
 
 
