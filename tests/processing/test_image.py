@@ -229,6 +229,18 @@ def test_bad_settings_are_named(name, value):
         processor(picture)
 
 
+@pytest.mark.parametrize("name", ["size", "image_mean", "image_std", "do_resize"])
+def test_none_is_a_default_of_the_constructor_alone(name):
+    picture = np.zeros((40, 40, 3), np.uint8)
+    processor = ViltImageProcessor(**({} if name == "do_resize" else {name: None}))
+    assert getattr(processor, name) == getattr(OURS, name)
+    setattr(processor, name, None)
+    for call in (processor, processor.pack):
+        with pytest.raises(ValueError, match=f"^{name}: got None, wanted"):
+            call(picture)
+        call(picture, **{name: getattr(OURS, name)})
+
+
 def test_bad_arguments_of_a_call():
     picture = np.zeros((40, 40, 3), np.uint8)
     for name in ("return_tensors", "data_format", "input_data_format"):

@@ -21,7 +21,7 @@ from vilt_fast.pixels import PackedPixels
 from .batch import BatchFeature, tensor_kind
 from .decoding import Decoded, check_data_format, decode, decode_all, flatten_images
 from .saving import find_json, split_options, to_json, write_files
-from .settings import SETTINGS, Settings
+from .settings import SETTINGS, Settings, check_setting
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
@@ -164,7 +164,8 @@ class ViltImageProcessor(Settings):
             raise TypeError(f"{method}() got an unexpected keyword argument {unknown[0]!r}")
         named = {name: value for name, value in overrides.items() if name in SETTINGS}
         given = inspect.signature(Settings).bind_partial(*values, **named).arguments
-        return Settings(**{name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS})
+        chosen = {name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS}
+        return Settings(**{name: check_setting(name, value) for name, value in chosen.items()})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
