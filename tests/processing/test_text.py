@@ -166,6 +166,9 @@ def test_special_tokens(ours, theirs):
     assert ours.special_tokens_map == theirs.special_tokens_map
     with pytest.raises(AttributeError, match="pad_token"):
         ours.pad_token_id = 3
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        with pytest.raises(AttributeError, match=f"^{name}: cannot be assigned"):
+            setattr(ours, name, ["a"])
 
 
 def test_decode_in_every_form(ours, theirs):
@@ -363,6 +366,9 @@ def test_bad_texts_are_named(text, pair, words, message, ours):
             "^max_length: got 9, wanted a multiple",
         ),
         ({"truncation": "only_second", "max_length": 4}, "^truncation: got 'only_second'"),
+        ({"add_special_tokens": None}, "^add_special_tokens: got None, wanted True or False"),
+        ({"is_split_into_words": None}, "^is_split_into_words: got None"),
+        ({"split_special_tokens": "no"}, "^split_special_tokens: got 'no'"),
         ({"return_tensors": "tf"}, "^return_tensors: got 'tf'"),
         ({"padding_side": "up", "padding": True}, "^padding_side: got 'up'"),
         ({"return_tensors": "pt"}, "input_ids: got rows of shapes .*padding=True"),

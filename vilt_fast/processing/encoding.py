@@ -149,6 +149,13 @@ def check_side(value: Any, argument: str) -> str:
     return value
 
 
+def check_flags(**flags: Any) -> None:
+    """Catch what the backend would refuse without saying which argument it means. ValueError names it."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name}: got {value!r}, wanted True or False")
+
+
 def check_lengths(strategy: Strategy, num_special: int, is_pair: bool) -> None:
     """Catch what the backend would ignore or answer with a panic.
 

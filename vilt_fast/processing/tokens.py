@@ -35,6 +35,15 @@ def _special_token_id(name: str) -> Any:
     return property(lambda table: table.convert_tokens_to_ids(getattr(table, name)), assign)
 
 
+def _extra_tokens(name: str) -> Any:
+    """A property that lists the special tokens without a name; read-only."""
+
+    def assign(table: TokenTable, value: Any) -> None:
+        raise AttributeError(f"{name}: cannot be assigned; call add_special_tokens({{{name!r}: [...]}})")
+
+    return property(lambda table: [token.content for token in table._extra], assign)
+
+
 class TokenTable:
     """A `tokenizers.Tokenizer` with BERT's special tokens; the names are Hugging Face's.
 
@@ -168,12 +177,8 @@ class TokenTable:
         """Name -> special token."""
         return {name: self._special[name].content for name in SPECIAL_NAMES if name in self._special}
 
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """The special tokens without a name."""
-        return [token.content for token in self._extra]
-
-    additional_special_tokens = extra_special_tokens  # transformers 4.37's name
+    # 5.x's name and transformers 4.37's
+    extra_special_tokens, additional_special_tokens = map(_extra_tokens, _EXTRA_NAMES)
 
     @property
     def all_special_tokens(self) -> list[str]:
