@@ -301,3 +301,61 @@ def test_companions_come_with_the_weights_or_not_at_all(helpers, tmp_path, monke
     with pytest.raises(PermissionError):
         checkpoints.save_weights(helpers.make(NAME, 2), tmp_path, companions={"note.txt": "second"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("first, second", [("one", "shards"), ("shards", "one"), ("one", "bin"), ("shards", "shards")])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_interrupt_leaves_one_checkpoint_and_nothing_of_the_other(
+    helpers, tmp_path, monkeypatch, first, second, after
+):
+    """It comes once, before or after the first, second, ... rename, link or removal."""
+    models = [helpers.make(NAME, 1), helpers.make(NAME, 2, num_labels=5)]
+    models[0].save_pretrained(tmp_path / "first", **KINDS[first])
+    models[1].save_pretrained(tmp_path / "second", **KINDS[second])
+    whole = [_contents(tmp_path / name) for name in ("first", "second")]
+    for step in range(1, 200):
+        directory = tmp_path / str(step)
+        models[0].save_pretrained(directory, **KINDS[first])
+        calls = []
+        with monkeypatch.context() as patch:
+            for name in ("replace", "link", "unlink"):
+                patch.setattr(os, name, _interrupts(getattr(os, name), calls, step, after))
+            try:
+                models[1].save_pretrained(directory, **KINDS[second])
+            except KeyboardInterrupt:
+                pass
+        assert _contents(directory) in whole, (step, files(directory))
+        if len(calls) < step:
+            break
+    assert 5 < len(calls) < step
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    """By name; what a removal that did not happen has left is hidden, and no reader looks at it."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
+
+
+def _interrupts(function, calls, step, after):
+    def call(*arguments, **options):
+        calls.append(function)
+        if len(calls) != step:
+            return function(*arguments, **options)
+        if after:
+            function(*arguments, **options)
+        raise KeyboardInterrupt
+
+    return call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_directory_in_the_place_of_a_file_is_refused(helpers, tmp_path, kind, name):
+    """Whether it would be replaced or, as the weights of an earlier save, be removed."""
+    helpers.make(NAME).save_pretrained(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(IsADirectoryError, match=f"{name} is a directory"):
+        helpers.make(NAME, 2).save_pretrained(tmp_path, **KINDS[kind])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
