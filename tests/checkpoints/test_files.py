@@ -173,7 +173,7 @@ def test_a_failure_around_any_call_leaves_all_old_files_or_all_new_ones(tmp_path
         assert set(hidden) <= stuck, (step, faults.failed, hidden)
         if not faults.failed:
             break
-    assert step > 40 and seen == {"old", "new"}
+    assert step > 20 and seen == {"old", "new"}
 
 
 @pytest.mark.parametrize("names", [CALLS, ("replace",), ("replace", "unlink")], ids=["all", "renames", "both"])
