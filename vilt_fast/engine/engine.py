@@ -19,6 +19,7 @@ from vilt_fast.models.vilt import (
     ViltForMaskedLM,
     ViltForQuestionAnswering,
 )
+from vilt_fast.processing.encoding import check_unicode
 
 _KINDS = {
     "answer": (ViltForQuestionAnswering,),
@@ -171,6 +172,7 @@ class Engine:
         self._check_kind(kind)
         if not isinstance(question, str):
             raise ValueError(f"text: got {type(question).__name__}, wanted str")
+        check_unicode(question, "text")  # here, where it is this pair's error: texts are tokenised together
         return self._pipeline.submit(kind, image, question)
 
     def warmup(self) -> None:
