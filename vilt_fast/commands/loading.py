@@ -118,12 +118,12 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     return pictures, *load(arguments)
 
 
-def check_out(path: str, wanted: str = "a PNG file") -> None:
-    """Report an --out that cannot be written before the work is done. OSError says why."""
+def check_out(path: str, wanted: str = "a PNG file", option: str = "--out") -> None:
+    """Report an output that cannot be written before the work is done. OSError says why."""
     if Path(path).is_dir():
-        raise IsADirectoryError(f"--out: {path!r} is a directory, wanted the name of {wanted}")
+        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of {wanted}")
     if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out: the directory of {path!r} does not exist")
+        raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
 
 
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
