@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import vilt_fast
 from vilt_fast import ops
 from vilt_fast.bench import ablation, verify, workloads
 from vilt_fast.bench.case import Case, tiny_config
