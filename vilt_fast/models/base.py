@@ -143,9 +143,7 @@ def _read_config(
     unknown = sorted(set(overrides) - {*vars(config_class()), "num_labels"})
     if unknown:
         raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(unknown)}")
-    if Path(name_or_path).suffix == ".ckpt":
-        return config_class.from_dict(checkpoints.read_original_config(name_or_path), **overrides)
-    if Path(name_or_path).is_file():
+    if Path(name_or_path).is_file() and Path(name_or_path).suffix != ".ckpt":
         name_or_path = Path(name_or_path).parent
     return config_class.from_pretrained(name_or_path, **hub, **overrides)
 
