@@ -181,6 +181,10 @@ class Layout:
         """(total_tokens, d) to (B, L + CLS + max_patches, d), zero where nothing stands."""
         return _place(tokens, self.padded_row)
 
+    def unpack_text(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, d) to (B, L, d), the words alone, zero where they are masked."""
+        return _place(tokens, self.text_row.long())
+
     def unpack_words(self, values: Tensor) -> Tensor:
         """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
         kept = self.text_row >= 0

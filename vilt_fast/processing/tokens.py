@@ -116,7 +116,10 @@ class TokenTable:
         """Token -> id, appended tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
-    vocab = property(get_vocab)
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As `get_vocab()`."""
+        return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
@@ -127,7 +130,10 @@ class TokenTable:
         """Token -> id, for the tokens that are matched whole."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
 
-    added_tokens_encoder = property(get_added_vocab)
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """As `get_added_vocab()`."""
+        return self.get_added_vocab()
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens (strings, `AddedToken`s) that the vocabulary lacks; return how many were new.
@@ -173,7 +179,10 @@ class TokenTable:
         """The special tokens without a name."""
         return [token.content for token in self._extra]
 
-    additional_special_tokens = extra_special_tokens  # transformers 4.37's name
+    @property
+    def additional_special_tokens(self) -> list[str]:
+        """As `extra_special_tokens` (transformers 4.37's name)."""
+        return self.extra_special_tokens
 
     @property
     def all_special_tokens(self) -> list[str]:
