@@ -1,4 +1,4 @@
-# `make demo` answers questions about pictures, `make test` runs the tests; each makes .venv by itself.
+# `make demo` answers questions about images, `make test` runs the tests; each makes .venv by itself.
 # Another Python: `make PYTHON=python3.12 demo`. Fewer or more test processes: `make JOBS=4 test`.
 
 PYTHON ?= python3
