@@ -359,3 +359,54 @@ def test_a_directory_in_the_place_of_a_file_is_refused(helpers, tmp_path, kind, 
     with pytest.raises(IsADirectoryError, match=f"{name} is a directory"):
         helpers.make(NAME, 2).save_pretrained(tmp_path, **KINDS[kind])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("size", ["5IB", "5K", "GB", "-1GB", "1.5GB", 0, True])
+def test_what_is_no_size_of_a_shard(helpers, tmp_path, size):
+    with pytest.raises(ValueError, match="max_shard_size: got"):
+        helpers.make("ViltModel").save_pretrained(tmp_path, max_shard_size=size)
+
+
+class _Derived(vilt_fast.ViltConfig):
+    """A user's own configuration."""
+
+    model_type = "my_vilt"
+
+
+class _DerivedModel(vilt_fast.ViltForMaskedLM):
+    config_class = _Derived
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_derived_configuration_has_the_names_of_its_base(helpers, tmp_path, tied):
+    plain = helpers.make("ViltForMaskedLM", tie_word_embeddings=tied)
+    fields = {name: value for name, value in plain.config.to_dict().items() if name != "model_type"}
+    model = helpers.randomise(_DerivedModel(_Derived(**fields)), 1)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "my_vilt"
+    again = _DerivedModel.from_pretrained(tmp_path)
+    assert type(again.config) is _Derived and helpers.same(again.state_dict(), model.state_dict())
+
+
+class _Foreign(nn.Module):
+    """A module with the configuration of another architecture."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.Linear(2, 3)
+
+
+class _BertConfig:
+    model_type = "bert"
+
+
+@pytest.mark.parametrize("config", [_BertConfig(), None], ids=["another architecture", "no configuration"])
+def test_other_modules_are_saved_and_refused_by_name(helpers, tmp_path, config):
+    module = _Foreign(config)
+    checkpoints.save_weights(module, tmp_path / "foreign")
+    saved = load_file(tmp_path / "foreign" / "model.safetensors")
+    assert helpers.same(saved, module.state_dict())
+    helpers.make("ViltModel").save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match="holds no weights of _Foreign: it looks like"):
+        checkpoints.load_weights(module, tmp_path / "ours")

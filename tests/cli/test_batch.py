@@ -220,4 +220,4 @@ def test_wrong_usage(fail, folder, monkeypatch, tmp_path, arguments, named):
 def test_folder_without_pictures(fail, tmp_path):
     (tmp_path / "empty").mkdir()
     shown = fail("ask", "--images", str(tmp_path / "empty"), "--questions", "a", "--out", str(tmp_path / "b.jsonl"))
-    assert "no picture" in shown
+    assert "no image" in shown

@@ -428,3 +428,28 @@ def test_special_tokens_that_the_vocabulary_lacks_are_appended(vocab_file):
     ours, theirs = BertTokenizer(vocab_file, **arguments), Theirs(str(vocab_file), **arguments)
     assert ours.get_vocab() == theirs.get_vocab()
     assert_equal_calls(ours, theirs, ["the cat <sep> [SEP]", "a"], padding=True)
+
+
+def test_other_names_follow_what_a_subclass_overrides(vocab_file):
+    class Mine(BertTokenizer):
+        def __call__(self, text, text_pair=None, **kwargs):
+            return super().__call__(text.upper(), text_pair, **kwargs)
+
+        def get_vocab(self):
+            return {"mine": 0}
+
+        def get_added_vocab(self):
+            return {"added": 1}
+
+        @property
+        def extra_special_tokens(self):
+            return ["extra"]
+
+    mine = Mine(vocab_file, do_lower_case=False)
+    assert (
+        mine.encode_plus("cat")["input_ids"]
+        == mine("cat")["input_ids"]
+        != BertTokenizer(vocab_file)("cat")["input_ids"]
+    )
+    assert mine.vocab == {"mine": 0} and mine.added_tokens_encoder == {"added": 1}
+    assert mine.additional_special_tokens == ["extra"]

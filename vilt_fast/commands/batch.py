@@ -98,7 +98,7 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
     suffixes = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not paths:
-        raise ValueError(f"--images: no picture in {arguments.folder!r}, nor in the folders in it")
+        raise ValueError(f"--images: no image in {arguments.folder!r}, nor in the folders in it")
     entries = (
         Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
         for path, question in itertools.product(paths, questions)
@@ -150,7 +150,7 @@ def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
             written = json.loads(line)
             if entry is None or {name: written.get(name) for name in entry.asked} != json.loads(_to_json(entry.asked)):
                 raise ValueError(
-                    f"--out: line {done + 1} of {str(out)!r} is about another picture or question than the input, "
+                    f"--out: line {done + 1} of {str(out)!r} is about another image or question than the input, "
                     "wanted the output of the same input, or another name"
                 )
             done, kept_bytes = done + 1, kept_bytes + len(line)

@@ -114,8 +114,8 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    pictures: list[Any] = [load_image(path, name="IMAGE") for path in paths]
-    return pictures, *load(arguments)
+    images: list[Any] = [load_image(path, name="IMAGE") for path in paths]
+    return images, *load(arguments)
 
 
 def check_out(path: str, wanted: str = "a PNG file", option: str = "--out") -> None:

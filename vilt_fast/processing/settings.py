@@ -108,20 +108,21 @@ class Settings:
             value = entry.metadata["none_means"] if value is None else value
             setattr(self, entry.name, check_setting(entry.name, value))
 
-    def target_size(self, name: str, height: int, width: int) -> tuple[int, int]:
-        """`resize_size` of an image, which errors call `name`.
 
-        Raises:
-            ValueError: a side would be 0.
-        """
-        size = resize_size(height, width, self.size["shortest_edge"], self.size_divisor)
-        if 0 in size:
-            raise ValueError(
-                f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 "
-                f"when the longer one is limited and both are floored to multiples of {self.size_divisor}; crop or pad "
-                "it"
-            )
-        return size
+def target_size(settings: Settings, name: str, height: int, width: int) -> tuple[int, int]:
+    """`resize_size` of an image, which errors call `name`.
+
+    Raises:
+        ValueError: a side would be 0.
+    """
+    # No method: a preprocessor_config.json may hold a key of any name, which becomes an attribute.
+    size = resize_size(height, width, settings.size["shortest_edge"], settings.size_divisor)
+    if 0 in size:
+        raise ValueError(
+            f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
+            f"the longer one is limited and both are floored to multiples of {settings.size_divisor}; crop or pad it"
+        )
+    return size
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))

@@ -185,7 +185,9 @@ class BertTokenizer(TokenTable):
         """The `input_ids` of `__call__`, whose other arguments it takes."""
         return self(text, text_pair, **kwargs)["input_ids"]
 
-    encode_plus = __call__  # transformers 4.37's name
+    def encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        """As `__call__` (transformers 4.37's name)."""
+        return self(text, text_pair, **kwargs)
 
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **kwargs: Any) -> BatchEncoding:
         """As `__call__` with a list of texts or pairs (transformers 4.37's name)."""
