@@ -1,4 +1,4 @@
-# `make demo` answers questions about pictures, `make test` runs the tests; each makes .venv by itself.
+# `make demo` answers questions about images, `make test` runs the tests; each makes .venv by itself.
 # Another Python: `make PYTHON=python3.12 demo`. Fewer or more test processes: `make JOBS=4 test`.
 
 PYTHON ?= python3
@@ -39,10 +39,13 @@ lint: types
 	$(BIN)/ruff format --check .
 
 # kernels/, reference/ and bench/ install as vilt_fast.*, which a type checker cannot know: it gets a tree of links.
+# user_code.py is code as users write it, and what it must be typed as.
 types: .venv/.dev
 	@rm -rf build/types && mkdir -p build/types/vilt_fast
 	@ln -s $(CURDIR)/vilt_fast/* $(CURDIR)/kernels $(CURDIR)/reference $(CURDIR)/bench build/types/vilt_fast/
+	@ln -s $(CURDIR)/tests/types/user_code.py build/types/
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p vilt_fast
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache user_code.py
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,9 @@
 """The switch between kernels and reference."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -68,3 +72,35 @@ def test_kernels_without_triton_raise_and_say_what_to_do(monkeypatch: pytest.Mon
     monkeypatch.setattr(ops, "_HAS_TRITON", False)
     with vilt_fast.backend("kernels"), pytest.raises(RuntimeError, match=r'backend\("reference"\)'):
         _call()
+
+
+def test_compilation_traces_through_the_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides, in one graph; fullgraph=True raises where tracing stops."""
+    kernels = pytest.importorskip("vilt_fast.kernels.linear", reason="Triton is not installed here")
+    monkeypatch.setattr(kernels, "linear", lambda input, weight, bias, **options: input @ weight.T + 1)
+    compiled = torch.compile(lambda x: ops.linear(x, x), backend="eager", fullgraph=True)
+    x = torch.eye(3)
+    assert torch.equal(compiled(x), x)
+    with vilt_fast.backend("kernels"):
+        assert torch.equal(compiled(x), x + 1)
+    assert torch.equal(compiled(x), x)
+
+
+def test_compilation_imports_the_kernels_that_it_meets(tmp_path) -> None:
+    """In a fresh process, where nothing imported them before the trace."""
+    pytest.importorskip("triton", reason="Triton is not installed here")
+    code = """
+import sys, torch, vilt_fast
+from vilt_fast import ops
+
+compiled = torch.compile(lambda x: ops.layer_norm(x, x[0], x[0], 1e-6), backend="eager", fullgraph=True)
+try:
+    with vilt_fast.backend("kernels"):
+        compiled(torch.ones(2, 2))
+except Exception as error:
+    print(error)
+print("vilt_fast.kernels.layer_norm" in sys.modules, "vilt_fast.kernels.linear" in sys.modules)
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("True False\n") and "marked as skipped" not in done.stdout, done.stdout + done.stderr

@@ -97,6 +97,18 @@ print(json.dumps({"first": first, "all": sorted({name.split(".")[0] for name in 
     assert seen["cuda"] is False
 
 
+def test_a_configuration_needs_no_torch(tmp_path):
+    """Reading and writing one is a matter of milliseconds."""
+    code = """
+import sys
+from vilt_fast import ViltConfig, checkpoints
+ViltConfig(hidden_size=24, num_labels=3).save_pretrained("here")
+assert ViltConfig.from_pretrained("here").num_labels == 3
+print("torch" in sys.modules, callable(checkpoints.load_weights), "torch" in sys.modules)
+"""
+    assert run_python(code, cwd=tmp_path) == "False True True\n"
+
+
 def test_import_makes_no_gpu_query(tmp_path):
     code = """
 import torch

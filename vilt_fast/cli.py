@@ -120,7 +120,7 @@ def _model(required: bool) -> tuple[_Option, ...]:
         _Option(
             "--processor",
             metavar="DIR|HUB_ID",
-            help="where the vocabulary and the picture settings are (default: the same as --model)",
+            help="where the vocabulary and the image settings are (default: the same as --model)",
         ),
         _DEVICE,
         _Option("--dtype", default="float32", help="float32, float64, bfloat16 or float16 (default: float32)"),
@@ -133,7 +133,7 @@ def _evaluate(default: int, help: str) -> _Option:
     return _Option("--evaluate", type=_natural, default=default, metavar="N", help=help)
 
 
-_IMAGE = _Option("image", metavar="IMAGE", help="the picture's file")
+_IMAGE = _Option("image", metavar="IMAGE", help="the image's file")
 _DEVICE = _Option("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 _JSON = _Option("--json", action="store_true", help="print JSON")
 _BENCH = (
@@ -150,20 +150,20 @@ _TARGETS = "sm80,sm90,sm100,gfx942"
 _COMMANDS = {
     "demo": _Command(
         "answer:demo",
-        "answer questions about the bundled pictures and draw where the model looked",
+        "answer questions about the bundled images and draw where the model looked",
         "vilt-fast demo --out demo.png",
-        _Option("--out", metavar="PNG", default="demo.png", help="the picture to write (default: demo.png)"),
-        _evaluate(0, "instead, measure the model on N fresh pictures; the model card's N is 2000"),
+        _Option("--out", metavar="PNG", default="demo.png", help="the image to write (default: demo.png)"),
+        _evaluate(0, "instead, measure the model on N fresh images; the model card's N is 2000"),
     ),
     "ask": _Command(
         "answer:ask",
-        "answer a question about a picture, or many",
+        "answer a question about an image, or many",
         'vilt-fast ask photo.jpg "How many cats are there?" --model dandelin/vilt-b32-finetuned-vqa\n'
         '  vilt-fast ask --images photos --questions "How many cats are there?" --out answers.jsonl\n'
         "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl",
-        _Option("image", metavar="IMAGE", nargs="?", help="the picture's file"),
+        _Option("image", metavar="IMAGE", nargs="?", help="the image's file"),
         _Option("question", metavar="QUESTION", nargs="?"),
-        _Option("--images", metavar="FOLDER", dest="folder", help="ask about every picture in it"),
+        _Option("--images", metavar="FOLDER", dest="folder", help="ask about every image in it"),
         _Option(
             "--questions",
             metavar="TEXT|FILE",
@@ -175,13 +175,13 @@ _COMMANDS = {
         _Option(
             "--out",
             metavar="FILE",
-            help="also draw the picture, the answers and where the model looked, as PNG; for many, the .jsonl with the "
+            help="also draw the image, the answers and where the model looked, as PNG; for many, the .jsonl with the "
             "answers: if it exists, continue after its last line",
         ),
     ),
     "fill": _Command(
         "score:fill",
-        "fill the masked words of a text about a picture, one by one, the surest first",
+        "fill the masked words of a text about an image, one by one, the most confident first",
         'vilt-fast fill photo.jpg "a bunch of [MASK] laying on a [MASK]." --model dandelin/vilt-b32-mlm',
         _IMAGE,
         _Option("text", metavar="TEXT", help="with [MASK] for each word to fill"),
@@ -189,7 +189,7 @@ _COMMANDS = {
     ),
     "match": _Command(
         "score:match",
-        "score how well each text fits a picture, best first",
+        "score how well each text matches an image, best first",
         'vilt-fast match photo.jpg "two cats on a couch" "a football game" --model dandelin/vilt-b32-finetuned-coco',
         _IMAGE,
         _Option("texts", metavar="TEXT", nargs="+"),
@@ -197,9 +197,9 @@ _COMMANDS = {
     ),
     "nlvr": _Command(
         "score:nlvr",
-        "say whether a sentence about two pictures is true",
+        "say whether a sentence about two images is true",
         'vilt-fast nlvr left.jpg right.jpg "The left image has more dogs." --model dandelin/vilt-b32-finetuned-nlvr2',
-        _Option("images", metavar="IMAGE", nargs=2, help="the two pictures, left and right"),
+        _Option("images", metavar="IMAGE", nargs=2, help="the two images, left and right"),
         _Option("text", metavar="TEXT"),
         *_model(required=True),
     ),
@@ -209,12 +209,12 @@ _COMMANDS = {
         "vilt-fast train-demo --out runs/demo --seed 1",
         _Option("--out", metavar="DIR", default="runs/demo", help="where the model goes (default: runs/demo)"),
         _Option("--resume", action="store_true", help="continue from the checkpoint in --out"),
-        _Option("--seed", type=_natural, default=0, metavar="N", help="of weights and pictures (default: 0)"),
+        _Option("--seed", type=_natural, default=0, metavar="N", help="of weights and images (default: 0)"),
         _Option("--steps", type=_positive, metavar="N", help="of the optimizer (default: the recipe's)"),
         _Option("--minutes", type=_minutes, metavar="M", help="stop after M minutes; --resume continues"),
         _Option("--workers", type=_natural, default=2, metavar="N", help="processes that draw (default: 2)"),
         _DEVICE,
-        _evaluate(2000, "fresh pictures to measure it on; 0: none (default: 2000)"),
+        _evaluate(2000, "fresh images to measure it on; 0: none (default: 2000)"),
         _Option("--quiet", action="store_true", help="no progress bar"),
     ),
     "check": _Command(
@@ -259,7 +259,7 @@ _COMMANDS = {
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vilt-fast", description="Ask questions about pictures, with ViLT on packed tokens.")
+    parser = _Parser(prog="vilt-fast", description="Ask questions about images, with ViLT on packed tokens.")
     parser.add_argument("--version", action="version", version=f"vilt_fast {vilt_fast.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)

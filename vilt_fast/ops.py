@@ -4,12 +4,13 @@
 was sent to the kernels and cannot run there raises. Shapes, dtypes and errors are documented in `vilt_fast.reference`,
 where each operation has a file of its own; `vilt_fast.kernels` has a file of the same name.
 
-`OPERATIONS` is the list of operations. Whatever goes over all of them reads it: the switch, the compiler
+`OPERATIONS` is the only list of operations. Whatever goes over all of them reads it: the switch, the compiler
 (`bench/compile.py`), tolerances, `vilt-fast check`, the bench and the ablation.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -142,9 +143,20 @@ def side(reference: ModuleType, tensor: Tensor) -> Any:
             f"{operation}: the kernels need Triton, which is not installed; install triton, or run the PyTorch "
             'reference with `with vilt_fast.backend("reference"): ...`'
         )
-    from vilt_fast.kernels import operations  # here, so that `import vilt_fast` needs no Triton
+    _load_kernels(operation)
+    from vilt_fast import kernels
 
-    return getattr(operations, operation)
+    return getattr(kernels, operation)
+
+
+def _load_kernels(operation: str) -> None:
+    """Import a file of `kernels` when it is first used: `import vilt_fast` needs no Triton."""
+    importlib.import_module(f"vilt_fast.kernels.{operation}")
+
+
+# torch.compile calls it instead of tracing it, as importlib cannot be traced. The mark is all that
+# `torch.compiler.assume_constant_result` sets, after an import of torch._dynamo that takes a second.
+_load_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def linear(

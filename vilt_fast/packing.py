@@ -181,6 +181,10 @@ class Layout:
         """(total_tokens, d) to (B, L + CLS + max_patches, d), zero where nothing stands."""
         return _place(tokens, self.padded_row)
 
+    def unpack_text(self, tokens: Tensor) -> Tensor:
+        """(total_tokens, d) to (B, L, d), the words alone, zero where they are masked."""
+        return _place(tokens, self.text_row.long())
+
     def unpack_words(self, values: Tensor) -> Tensor:
         """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
         kept = self.text_row >= 0
@@ -237,9 +241,9 @@ def _mask_checks(attention_mask: Tensor, pixel_mask: Tensor | None) -> list[Chec
         size = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1)
         rectangle = top_left_mask(size, (mask.shape[1], mask.shape[2]))
         message = (
-            "pixel_mask: the valid pixels of picture {} must form one rectangle that starts at the top left corner; to "
-            "drop patches inside a picture, use patch_mask"
+            "pixel_mask: the valid pixels of image {} must form one rectangle that starts at the top left corner; to "
+            "drop patches inside an image, use patch_mask"
         )
-        checks.append(check(~mask.any(2).any(1), "pixel_mask: picture {} has no valid pixel"))
+        checks.append(check(~mask.any(2).any(1), "pixel_mask: image {} has no valid pixel"))
         checks.append(check((mask != rectangle).any(2).any(1), message))
     return checks

@@ -56,19 +56,19 @@ class PackedPixels:
         if not self.data.is_contiguous():
             raise ValueError("data: got a strided tensor, wanted a contiguous one")
         if not self.sizes or self.pairs == 0:
-            raise ValueError("sizes, picture: got none, wanted at least one picture and one pair")
+            raise ValueError("sizes, picture: got none, wanted at least one image and one pair")
         for index, size in enumerate(self.sizes):
             if min(size) < 1:
                 raise ValueError(f"sizes[{index}]: got {size}, wanted (height, width), both at least 1")
         if self.offsets[-1] > len(self.data):
-            raise ValueError(f"data: got {len(self.data)} bytes, wanted the {self.offsets[-1]} of the pictures")
+            raise ValueError(f"data: got {len(self.data)} bytes, wanted the {self.offsets[-1]} of the images")
         if 0 in self.std or not all(map(math.isfinite, (*self.mean, *self.std))):
             raise ValueError(f"mean, std: got {self.mean}, {self.std}, wanted finite numbers and no std of 0")
         if self.rescale_factor == 0 or not math.isfinite(self.rescale_factor):
             raise ValueError(f"rescale_factor: got {self.rescale_factor}, wanted a finite number other than 0")
         for pair, index in enumerate(self.picture or ()):
             if not 0 <= index < len(self):
-                raise ValueError(f"picture[{pair}]: got {index}, wanted 0..{len(self) - 1}, one of the pictures")
+                raise ValueError(f"picture[{pair}]: got {index}, wanted 0..{len(self) - 1}, one of the images")
 
     def __len__(self) -> int:
         """The number of images."""
@@ -86,7 +86,7 @@ class PackedPixels:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Where in `data` each picture starts, followed by where the last one ends."""
+        """Where in `data` each image starts, followed by where the last one ends."""
         return tuple(accumulate((CHANNELS * height * width for height, width in self.sizes), initial=0))
 
     @cached_property

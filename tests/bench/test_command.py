@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vilt_fast.bench import results
+from vilt_fast.bench import results, suites
 from vilt_fast.cli import main
 
 pytest.importorskip("transformers", minversion="5.0", reason="transformers is a contestant")
@@ -64,9 +64,14 @@ def test_ablate(tmp_path, capsys):
         (["ablate", "--only", "magic"], "got 'magic'"),
         (["ablate", "--without", "magic"], "got 'magic'"),
         (["ablate", "--only", "uint8"], "builds on packing"),
+        (["ablate", "--only", ""], "switches: got ''"),
+        (["ablate", "--plot", "."], "--plot: '.' is a directory"),
+        (["ablate", "--plot", ""], "--plot: '' is a directory"),
+        (["ablate", "--plot", "nowhere/a.png"], "--plot: the directory of 'nowhere/a.png'"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys):
+def test_bad_input_is_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(suites, "Run", None)  # nothing is measured
     try:
         code = main(arguments)
     except SystemExit as end:

@@ -264,3 +264,10 @@ def test_a_model_on_the_gpu(helpers, save, tmp_path):
     assert helpers.same({n: t.cpu() for n, t in model.state_dict().items()}, other.state_dict())
     checkpoints.save_weights(model, tmp_path / "again")
     assert helpers.same(load_file(tmp_path / "again/model.safetensors"), other.state_dict())
+
+
+@pytest.mark.parametrize("name", ["load_weights", "stored_dtype"])
+def test_a_wrong_argument_names_the_function_that_was_called(helpers, name):
+    model = [helpers.make("ViltModel")] if name == "load_weights" else []
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'cache'"):
+        getattr(checkpoints, name)(*model, "somewhere", cache="x")

@@ -231,7 +231,7 @@ def test_eps_matters_to_this_test():
 def test_the_configuration(tmp_path):
     for task, name in TASKS.items():
         torch.save(checkpoint(Original(task), hyper_parameters=hyper_parameters()), tmp_path / "vilt.ckpt")
-        config = vilt_fast.ViltConfig(**checkpoints.read_original_config(tmp_path / "vilt.ckpt"))
+        config = vilt_fast.ViltConfig.from_pretrained(tmp_path / "vilt.ckpt")
         wanted = dict(
             vocab_size=WORDS,
             type_vocab_size=2,
@@ -260,16 +260,24 @@ def test_the_configuration(tmp_path):
         assert config.to_dict()["architectures"] == [name]
 
 
+def test_fields_may_be_overridden(tmp_path):
+    torch.save(checkpoint(Original("nlvr2"), hyper_parameters=hyper_parameters()), tmp_path / "vilt.ckpt")
+    path = str(tmp_path / "vilt.ckpt")
+    config = vilt_fast.ViltConfig.from_pretrained(path, max_image_length=9, num_labels=4, revision="unused")
+    assert (config.max_image_length, config.num_labels, config.hidden_size) == (9, 4, HIDDEN)
+    assert checkpoints.read_original_fields(path)["hidden_size"] == HIDDEN
+
+
 def test_weights_alone_have_heads_of_64(tmp_path):
     """Without hyperparameters: 64 a head, as in every model the paper trains."""
     state = Original("itm").state_dict()
     wide = {name: _widen(name, tensor) for name, tensor in state.items()}
     torch.save({"state_dict": wide}, tmp_path / "vilt.ckpt")
-    config = vilt_fast.ViltConfig(**checkpoints.read_original_config(tmp_path / "vilt.ckpt"))
+    config = vilt_fast.ViltConfig.from_pretrained(tmp_path / "vilt.ckpt")
     assert (config.hidden_size, config.num_attention_heads, config.hidden_dropout_prob) == (128, 2, 0.0)
     torch.save(state, tmp_path / "small.ckpt")  # a bare state dict, 32 wide
     with pytest.raises(ValueError, match=r"small\.ckpt: the number of attention heads .* give config="):
-        checkpoints.read_original_config(tmp_path / "small.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "small.ckpt")
     config = vilt_fast.ViltConfig(
         vocab_size=WORDS,
         max_position_embeddings=LENGTH,
@@ -314,10 +322,10 @@ def test_the_head_counts_that_a_vit_name_fixes(tmp_path):
         ({"num_heads": 16}, 16),
     ):
         torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(**fields)), tmp_path / "vilt.ckpt")
-        assert checkpoints.read_original_config(tmp_path / "vilt.ckpt")["num_attention_heads"] == heads
+        assert vilt_fast.ViltConfig.from_pretrained(tmp_path / "vilt.ckpt").num_attention_heads == heads
     torch.save(checkpoint(Original("itm"), hyper_parameters=hyper_parameters(num_heads=5)), tmp_path / "vilt.ckpt")
     with pytest.raises(ValueError, match="hidden size 32 cannot be determined .hyper_parameters say 5"):
-        checkpoints.read_original_config(tmp_path / "vilt.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "vilt.ckpt")
 
 
 def test_objects_of_the_trainer_do_not_keep_the_weights_from_loading(tmp_path, lightning):
@@ -413,19 +421,19 @@ def test_bad_originals_name_their_tensors(tmp_path, helpers):
 
 def test_no_original(tmp_path, helpers):
     with pytest.raises(FileNotFoundError, match="absent.ckpt"):
-        checkpoints.read_original_config(tmp_path / "absent.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "absent.ckpt")
     torch.save(helpers.make("ViltModel").state_dict(), tmp_path / "ours.ckpt")
     with pytest.raises(ValueError, match=r"ours\.ckpt is no checkpoint of the original ViLT repository; it holds emb"):
-        checkpoints.read_original_config(tmp_path / "ours.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "ours.ckpt")
     state = Original("vqa").state_dict()
     state["transformer.pos_embed"] = torch.ones(1, 12, HIDDEN)
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters()}, tmp_path / "table.ckpt")
     with pytest.raises(ValueError, match=r"pos_embed has shape \(1, 12, 32\), wanted \(1, 1 \+ n \* n, hidden\)"):
-        checkpoints.read_original_config(tmp_path / "table.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "table.ckpt")
     del state["text_embeddings.position_embeddings.weight"], state["token_type_embeddings.weight"]
     torch.save(state, tmp_path / "half.ckpt")
     with pytest.raises(ValueError, match="lacks text_embeddings.position_embeddings.weight, token_type_embeddings"):
-        checkpoints.read_original_config(tmp_path / "half.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "half.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "table.ckpt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.ckpt is truncated"):
-        checkpoints.read_original_config(tmp_path / "cut.ckpt")
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "cut.ckpt")

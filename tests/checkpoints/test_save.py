@@ -301,3 +301,112 @@ def test_companions_come_with_the_weights_or_not_at_all(helpers, tmp_path, monke
     with pytest.raises(PermissionError):
         checkpoints.save_weights(helpers.make(NAME, 2), tmp_path, companions={"note.txt": "second"})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("first, second", [("one", "shards"), ("shards", "one"), ("one", "bin"), ("shards", "shards")])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_an_interrupt_leaves_one_checkpoint_and_nothing_of_the_other(
+    helpers, tmp_path, monkeypatch, first, second, after
+):
+    """It comes once, before or after the first, second, ... rename, link or removal."""
+    models = [helpers.make(NAME, 1), helpers.make(NAME, 2, num_labels=5)]
+    models[0].save_pretrained(tmp_path / "first", **KINDS[first])
+    models[1].save_pretrained(tmp_path / "second", **KINDS[second])
+    whole = [_contents(tmp_path / name) for name in ("first", "second")]
+    for step in range(1, 200):
+        directory = tmp_path / str(step)
+        models[0].save_pretrained(directory, **KINDS[first])
+        calls = []
+        with monkeypatch.context() as patch:
+            for name in ("replace", "link", "unlink"):
+                patch.setattr(os, name, _interrupts(getattr(os, name), calls, step, after))
+            try:
+                models[1].save_pretrained(directory, **KINDS[second])
+            except KeyboardInterrupt:
+                pass
+        assert _contents(directory) in whole, (step, files(directory))
+        if len(calls) < step:
+            break
+    assert 5 < len(calls) < step
+
+
+def _contents(directory: Path) -> dict[str, bytes]:
+    """By name; what a removal that did not happen has left is hidden, and no reader looks at it."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
+
+
+def _interrupts(function, calls, step, after):
+    def call(*arguments, **options):
+        calls.append(function)
+        if len(calls) != step:
+            return function(*arguments, **options)
+        if after:
+            function(*arguments, **options)
+        raise KeyboardInterrupt
+
+    return call
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin"])
+def test_a_directory_in_the_place_of_a_file_is_refused(helpers, tmp_path, kind, name):
+    """Whether it would be replaced or, as the weights of an earlier save, be removed."""
+    helpers.make(NAME).save_pretrained(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(IsADirectoryError, match=f"{name} is a directory"):
+        helpers.make(NAME, 2).save_pretrained(tmp_path, **KINDS[kind])
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("size", ["5IB", "5K", "GB", "-1GB", "1.5GB", 0, True])
+def test_what_is_no_size_of_a_shard(helpers, tmp_path, size):
+    with pytest.raises(ValueError, match="max_shard_size: got"):
+        helpers.make("ViltModel").save_pretrained(tmp_path, max_shard_size=size)
+
+
+class _Derived(vilt_fast.ViltConfig):
+    """A user's own configuration."""
+
+    model_type = "my_vilt"
+
+
+class _DerivedModel(vilt_fast.ViltForMaskedLM):
+    config_class = _Derived
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_derived_configuration_has_the_names_of_its_base(helpers, tmp_path, tied):
+    plain = helpers.make("ViltForMaskedLM", tie_word_embeddings=tied)
+    fields = {name: value for name, value in plain.config.to_dict().items() if name != "model_type"}
+    model = helpers.randomise(_DerivedModel(_Derived(**fields)), 1)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "my_vilt"
+    again = _DerivedModel.from_pretrained(tmp_path)
+    assert type(again.config) is _Derived and helpers.same(again.state_dict(), model.state_dict())
+
+
+class _Foreign(nn.Module):
+    """A module with the configuration of another architecture."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = nn.Linear(2, 3)
+
+
+class _BertConfig:
+    model_type = "bert"
+
+
+@pytest.mark.parametrize("config", [_BertConfig(), None], ids=["another architecture", "no configuration"])
+def test_other_modules_are_saved_and_refused_by_name(helpers, tmp_path, config):
+    module = _Foreign(config)
+    checkpoints.save_weights(module, tmp_path / "foreign")
+    saved = load_file(tmp_path / "foreign" / "model.safetensors")
+    assert helpers.same(saved, module.state_dict())
+    helpers.make("ViltModel").save_pretrained(tmp_path / "ours")
+    with pytest.raises(ValueError, match="holds no weights of _Foreign: it looks like"):
+        checkpoints.load_weights(module, tmp_path / "ours")

@@ -26,6 +26,7 @@ def test_help_has_an_example(capsys, command):
         cli.main([command, "--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and f"example:\n  vilt-fast {command}" in out
+    assert "picture" not in out.lower()  # one word for one thing: an image
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -142,6 +142,60 @@ def test_another_file_is_not_overwritten(fail, models, folder, tmp_path, photo):
     assert "line 1" in fail(*command, str(out))
 
 
+def test_questions_that_are_no_unicode_are_errors_in_their_place(run, models, folder, tmp_path):
+    """Half of a surrogate pair, escaped and as bytes; a pair as bytes, which JSON reads back as one character."""
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
+    image = json.dumps(str(folder / "00.png")).encode()
+    halves = [rb"\ud800", b"\xed\xa0\x80", b"\xed\xa0\xbd\xed\xb8\x80"]
+    texts = [b"what color", *(b"is it " + half for half in halves), b"how many cat"]
+    lines = [b'{"image": %s, "question": "%s"}\n' % (image, text) for text in texts]
+    lines += [b'{"image": "\\ud800.png", "question": "a"}\n']
+    lines += [b'{"image": %s, "question": "a", "id": ["\\ud800"]}\n' % image]
+    pairs.write_bytes(b"".join(lines))
+    command = ("ask", "--questions", str(pairs), "--out", str(out), "--model", models["ask"])
+    assert "3 answered, 4 with an error" in run(*command)
+    written = lines_of(out)
+    assert ["answer" in line for line in written] == [True, False, False, False, True, False, True]
+    for number in (1, 2, 3):
+        assert f"pairs.jsonl, line {number + 1}: question: character 6 is a lone surr" in written[number]["error"]
+    assert written[1]["question"] == "is it \ud800" and written[6]["id"] == ["\ud800"]
+    assert_continues(run, command, out)
+
+
+def test_a_file_of_questions_with_one_that_is_no_unicode(run, models, folder, tmp_path):
+    questions, out = tmp_path / "questions.txt", tmp_path / "answers.jsonl"
+    questions.write_bytes(b"what color\nis it \xed\xa0\x80\nis \xed\xa0\xbd\xed\xb8\x80\n")
+    command = ("ask", "--images", str(folder), "--questions", str(questions), "--out", str(out))
+    command += ("--model", models["ask"])
+    assert "12 answered, 24 with an error" in run(*command)
+    for number, line in enumerate(lines_of(out)):
+        assert ("answer" in line) == (number % 3 == 0)
+        assert number % 3 == 0 or "lone surrogate" in line["error"]
+    assert_continues(run, command, out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes")
+def test_a_picture_whose_name_is_no_unicode(run, models, folder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / os.fsdecode(b"\xff.png")).write_bytes((folder / "00.png").read_bytes())
+    out = tmp_path / "answers.jsonl"
+    command = ("ask", "--images", str(tmp_path / "in"), "--questions", "what color", "--out", str(out))
+    command += ("--model", models["ask"])
+    assert "1 answered, 0 with an error" in run(*command)
+    assert lines_of(out)[0]["image"] == "\udcff.png"
+    assert_continues(run, command, out)
+
+
+def assert_continues(run, command, out):
+    """From the middle and from the end."""
+    whole = out.read_bytes()
+    out.write_bytes(whole[: len(whole) // 2])
+    run(*command)
+    assert without_rounding(out.read_bytes()) == without_rounding(whole)
+    assert "were there before" in run(*command)
+    assert without_rounding(out.read_bytes()) == without_rounding(whole)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -166,4 +220,4 @@ def test_wrong_usage(fail, folder, monkeypatch, tmp_path, arguments, named):
 def test_folder_without_pictures(fail, tmp_path):
     (tmp_path / "empty").mkdir()
     shown = fail("ask", "--images", str(tmp_path / "empty"), "--questions", "a", "--out", str(tmp_path / "b.jsonl"))
-    assert "no picture" in shown
+    assert "no image" in shown

@@ -1,5 +1,6 @@
 """ViltConfig: fields, checks, and the way through transformers and back."""
 
+import inspect
 import json
 
 import pytest
@@ -80,3 +81,46 @@ def test_the_dtype_of_an_older_file_is_not_written_again() -> None:
     config = ViltConfig.from_dict({"model_type": "vilt", "dtype": "float16", "torch_dtype": "float16"})
     written = json.loads(config.to_json_string(torch_dtype="float32"))
     assert written["torch_dtype"] == "float32" and "dtype" not in written
+
+
+def test_the_signature_lists_every_argument() -> None:
+    """Names, order and defaults of Hugging Face's class, then what goes by keyword alone."""
+    parameters = inspect.signature(ViltConfig).parameters
+    assert (
+        list(parameters)
+        == (
+            "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size num_hidden_layers "
+            "num_attention_heads intermediate_size hidden_act hidden_dropout_prob attention_probs_dropout_prob "
+            "initializer_range layer_norm_eps image_size patch_size num_channels qkv_bias max_image_length "
+            "tie_word_embeddings num_images encoder_layer_norm_eps pad_token_id id2label label2id num_labels "
+            "output_attentions output_hidden_states return_dict kwargs"
+        ).split()
+    )
+    by_keyword = [name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert by_keyword[0] == "encoder_layer_norm_eps" and len(by_keyword) == 8
+    config = ViltConfig()
+    for name, one in parameters.items():
+        if name not in ("id2label", "label2id", "num_labels", "kwargs"):
+            assert getattr(config, name) == one.default, name
+
+
+def test_a_field_of_the_file_may_have_the_name_of_an_attribute(tmp_path) -> None:
+    content = {**ViltConfig().to_dict(), "extra": [1], "problem_type": "regression", "architectures": ["A"]}
+    config = ViltConfig.from_dict(content)
+    assert config.extra["extra"] == [1]
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert {name: saved[name] for name in content} == json.loads(json.dumps(content))
+
+
+def test_a_configuration_and_one_derived_from_it_may_be_equal() -> None:
+    class Mine(ViltConfig):
+        model_type = "my_vilt"
+
+    assert Mine(hidden_size=24) == ViltConfig(hidden_size=24) == Mine(hidden_size=24) != ViltConfig()
+    assert ViltConfig() != 3
+    assert type(Mine.from_dict(Mine().to_dict())) is Mine
+
+
+def test_the_size_of_the_position_table() -> None:
+    assert ViltConfig(image_size=64).image_shape == (64, 64) and ViltConfig(image_size=(64, 96)).image_shape == (64, 96)

@@ -1,6 +1,7 @@
 """Training: the same trajectory after a stop, the same numbers as the packed model, no test picture in sight."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -62,6 +63,35 @@ def test_seed_decides_and_resume_refuses_another(tmp_path):
         train(tmp_path / "a", recipe=TINY, steps=9, seed=3, workers=0, progress=False, resume=True)
 
 
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "pickle", "directory", "list", "no step", "other weights"])
+def test_a_broken_checkpoint_is_named(tmp_path, kind):
+    run(tmp_path, minutes=1e-9)
+    path = tmp_path / "checkpoint.pt"
+    whole, state = path.read_bytes(), torch.load(path, weights_only=True)
+    path.unlink()
+    if kind == "directory":
+        path.mkdir()
+    elif kind in ("list", "no step", "other weights"):
+        model = {"classifier.0.weight": torch.ones(3)}
+        changed = {"list": [1], "no step": {**state}, "other weights": {**state, "model": model}}[kind]
+        if kind == "no step":
+            del changed["step"]
+        torch.save(changed, path)
+    else:
+        broken = {
+            "empty": b"",
+            "text": b"no checkpoint",
+            "cut": whole[: len(whole) // 2],
+            "pickle": pickle.dumps(TINY, 2),
+        }
+        path.write_bytes(broken[kind])
+    with pytest.raises(
+        ValueError, match="^resume: .*checkpoint.pt is truncated or no checkpoint of a run: ."
+    ) as caught:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_training_leaves_the_callers_generator_and_threads_alone(tmp_path):
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     run(tmp_path)
@@ -87,6 +117,19 @@ def test_a_failed_checkpoint_leaves_the_old_one(tmp_path, monkeypatch):
 def test_bad_numbers_are_named(tmp_path, name, value):
     with pytest.raises(ValueError, match=f"{name}: got 0"):
         train(tmp_path, progress=False, workers=0, **{name: value})
+
+
+@pytest.mark.parametrize("minutes", [-1, 0, float("nan"), float("-inf")])
+def test_minutes_in_which_nothing_could_be_trained_are_refused(tmp_path, minutes):
+    with pytest.raises(ValueError, match=f"^minutes: got {minutes}"):
+        run(tmp_path / "new", minutes=minutes)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("minutes, steps", [(5e-324, 1), (None, TINY.steps), (float("inf"), TINY.steps)])
+def test_minutes_that_end_a_run_and_that_do_not(tmp_path, minutes, steps):
+    run(tmp_path, minutes=minutes)
+    assert json.loads((tmp_path / "training.json").read_text())["steps"] == steps
 
 
 def test_dense_forward_is_the_packed_model(tmp_path):

@@ -1,6 +1,7 @@
 """The engine on small real models: every pair gets the same answer as alone, whatever happens around it."""
 
 import itertools
+import re
 import threading
 
 import numpy as np
@@ -223,6 +224,23 @@ def test_bad_items_are_errors_in_their_place(model, processor, pairs, expected, 
         with pytest.raises(FileNotFoundError, match="item 3: .*nowhere.png"):
             engine.logits(images, texts)
         assert isinstance(engine.submit("nowhere.png", "a").exception(timeout=TIMEOUT_S), FileNotFoundError)
+
+
+def test_a_text_that_is_no_unicode_fails_alone(model, processor, pairs, expected):
+    images, texts = list(pairs[0]), list(pairs[1])
+    texts[4], texts[9] = "a dog \ud800", "\udfff"
+    bad = {4: r"^text: character 6 is a lone surrogate.*'a dog \\ud800'", 9: r"^text: character 0 .*'\\udfff'"}
+    with Engine(model, processor, max_wait_ms=50) as engine:
+        results = engine.logits(images, texts, on_error="return")
+        for number, result in enumerate(results):
+            if number in bad:
+                assert isinstance(result, ValueError) and re.search(bad[number], str(result)), (number, result)
+            else:
+                torch.testing.assert_close(result, expected[number], **TOLERANCE)
+        with pytest.raises(ValueError, match="^text: character 0 is a lone surrogate"):
+            engine.submit(images[0], "\ud800")
+        with pytest.raises(ValueError, match="item 4: text: character 6"):
+            engine.logits(images, texts)
 
 
 def test_out_of_memory_means_smaller_batches(model, processor, pairs, expected, monkeypatch):

@@ -309,6 +309,7 @@ def test_the_layout_names_the_patch_at_each_place():
     assert torch.equal(layout.unpack(rows)[:, : layout.text_length, 0] > 0, words), (
         "words were unpacked to other places"
     )
+    assert torch.equal(layout.unpack_text(rows)[..., 0] > 0, words)
     assert layout.unpack(rows).unique().tolist() == [0, *range(1, layout.total_tokens + 1)]
 
 

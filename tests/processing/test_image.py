@@ -20,6 +20,10 @@ from vilt_fast.processing import BatchFeature, resize_size
 THEIRS = hf.ViltImageProcessorPil()
 OURS = ViltImageProcessor()
 SMALL = {"size": {"shortest_edge": 64}}
+# In Hugging Face's order.
+SETTINGS = (
+    "do_resize size size_divisor resample do_rescale rescale_factor do_normalize image_mean image_std do_pad"
+).split()
 
 
 def random_overrides(rng):
@@ -229,6 +233,18 @@ def test_bad_settings_are_named(name, value):
         processor(picture)
 
 
+@pytest.mark.parametrize("name", ["size", "image_mean", "image_std", "do_resize"])
+def test_none_is_a_default_of_the_constructor_alone(name):
+    picture = np.zeros((40, 40, 3), np.uint8)
+    processor = ViltImageProcessor(**({} if name == "do_resize" else {name: None}))
+    assert getattr(processor, name) == getattr(OURS, name)
+    setattr(processor, name, None)
+    for call in (processor, processor.pack):
+        with pytest.raises(ValueError, match=f"^{name}: got None, wanted"):
+            call(picture)
+        call(picture, **{name: getattr(OURS, name)})
+
+
 def test_bad_arguments_of_a_call():
     picture = np.zeros((40, 40, 3), np.uint8)
     for name in ("return_tensors", "data_format", "input_data_format"):
@@ -384,3 +400,38 @@ def test_settings_by_place():
     wanted = OURS(picture, **named, return_tensors="pt")["pixel_values"]
     assert torch.equal(OURS(picture, *places, return_tensors="pt")["pixel_values"], wanted)
     assert torch.equal(ViltImageProcessor(*places)(picture, return_tensors="pt")["pixel_values"], wanted)
+
+
+def test_every_setting_goes_by_place(random_picture):
+    """In Hugging Face's order, for the class and for one call."""
+    settings = (True, {"shortest_edge": 64}, 16, 2, True, 1 / 127.5, True, [0.4] * 3, [0.6] * 3, False)
+    by_place = ViltImageProcessor(*settings)
+    assert [getattr(by_place, name) for name in SETTINGS] == list(settings)
+    image = random_picture(np.random.default_rng(0))
+    called = OURS.preprocess(image, *settings, "np", "channels_last", "channels_last")
+    assert list(called) == ["pixel_values"] and called["pixel_values"].shape[-1] == 3
+    wanted = by_place(image, return_tensors="np")["pixel_values"]
+    assert np.array_equal(called["pixel_values"].transpose(0, 3, 1, 2), wanted)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: ViltImageProcessor(*[None] * 11), "ViltImageProcessor.__init__"),
+        (lambda: ViltImageProcessor(True, do_resize=True), "ViltImageProcessor.__init__"),
+        (lambda: OURS.preprocess(1, *[None] * 14), "ViltImageProcessor.preprocess"),
+        (lambda: OURS.preprocess(1, True, do_resize=True), "ViltImageProcessor.preprocess"),
+        (lambda: OURS.preprocess(1, colour=3), "preprocess"),
+        (lambda: OURS.pack(1, colour=3), "pack"),
+    ],
+)
+def test_a_wrong_argument_names_the_function_that_was_called(call, named):
+    with pytest.raises(TypeError, match=rf"^{named}\(\) "):
+        call()
+
+
+def test_a_key_of_any_name_is_kept(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"target_size": [1, 2], "size_divisor": 16}))
+    processor = ViltImageProcessor.from_pretrained(tmp_path)
+    assert processor.target_size == [1, 2] and processor.to_dict()["target_size"] == [1, 2]
+    assert processor(np.zeros((64, 64, 3), np.uint8), return_tensors="np")["pixel_values"].shape == (1, 3, 384, 384)

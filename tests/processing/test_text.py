@@ -166,6 +166,9 @@ def test_special_tokens(ours, theirs):
     assert ours.special_tokens_map == theirs.special_tokens_map
     with pytest.raises(AttributeError, match="pad_token"):
         ours.pad_token_id = 3
+    for name in ("extra_special_tokens", "additional_special_tokens"):
+        with pytest.raises(AttributeError, match=f"^{name}: cannot be assigned"):
+            setattr(ours, name, ["a"])
 
 
 def test_decode_in_every_form(ours, theirs):
@@ -363,6 +366,9 @@ def test_bad_texts_are_named(text, pair, words, message, ours):
             "^max_length: got 9, wanted a multiple",
         ),
         ({"truncation": "only_second", "max_length": 4}, "^truncation: got 'only_second'"),
+        ({"add_special_tokens": None}, "^add_special_tokens: got None, wanted True or False"),
+        ({"is_split_into_words": None}, "^is_split_into_words: got None"),
+        ({"split_special_tokens": "no"}, "^split_special_tokens: got 'no'"),
         ({"return_tensors": "tf"}, "^return_tensors: got 'tf'"),
         ({"padding_side": "up", "padding": True}, "^padding_side: got 'up'"),
         ({"return_tensors": "pt"}, "input_ids: got rows of shapes .*padding=True"),
@@ -422,3 +428,28 @@ def test_special_tokens_that_the_vocabulary_lacks_are_appended(vocab_file):
     ours, theirs = BertTokenizer(vocab_file, **arguments), Theirs(str(vocab_file), **arguments)
     assert ours.get_vocab() == theirs.get_vocab()
     assert_equal_calls(ours, theirs, ["the cat <sep> [SEP]", "a"], padding=True)
+
+
+def test_other_names_follow_what_a_subclass_overrides(vocab_file):
+    class Mine(BertTokenizer):
+        def __call__(self, text, text_pair=None, **kwargs):
+            return super().__call__(text.upper(), text_pair, **kwargs)
+
+        def get_vocab(self):
+            return {"mine": 0}
+
+        def get_added_vocab(self):
+            return {"added": 1}
+
+        @property
+        def extra_special_tokens(self):
+            return ["extra"]
+
+    mine = Mine(vocab_file, do_lower_case=False)
+    assert (
+        mine.encode_plus("cat")["input_ids"]
+        == mine("cat")["input_ids"]
+        != BertTokenizer(vocab_file)("cat")["input_ids"]
+    )
+    assert mine.vocab == {"mine": 0} and mine.added_tokens_encoder == {"added": 1}
+    assert mine.additional_special_tokens == ["extra"]

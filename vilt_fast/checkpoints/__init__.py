@@ -1,7 +1,30 @@
-"""Weights in and out: directories of transformers 4.37 to 5.x, hub ids, and the original repository's checkpoints."""
+"""Weights in and out: directories of transformers 4.37 to 5.x, hub ids, and the original repository's checkpoints.
 
-from vilt_fast.checkpoints.load import load_weights, stored_dtype
-from vilt_fast.checkpoints.save import save_weights
-from vilt_fast.checkpoints.vilt import read_original_config
+Names are imported when they are first used: a configuration reads its file without PyTorch.
+"""
 
-__all__ = ["load_weights", "read_original_config", "save_weights", "stored_dtype"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from vilt_fast.checkpoints.load import load_weights, stored_dtype
+    from vilt_fast.checkpoints.save import save_weights
+    from vilt_fast.checkpoints.vilt import read_original_fields
+
+_HOMES = {"load_weights": "load", "read_original_fields": "vilt", "save_weights": "save", "stored_dtype": "load"}
+
+__all__ = ["load_weights", "read_original_fields", "save_weights", "stored_dtype"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vilt_fast.checkpoints' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"vilt_fast.checkpoints.{_HOMES[name]}"), name)
+    globals()[name] = value  # the next access finds it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,4 +1,4 @@
-"""How each family names its tensors: one module per family, chosen by `config.model_type`.
+"""How each family names its tensors: one module per family, see `family_of`.
 
 A family's module holds PREFIX (of the base model's names), HEADS (prefixes of the names of all known heads), WORD_HEAD,
 DECODER and WORDS (the masked-word head, its decoder, and the word table that it may share), and `full_names`.
@@ -16,8 +16,14 @@ _FAMILIES = {"vilt": vilt}
 
 
 def family_of(model: nn.Module) -> ModuleType:
-    """The module that knows the names of a model's tensors."""
-    return _FAMILIES[getattr(getattr(model, "config", None), "model_type", "vilt")]
+    """The module that knows the names of a model's tensors.
+
+    That of its configuration, or of the nearest class that the configuration derives from; ViLT where none is known,
+    so that weights which do not fit are refused by name.
+    """
+    config = getattr(model, "config", None)
+    kinds = [getattr(config, "model_type", None), *(vars(base).get("model_type") for base in type(config).__mro__)]
+    return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), vilt)
 
 
 def shares_words(model: nn.Module) -> bool:

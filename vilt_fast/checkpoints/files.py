@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -28,53 +30,142 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
     write_together({Path(path): content})
 
 
-def write_together(contents: Mapping[Path, Content], withdrawn: Iterable[Path] = ()) -> None:
+def write_together(
+    contents: Mapping[Path, Content], withdrawn: Iterable[Path] = (), superseded: Iterable[Path] = ()
+) -> None:
     """Write several files, all or none: every one is on the disk before the first gets its name.
 
     Args:
         contents: path -> content as for `write_atomically`, in the order in which the files appear.
         withdrawn: old files that go before the first new one comes: an index, while its shards are exchanged.
+        superseded: old files that go, in this order, after the last new one has come.
 
     Raises:
-        OSError: a file could not be written or renamed; the old files are back and the temporary ones are gone.
+        OSError: a file could not be written or renamed; the old files are back and the temporary ones are gone. Where
+            an old file cannot be put back either, the error says under which name it is.
+        IsADirectoryError: a path is a directory; nothing was changed.
     """
-    with ExitStack() as leftovers, ExitStack() as undo:
-
-        def set_aside(path: Path, *, link: bool) -> None:
-            backup = _set_aside(path, link)
-            leftovers.callback(backup.unlink, missing_ok=True)
-            undo.callback(os.replace, backup, path)
-
-        staged: dict[Path, Path] = {}
-        for path, content in contents.items():
-            # Same folder: a rename across file systems would be a copy, which is not atomic.
-            staged[path] = _beside(path, "tmp")
-            leftovers.callback(staged[path].unlink, missing_ok=True)
-            _fill(staged[path], content, path)
-        for path in filter(Path.exists, withdrawn):
-            set_aside(path, link=False)
+    withdrawn, superseded = list(withdrawn), list(superseded)
+    refuse_directories([*contents, *withdrawn, *superseded])
+    with _Exchange() as exchange:
+        staged = {path: exchange.stage(path, content) for path, content in contents.items()}
+        for path in withdrawn:
+            exchange.set_aside(path)
         for path, temporary in staged.items():
-            if not path.exists():
-                undo.callback(path.unlink, missing_ok=True)
-            elif len(staged) > 1:
-                set_aside(path, link=True)
+            # One file that replaces one needs no undo: the rename happens or does not.
+            if len(staged) > 1 or withdrawn or superseded or not _exists(path):
+                exchange.make_room(path)
             os.replace(temporary, path)
-        undo.pop_all()
+        for path in superseded:
+            exchange.set_aside(path)
+        exchange.finish()
+
+
+def refuse_directories(paths: Iterable[Path]) -> None:
+    """Raise IsADirectoryError for the first path that is a directory: a file cannot take its place."""
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{path} is a directory, wanted a file; nothing was changed")
+
+
+class _Exchange:
+    """New files in the place of old ones. Unless `finish` is reached, the old ones come back.
+
+    An interrupt may come between any two calls: what undoes a step is registered before the step is taken, and does
+    nothing where the step was not taken.
+    """
+
+    def __init__(self) -> None:
+        self._leftovers, self._undo = ExitStack(), ExitStack()
+        self._needed: set[Path] = set()  # backups that may be the only copy of an old file
+        self._stuck: list[str] = []  # what could not be undone
+        self._undo.push(self._report)  # registered first, called last
+
+    def __enter__(self) -> _Exchange:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        with self._leftovers:
+            self._undo.__exit__(*error)
+
+    def stage(self, path: Path, content: Content) -> Path:
+        """Write the content beside its path. The same folder: across file systems a rename would be a copy."""
+        temporary = _beside(path, "tmp")
+        self._leftovers.callback(self._discard, temporary)
+        _fill(temporary, content, path)
+        return temporary
+
+    def make_room(self, path: Path) -> None:
+        """Prepare for a new file under this name, without a moment in which the name is gone, where links exist."""
+        if _exists(path):
+            self.set_aside(path, keep_name=not path.is_symlink())
+        else:
+            self._undo.callback(self._remove, path)
+
+    def set_aside(self, path: Path, *, keep_name: bool = False) -> None:
+        """Give an old file another name, if there is one; `keep_name`: a second one, where links exist."""
+        if not _exists(path):
+            return
+        backup = _beside(path, "old")
+        self._needed.add(backup)
+        self._leftovers.callback(self._discard, backup)
+        self._undo.callback(self._put_back, backup, path)
+        if keep_name:
+            with suppress(OSError):
+                os.link(path, backup)
+                return
+        os.replace(path, backup)
+
+    def finish(self) -> None:
+        """Keep the new files and let the old ones go."""
+        self._undo.pop_all()
+        self._needed.clear()
+
+    def _put_back(self, backup: Path, path: Path) -> None:
+        try:
+            os.replace(backup, path)
+        except FileNotFoundError:
+            pass  # it was not set aside
+        except OSError as error:
+            self._stuck.append(f"{path} could not be put back ({_reason(error)}): its old content is in {backup}")
+            return
+        # A rename between two names of one file does nothing: the backup may still be there.
+        self._needed.discard(backup)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            self._stuck.append(f"{path} is new and could not be removed ({_reason(error)})")
+
+    def _report(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self._stuck:
+            message = "; ".join([_reason(error), *self._stuck])
+            raise OSError(error.errno, message) if isinstance(error, OSError) else OSError(message)
+
+    def _discard(self, path: Path) -> None:
+        if path not in self._needed:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:  # the files are as they should be: no reason to fail
+                warnings.warn(f"{path} is left over and could not be removed: {error}", stacklevel=2)
+
+
+def _exists(path: Path) -> bool:
+    """Whether the name is taken, by a link to nothing too; a folder that cannot be searched raises OSError."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _reason(error: BaseException | None) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
-
-
-def _set_aside(path: Path, link: bool) -> Path:
-    """Give an old file another name; `link`: without a moment in which the first is gone, where links exist."""
-    backup = _beside(path, "old")
-    if link:
-        with suppress(OSError):
-            os.link(path, backup)
-            return backup
-    os.replace(path, backup)
-    return backup
 
 
 def _fill(temporary: Path, content: Content, path: Path) -> None:
@@ -91,8 +182,7 @@ def _fill(temporary: Path, content: Content, path: Path) -> None:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"could not write {path}: {reason}; nothing was changed") from error
+        raise OSError(error.errno, f"could not write {path}: {_reason(error)}; nothing was changed") from error
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

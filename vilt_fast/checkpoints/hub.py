@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,17 @@ class HubOptions:
         return hub, {name: value for name, value in keywords.items() if name not in hub}
 
 
-def find_file(name_or_path: str | os.PathLike[str], filename: str, *, required: bool = True, **options: Any) -> Any:
+def find_file(
+    name_or_path: str | os.PathLike[str],
+    filename: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+    required: bool = True,
+) -> Any:
     """Return the `Path` of one file of a model, downloading it into the hub's cache where needed.
 
     Args:
@@ -51,15 +61,15 @@ def find_file(name_or_path: str | os.PathLike[str], filename: str, *, required: 
             hub, nor is a `pathlib.Path` or a string that can only be a path ("./model", an absolute path).
         filename: the file's name inside the directory or repository.
         required: False returns None where the model has no such file. A model that does not exist raises either way.
-        **options: those of `HubOptions`.
+        revision, cache_dir, token, local_files_only, subfolder: see `HubOptions`.
 
     Raises:
         FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
         OSError: the hub answered with another error, or the download failed.
     """
-    hub = HubOptions(**options)
-    if hub.subfolder:
-        filename, hub = f"{hub.subfolder}/{filename}", replace(hub, subfolder=None)
+    hub = HubOptions(revision, cache_dir, token, local_files_only)
+    if subfolder:
+        filename = f"{subfolder}/{filename}"
     if not isinstance(name_or_path, str | os.PathLike):
         raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")
     path = Path(name_or_path).expanduser()

@@ -16,6 +16,7 @@ from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
 from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, open_weights
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,17 @@ _ARCHITECTURES = {
 }
 
 
-def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, strict: bool = True, **hub: Any) -> None:
+def load_weights(
+    model: nn.Module,
+    name_or_path: str | os.PathLike[str],
+    *,
+    strict: bool = True,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> None:
     """Copy the weights of a checkpoint into a model, cast to the dtype and moved to the device of its parameters.
 
     The masked-word decoder shares the word table where the checkpoint holds no decoder weight, or where
@@ -44,13 +55,14 @@ def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, stri
             .safetensors, .bin or .ckpt file, also of the original repository.
         strict: True: every parameter must be there and every tensor must fit, except those of the family's heads
             that the model lacks (a warning names them). False: what does not fit is left out, and named in a warning.
-        **hub: revision, cache_dir, token, local_files_only: see `HubOptions`.
+        revision, cache_dir, token, local_files_only, subfolder: of the hub, see `HubOptions`.
 
     Raises:
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
             another shape or not floating point; it names them.
     """
-    with open_weights(name_or_path, **hub) as stored:
+    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder)
+    with open_weights(name_or_path, **vars(hub)) as stored:
         fit = _fit(model, stored)
         fit.refuse(model, stored, strict)
         _tie(model, fit)
@@ -60,9 +72,18 @@ def load_weights(model: nn.Module, name_or_path: str | os.PathLike[str], *, stri
                     parameter.copy_(fit.tensors[name].read())
 
 
-def stored_dtype(name_or_path: str | os.PathLike[str], **hub: Any) -> torch.dtype:
-    """The dtype that the first floating-point tensor of a checkpoint is stored in; `hub` as for `load_weights`."""
-    with open_weights(name_or_path, **hub) as stored:
+def stored_dtype(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    subfolder: str | None = None,
+) -> torch.dtype:
+    """The dtype that the first floating-point tensor of a checkpoint is stored in; arguments as for `load_weights`."""
+    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder)
+    with open_weights(name_or_path, **vars(hub)) as stored:
         return next((t.dtype for t in stored.tensors.values() if t.dtype in _FLOATS), torch.float32)
 
 

@@ -26,8 +26,8 @@ def save_weights(
 ) -> None:
     """Write a model's weights under the names that transformers 4.37 and 5.x read.
 
-    All files are written beside the old ones first and named last, so that a failure leaves the old checkpoint whole;
-    then the weight files of an earlier save are removed.
+    All files are written beside the old ones first and named last, then the weight files of an earlier save go; a
+    failure leaves the old checkpoint whole.
 
     Args:
         model: with Hugging Face's parameter names; a decoder tied to the word table is written once.
@@ -37,8 +37,8 @@ def save_weights(
         companions: further files of the same save, by name: published with the weights or not at all.
 
     Raises:
-        OSError: the disk is full, or the directory cannot be written. ValueError: `directory` is a file, or
-            `max_shard_size` is no size.
+        OSError: the disk is full, the directory cannot be written, or one of the files is a directory. ValueError:
+            `directory` is a file, or `max_shard_size` is no size.
     """
     directory = Path(directory)
     if directory.is_file():
@@ -51,10 +51,8 @@ def save_weights(
     files = _files(tensors, shards, directory / name, safe_serialization, companions or {})
     # Shards of an earlier save may bear the new names: without its index they cannot be taken for a whole.
     index = directory / f"{name}.index.json"
-    write_together(files, [index] if len(shards) > 1 and set(files) & set(earlier) - {index} else [])
-    for path in earlier:
-        if path not in files:
-            path.unlink(missing_ok=True)
+    withdrawn = [index] if len(shards) > 1 and set(files) & set(earlier) - {index} else []
+    write_together(files, withdrawn, [path for path in earlier if path not in {*files, *withdrawn}])
 
 
 def _files(

@@ -137,8 +137,10 @@ def _rank_output(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {name: replace(_rows(tensors[source], 1, 2), derived=True) for name, source in sources.items()}
 
 
-def read_original_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields of the configuration that belongs to a `.ckpt` of the original repository, for `ViltConfig(**fields)`.
+def read_original_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields of the configuration that belongs to a `.ckpt` of the original repository.
+
+    `ViltConfig.from_pretrained(path)` makes the configuration of them.
 
     Sizes come from its tensors; the number of heads and the dropout from its hyperparameters, or hidden_size / 64
     and 0. The encoder's LayerNorm eps is 1e-6, as it was trained. `max_image_length` stays -1: the original's 200 is

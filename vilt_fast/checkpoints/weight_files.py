@@ -246,7 +246,7 @@ def split(tensors: dict[str, torch.Tensor], max_shard_size: int | str) -> list[l
 
 
 def _bytes(size: int | str) -> int:
-    found = re.fullmatch(r"\s*(\d+)\s*(?:([KMGT]?)(I?)B)?\s*", str(size).upper())
+    found = re.fullmatch(r"\s*(\d+)\s*(?:(?:([KMGT])(I?))?B)?\s*", str(size).upper())
     value = int(found[1]) * (1024 if found[3] else 1000) ** " KMGT".index(found[2] or " ") if found else 0
     if value < 1:
         raise ValueError(f"max_shard_size: got {size!r}, wanted a number of bytes or a text such as '200MB'")

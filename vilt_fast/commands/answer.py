@@ -29,12 +29,12 @@ def demo(arguments: argparse.Namespace) -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"The model that ships with vilt_fast: {parameters / 1e6:.1f} M parameters.\n")
     answered = []
-    for picture, question in bundled.examples():
-        one = answer(model, processor, picture, question, top=5, explain=True)
+    for image, question in bundled.examples():
+        one = answer(model, processor, image, question, top=5, explain=True)
         print_answers(one)
         answered.append(one)
     about = f"the model that ships with the package: {parameters / 1e6:.1f} M parameters, trained on such shapes"
-    write_atomically(arguments.out, draw_board(answered, "A picture and a question in, an answer out", about))
+    write_atomically(arguments.out, draw_board(answered, "An image and a question in, an answer out", about))
     print(f"Where it looked: {arguments.out}")
 
 
@@ -48,8 +48,8 @@ def ask(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name.upper()}: got none, wanted one (or --images and --questions)")
     if arguments.out:
         check_out(arguments.out)
-    (picture,), model, processor = open_and_load(arguments, arguments.image)
-    one = answer(model, processor, picture, arguments.question, top=arguments.top, explain=bool(arguments.out))
+    (image,), model, processor = open_and_load(arguments, arguments.image)
+    one = answer(model, processor, image, arguments.question, top=arguments.top, explain=bool(arguments.out))
     if arguments.out:
         name = arguments.model or "the model that ships with the package"
         write_atomically(arguments.out, draw_board([one], "vilt_fast ask", name))
@@ -60,22 +60,22 @@ def ask(arguments: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def answer(model: Any, processor: Any, picture: Image.Image, question: str, *, top: int, explain: bool) -> Answered:
+def answer(model: Any, processor: Any, image: Image.Image, question: str, *, top: int, explain: bool) -> Answered:
     """The `top` most probable answers, each with its own probability: a question may have several right answers.
 
     Args:
-        model: a ViltForQuestionAnswering. picture: RGB. explain: also return how much each patch was attended to.
+        model: a ViltForQuestionAnswering. image: RGB. explain: also return how much each patch was attended to.
     """
-    inputs = prepare(processor, model, [picture], question)
+    inputs = prepare(processor, model, [image], question)
     output = model(**inputs, output_attentions=explain)
     chances, labels = answer_chances(output.logits, top)
     answers = make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top
     if not explain:
-        return Answered(picture, question, answers, None)
+        return Answered(image, question, answers, None)
     patch, (height, width) = model.config.patch_shape[0], inputs["pixel_values"].shape[-2:]
     grid = height // patch, width // patch
     attention = attended_patches(output.attentions, inputs["input_ids"].shape[1], grid)
-    return Answered(picture, question, answers, attention)
+    return Answered(image, question, answers, attention)
 
 
 def print_answers(one: Answered) -> None:

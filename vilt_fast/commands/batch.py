@@ -25,6 +25,7 @@ from tqdm import tqdm
 from vilt_fast.commands.loading import check_out, load
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
+from vilt_fast.processing.encoding import check_unicode
 
 _JSON_LINES = (".jsonl", ".ndjson")
 _FIRST = b'{"image":'  # how every line of the output starts
@@ -88,14 +89,16 @@ def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
         raise ValueError(f"--images: got none, wanted the folder that {arguments.questions!r} is about")
     questions = [arguments.questions]
     if os.path.isfile(source):  # not Path.is_file, which raises on a question too long for a file name
-        questions = [line.strip() for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # "surrogatepass", as json.loads reads: a line with half of a surrogate pair is that line's error alone.
+        text = source.read_text(encoding="utf-8", errors="surrogatepass")
+        questions = [line.strip() for line in text.splitlines() if line.strip()]
         if not questions:
             raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one per line")
     folder = Path(arguments.folder)
     suffixes = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not paths:
-        raise ValueError(f"--images: no picture in {arguments.folder!r}, nor in the folders in it")
+        raise ValueError(f"--images: no image in {arguments.folder!r}, nor in the folders in it")
     entries = (
         Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
         for path, question in itertools.product(paths, questions)
@@ -121,6 +124,10 @@ def _parse(line: bytes, folder: Path, where: str) -> Entry:
     for name in ("image", "question"):
         if not isinstance(asked[name], str):
             return Entry(asked, error=f"{where}: got {asked[name]!r} as {name!r}, wanted a text")
+    try:
+        check_unicode(asked["question"], "question")
+    except ValueError as error:
+        return Entry(asked, error=f"{where}: {error}")
     return Entry(asked, folder / asked["image"])
 
 
@@ -141,9 +148,9 @@ def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
                 break  # incomplete: the run was killed while it wrote
             entry = next(entries, None)
             written = json.loads(line)
-            if entry is None or {name: written.get(name) for name in entry.asked} != entry.asked:
+            if entry is None or {name: written.get(name) for name in entry.asked} != json.loads(_to_json(entry.asked)):
                 raise ValueError(
-                    f"--out: line {done + 1} of {str(out)!r} is about another picture or question than the input, "
+                    f"--out: line {done + 1} of {str(out)!r} is about another image or question than the input, "
                     "wanted the output of the same input, or another name"
                 )
             done, kept_bytes = done + 1, kept_bytes + len(line)
@@ -171,11 +178,16 @@ def _outcome(result: Any) -> dict[str, Any]:
     return {"answer": result.answer, "score": round(result.score, 6), "top": top}
 
 
+def _to_json(line: dict[str, Any]) -> bytes:
+    r"""One line in UTF-8. A lone surrogate, which a file's name may hold too, becomes JSON's own escape: \udc80."""
+    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace")
+
+
 def _synced(file: BinaryIO, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Write each line and flush it to the operating system; sync to the disk every few seconds."""
     last = time.monotonic()
     for line in lines:
-        file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        file.write(_to_json(line) + b"\n")
         file.flush()
         if time.monotonic() - last > _SYNC_S:
             os.fsync(file.fileno())

@@ -35,8 +35,11 @@ def bench(arguments: argparse.Namespace) -> None:
 def ablate(arguments: argparse.Namespace) -> None:
     """Turn on one switch after the other, and print what each bought and cost."""
     from vilt_fast.bench import ablation, results
+    from vilt_fast.commands.loading import check_out
 
-    names = arguments.only.split(",") if arguments.only else list(ablation.SWITCHES)
+    if arguments.plot is not None:
+        check_out(arguments.plot, option="--plot")
+    names = list(ablation.SWITCHES) if arguments.only is None else arguments.only.split(",")
     without = arguments.without.split(",") if arguments.without else []
     ablation.check_switches([*without, "packing", "linear"])
     chosen = ablation.check_switches([name for name in names if name not in without])
@@ -47,7 +50,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     print()
     print(results.table(_waterfall(rows), ("step", "ms", "times", "of the first", "error", "status")))
     print(files[0])
-    if arguments.plot:
+    if arguments.plot is not None:
         from vilt_fast.bench import plots
 
         plots.PLOTS["waterfall"]([row.flat() for row in rows], Path(arguments.plot))

@@ -24,7 +24,7 @@ class Answered:
     attention: (height, width) in patches, any nonnegative scale; None if it was not asked for.
     """
 
-    picture: Image.Image
+    image: Image.Image
     question: str
     answers: list[tuple[str, float]]
     attention: np.ndarray | None
@@ -40,7 +40,7 @@ def draw_board(answered: list[Answered], title: str, model: str) -> bytes:
     draw = ImageDraw.Draw(board)
     draw.text((MARGIN, 24), _clip(title, 32, width - 2 * MARGIN), INK, font=_font(32))
     draw.text((MARGIN, 64), _clip(model, 17, width - 2 * MARGIN), MUTED, font=_font(17))
-    for column, label in enumerate(("picture", "where the model looked", "question and answers")):
+    for column, label in enumerate(("image", "where the model looked", "question and answers")):
         draw.text((MARGIN + GAP + column * (BOX + GAP), 104), label, MUTED, font=_font(15))
     y = head
     for card in cards:
@@ -52,18 +52,18 @@ def draw_board(answered: list[Answered], title: str, model: str) -> bytes:
     return file.getvalue()
 
 
-def overlay(picture: Image.Image, attention: np.ndarray) -> Image.Image:
+def overlay(image: Image.Image, attention: np.ndarray) -> Image.Image:
     """The image in grey with the attention on its patches as colour.
 
     Args:
-        picture: RGB, in the size in which it is shown.
+        image: RGB, in the size in which it is shown.
         attention: (height, width); its smallest value is shown as cold and its largest as hot.
     """
     values = attention - attention.min()
     values = (values / max(values.max(), 1e-12)).astype(np.float32)
-    smooth = Image.fromarray(values).resize(picture.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(values).resize(image.size, Image.Resampling.BICUBIC)
     heat = np.asarray(smooth).clip(0, 1)[..., None].astype(np.float64)  # (H, W, 1)
-    grey = np.asarray(ImageOps.grayscale(picture), np.float64)[..., None]
+    grey = np.asarray(ImageOps.grayscale(image), np.float64)[..., None]
     # The colder a place, the more of the image shows through.
     opacity = 0.38 + 0.42 * heat
     mixed = (1 - opacity) * grey + opacity * _heat_color(heat[..., 0])
@@ -82,8 +82,8 @@ def _draw_card(one: Answered) -> Image.Image:
     draw = ImageDraw.Draw(card)
     draw.rectangle((0, 0, width - 1, height - 1), outline=LINE)
     assert one.attention is not None  # a board is drawn of answers that were asked for with it
-    picture = ImageOps.contain(one.picture, (BOX, BOX), Image.Resampling.LANCZOS)
-    for column, shown in enumerate((picture, overlay(picture, one.attention))):
+    image = ImageOps.contain(one.image, (BOX, BOX), Image.Resampling.LANCZOS)
+    for column, shown in enumerate((image, overlay(image, one.attention))):
         x, y = GAP + column * (BOX + GAP), GAP
         card.paste(shown, (x + (BOX - shown.width) // 2, y + (BOX - shown.height) // 2))
     _draw_answers(draw, one, x=2 * BOX + 3 * GAP, y=GAP)

@@ -114,16 +114,16 @@ def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Imag
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    pictures: list[Any] = [load_image(path, name="IMAGE") for path in paths]
-    return pictures, *load(arguments)
+    images: list[Any] = [load_image(path, name="IMAGE") for path in paths]
+    return images, *load(arguments)
 
 
-def check_out(path: str, wanted: str = "a PNG file") -> None:
-    """Report an --out that cannot be written before the work is done. OSError says why."""
+def check_out(path: str, wanted: str = "a PNG file", option: str = "--out") -> None:
+    """Report an output that cannot be written before the work is done. OSError says why."""
     if Path(path).is_dir():
-        raise IsADirectoryError(f"--out: {path!r} is a directory, wanted the name of {wanted}")
+        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of {wanted}")
     if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--out: the directory of {path!r} does not exist")
+        raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
 
 
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:

@@ -14,8 +14,8 @@ from vilt_fast.engine.results import fill_masks, match_scores
 @torch.no_grad()
 def fill(arguments: argparse.Namespace) -> None:
     """Fill the masked words one by one and print the text, then each word in the order in which it was filled."""
-    pictures, model, processor = open_and_load(arguments, arguments.image)
-    inputs = prepare(processor, model, pictures, arguments.text)
+    images, model, processor = open_and_load(arguments, arguments.image)
+    inputs = prepare(processor, model, images, arguments.text)
     steps = fill_masks(model, inputs, processor.tokenizer.mask_token_id)
     words = [(processor.decode([token]), chance) for token, chance in steps]
     text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=True)
@@ -29,8 +29,8 @@ def fill(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def match(arguments: argparse.Namespace) -> None:
     """Print the texts with their scores, best first."""
-    pictures, model, processor = open_and_load(arguments, arguments.image)
-    inputs = prepare(processor, model, pictures * len(arguments.texts), arguments.texts)
+    images, model, processor = open_and_load(arguments, arguments.image)
+    inputs = prepare(processor, model, images * len(arguments.texts), arguments.texts)
     logits = model(**inputs).logits  # (texts, 1) of the ranking head or (texts, 2) of the matching head
     is_ranking = logits.shape[1] == 1
     ranked = _best_first(zip(arguments.texts, match_scores(logits).tolist(), strict=True))
@@ -44,10 +44,10 @@ def match(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def nlvr(arguments: argparse.Namespace) -> None:
     """Print whether the sentence is true of the two images, with the probability of each label."""
-    pictures, model, processor = open_and_load(arguments, *arguments.images)
+    images, model, processor = open_and_load(arguments, *arguments.images)
     if model.config.num_images != 2:
         raise ValueError(f"--model: got weights for {model.config.num_images} images per text, wanted 2")
-    inputs = prepare(processor, model, pictures, arguments.text)
+    inputs = prepare(processor, model, images, arguments.text)
     for name in ("pixel_values", "pixel_mask"):
         inputs[name] = inputs[name].unsqueeze(0)  # one pair of images: (1, 2, ...)
     chances = model(**inputs).logits[0].float().softmax(-1).tolist()

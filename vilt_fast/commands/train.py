@@ -32,12 +32,12 @@ def train_demo(arguments: argparse.Namespace) -> None:
         print_scores(model.cpu(), processor, arguments.evaluate, progress=not arguments.quiet)
 
 
-def print_scores(model: Any, processor: Any, pictures: int, *, progress: bool) -> None:
+def print_scores(model: Any, processor: Any, images: int, *, progress: bool) -> None:
     """Print accuracy by kind of question, beside that of always giving the kind's most frequent answer."""
     from vilt_fast.demo.evaluate import evaluate
 
-    scores = evaluate(model, processor, pictures, progress=progress and sys.stderr.isatty())
-    print(f"{pictures} pictures of the test split, which is never trained on:\n")
+    scores = evaluate(model, processor, images, progress=progress and sys.stderr.isatty())
+    print(f"{images} images of the test split, which is never trained on:\n")
     print(f"{'kind':<12}{'questions':>10}{'right':>9}{'majority':>10}")
     for kind, score in scores.items():
         print(f"{kind:<12}{score.questions:>10}{score.accuracy:>9.1%}{score.majority:>10.1%}")

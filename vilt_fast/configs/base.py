@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,35 +17,39 @@ _BOOKKEEPING = (
 Config = TypeVar("Config", bound="PreTrainedConfig")
 
 
-def configuration(cls: type[Config]) -> type[Config]:
-    """Let the constructor of a family's dataclass take `num_labels`, and keep unknown keywords in `extra`."""
-    assign: Callable[..., None] = cls.__init__
-    names = {field.name for field in fields(cls) if field.init}
-
-    @wraps(assign)
-    def __init__(self: Config, *values: Any, num_labels: int | None = None, **keywords: Any) -> None:  # noqa: N807
-        assign(self, *values, **{name: value for name, value in keywords.items() if name in names})
-        self.id2label, self.label2id = _labels(self.id2label, self.label2id, num_labels)
-        ignored = names | {"model_type", "use_return_dict"}
-        self.extra = {name: value for name, value in keywords.items() if name not in ignored}
-
-    cls.__init__ = __init__  # type: ignore[method-assign, assignment]  # as dataclass itself does
-    return cls
-
-
-@dataclass(eq=False, repr=False, kw_only=True)
 class PreTrainedConfig:
-    """The fields of every family's config.json; `configuration` says how a family adds its own."""
+    """The fields of every family's config.json; a family's class adds its own.
+
+    Args:
+        pad_token_id: id of the padding token.
+        id2label, label2id, num_labels: names of the labels; num_labels alone gives LABEL_0, LABEL_1, ...
+        output_attentions, output_hidden_states, return_dict: defaults of the forward arguments.
+        **kwargs: kept in `extra`, and written back by `save_pretrained`.
+
+    Raises:
+        ValueError: num_labels is not a natural number, or not the number of labels.
+    """
 
     model_type: ClassVar[str]
 
-    pad_token_id: int | None = None
-    id2label: Any = None  # dict[int, str], once constructed
-    label2id: Any = None  # dict[str, int]
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    return_dict: bool = True
-    extra: dict[str, Any] = field(init=False)
+    def __init__(
+        self,
+        *,
+        pad_token_id: int | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        num_labels: int | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.pad_token_id = pad_token_id
+        self.id2label, self.label2id = _labels(id2label, label2id, num_labels)
+        self.output_attentions = output_attentions
+        self.output_hidden_states = output_hidden_states
+        self.return_dict = return_dict
+        self.extra = {name: value for name, value in kwargs.items() if name not in ("model_type", "use_return_dict")}
 
     @property
     def num_labels(self) -> int:
@@ -65,7 +66,7 @@ class PreTrainedConfig:
         return self.return_dict
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any], **overrides: Any) -> Any:
+    def from_dict(cls: type[Config], config: dict[str, Any], **overrides: Any) -> Config:
         """A configuration from the content of a config.json; `overrides` win.
 
         Raises:
@@ -83,7 +84,7 @@ class PreTrainedConfig:
         return cls(**{**config, **overrides})
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **kwargs: Any) -> Any:
+    def from_pretrained(cls: type[Config], name_or_path: str | Path, **kwargs: Any) -> Config:
         """Read config.json of a directory or a hub id.
 
         Args:
@@ -98,8 +99,8 @@ class PreTrainedConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.37 and 5.x read."""
-        content = {**self.extra, **self.__dict__, "model_type": self.model_type}
-        del content["extra"]
+        fields = {name: value for name, value in self.__dict__.items() if name != "extra"}
+        content: dict[str, Any] = {**self.extra, **fields, "model_type": self.model_type}
         if not isinstance(content.get("hidden_act", ""), str):
             content["hidden_act"] = getattr(content["hidden_act"], "__name__", str(content["hidden_act"]))
         content["id2label"] = {str(i): label for i, label in self.id2label.items()}
@@ -121,7 +122,9 @@ class PreTrainedConfig:
         def essence(config: PreTrainedConfig) -> dict[str, Any]:
             return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING}
 
-        return isinstance(other, type(self)) and essence(self) == essence(other)
+        if isinstance(other, type(self)) or (isinstance(other, PreTrainedConfig) and isinstance(self, type(other))):
+            return essence(self) == essence(other)
+        return False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"

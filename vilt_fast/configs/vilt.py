@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
-from vilt_fast.configs.base import PreTrainedConfig, configuration
+from vilt_fast.checkpoints.hub import HubOptions
+from vilt_fast.configs.base import Config, PreTrainedConfig
 
 
-@configuration
-@dataclass(eq=False, repr=False)
 class ViltConfig(PreTrainedConfig):
     """Every field of Hugging Face's ViltConfig (4.37 and 5.x), and one of the original repository.
 
@@ -39,32 +38,73 @@ class ViltConfig(PreTrainedConfig):
 
     model_type = "vilt"
 
-    vocab_size: int = 30522
-    type_vocab_size: int = 2
-    modality_type_vocab_size: int = 2
-    max_position_embeddings: int = 40
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: Any = "gelu"
-    hidden_dropout_prob: float = 0.0
-    attention_probs_dropout_prob: float = 0.0
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    image_size: int | tuple[int, int] = 384
-    patch_size: int | tuple[int, int] = 32
-    num_channels: int = 3
-    qkv_bias: bool = True
-    max_image_length: int = -1
-    tie_word_embeddings: bool = False
-    num_images: int = -1
-    _: KW_ONLY
-    encoder_layer_norm_eps: float | None = None
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        type_vocab_size: int = 2,
+        modality_type_vocab_size: int = 2,
+        max_position_embeddings: int = 40,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: Any = "gelu",
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        image_size: int | tuple[int, int] = 384,
+        patch_size: int | tuple[int, int] = 32,
+        num_channels: int = 3,
+        qkv_bias: bool = True,
+        max_image_length: int = -1,
+        tie_word_embeddings: bool = False,
+        num_images: int = -1,
+        *,
+        encoder_layer_norm_eps: float | None = None,
+        pad_token_id: int | None = None,
+        id2label: dict[int, str] | None = None,
+        label2id: dict[str, int] | None = None,
+        num_labels: int | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            pad_token_id=pad_token_id,
+            id2label=id2label,
+            label2id=label2id,
+            num_labels=num_labels,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            **kwargs,
+        )
+        self.vocab_size = vocab_size
+        self.type_vocab_size = type_vocab_size
+        self.modality_type_vocab_size = modality_type_vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.image_size = _pair_or_int(image_size)
+        self.patch_size = _pair_or_int(patch_size)
+        self.num_channels = num_channels
+        self.qkv_bias = qkv_bias
+        self.max_image_length = max_image_length
+        self.tie_word_embeddings = tie_word_embeddings
+        self.num_images = num_images
+        self.encoder_layer_norm_eps = encoder_layer_norm_eps
+        self._check()
 
-    def __post_init__(self) -> None:
-        self.image_size = _pair_or_int(self.image_size)
-        self.patch_size = _pair_or_int(self.patch_size)
+    def _check(self) -> None:
         sizes = (
             "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size "
             "num_attention_heads intermediate_size num_channels"
@@ -91,6 +131,11 @@ class ViltConfig(PreTrainedConfig):
             raise ValueError(f"image_size must be at least patch_size={self.patch_size!r}, got {self.image_size!r}")
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels that the position table stands for."""
+        return _pair(self.image_size)
+
+    @property
     def patch_shape(self) -> tuple[int, int]:
         """(height, width) of a patch in pixels."""
         return _pair(self.patch_size)
@@ -98,13 +143,32 @@ class ViltConfig(PreTrainedConfig):
     @property
     def table_size(self) -> tuple[int, int]:
         """(rows, columns) of the position table."""
-        (height, width), (patch_height, patch_width) = _pair(self.image_size), self.patch_shape
+        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
         return height // patch_height, width // patch_width
 
     @property
     def block_layer_norm_eps(self) -> float:
         """eps of the encoder's blocks and of the normalisation after them."""
         return self.layer_norm_eps if self.encoder_layer_norm_eps is None else self.encoder_layer_norm_eps
+
+    @classmethod
+    def from_pretrained(cls: type[Config], name_or_path: str | Path, **kwargs: Any) -> Config:
+        """Read config.json of a directory or a hub id, or find the sizes of an original checkpoint.
+
+        Args:
+            name_or_path: directory or hub id, or a `.ckpt` of the original repository.
+            **kwargs: those of `HubOptions`; anything else overrides a field.
+
+        Raises:
+            FileNotFoundError: there is no config.json or `.ckpt`.
+            ValueError: it is not JSON, or not of this architecture; or the checkpoint does not say enough.
+        """
+        if Path(name_or_path).suffix != ".ckpt" or Path(name_or_path).is_dir():
+            return super().from_pretrained(name_or_path, **kwargs)
+        from vilt_fast.checkpoints.vilt import read_original_fields  # here, because it needs PyTorch
+
+        _, overrides = HubOptions.split(kwargs)
+        return cls.from_dict(read_original_fields(name_or_path), **overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.37 and 5.x read."""

@@ -2,7 +2,7 @@
 
     >>> from vilt_fast import demo
     >>> model, processor = demo.load()
-    >>> picture, question = demo.examples()[0]
+    >>> image, question = demo.examples()[0]
 
 `data` makes images and questions, `train` trains the model again, `evaluate` measures it; MODEL_CARD.md says how
 good it is and what it cannot do.
@@ -31,6 +31,6 @@ def examples() -> list[tuple[Image.Image, str]]:
     """The bundled images, each with a question."""
     pairs = []
     for entry in json.loads((PICTURES / "examples.json").read_text(encoding="utf-8")):
-        with Image.open(PICTURES / entry["picture"]) as picture:
-            pairs.append((picture.convert("RGB"), entry["question"]))
+        with Image.open(PICTURES / entry["picture"]) as image:
+            pairs.append((image.convert("RGB"), entry["question"]))
     return pairs

@@ -34,10 +34,10 @@ class Batch(NamedTuple):
 
 
 class Group(NamedTuple):
-    """All pictures of one size, with their questions."""
+    """All images of one size, with their questions."""
 
-    pixels: Tensor  # (pictures, 3, H, W) uint8
-    things: Tensor  # (pictures, patches) uint8
+    pixels: Tensor  # (images, 3, H, W) uint8
+    things: Tensor  # (images, patches) uint8
     picture: Tensor  # (questions,) int64, which of them a question is about
     input_ids: Tensor  # (questions, longest) int64, 0 is padding
     answer: Tensor  # (questions,) int64
@@ -55,7 +55,7 @@ class _Picture(NamedTuple):
 def make_round(
     processor: ViltProcessor, seed: int, start: int, stop: int, questions: int, executor: Executor | None = None
 ) -> list[Group]:
-    """Pictures start..stop-1 of the training split with their questions, grouped by size.
+    """Images start..stop-1 of the training split with their questions, grouped by size.
 
     executor: makes the images; None makes them here. The result is the same.
     """

@@ -38,10 +38,10 @@ def evaluate(
     Under "all", the majority answers are those of the kinds: a constant answer to each kind of question.
     """
     if n < 1:
-        raise ValueError(f"n: got {n}, wanted at least 1 picture")
+        raise ValueError(f"n: got {n}, wanted at least 1 image")
     asked = []
     with Engine(model, processor) as engine:
-        for index in trange(n, disable=not progress, unit="picture", desc="evaluating"):
+        for index in trange(n, disable=not progress, unit="image", desc="evaluating"):
             sample = make_sample("test", seed, index, questions=questions)
             asked += [(question, engine.submit(sample.image, question.text)) for question in sample.questions]
     return _scores([(question.kind, question.answer, future.result().answer) for question, future in asked])

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vilt_fast.checkpoints.files import write_atomically
+from vilt_fast.checkpoints.files import listing, write_atomically
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
 from vilt_fast.processing.image import ViltImageProcessor
@@ -189,15 +189,31 @@ class _Run:
         write_atomically(directory / REPORT, json.dumps(report, indent=1) + "\n")
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint. ValueError if it comes from another recipe or seed."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        """Continue from a checkpoint. ValueError if it is broken, or comes from another recipe or seed."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # a damaged file raises anything
+            raise _broken(path, error) from error
+        absent = sorted({"recipe", "seed", *_PARTS, *_PROGRESS} - set(state if isinstance(state, dict) else ()))
+        if absent:
+            raise _broken(path, f"it holds no {listing(absent)}")
         for name, wanted in (("recipe", dataclasses.asdict(self.recipe)), ("seed", self.seed)):
             if state[name] != wanted:
                 raise ValueError(f"resume: {path} has {name} {state[name]}, wanted {wanted}")
         for name in _PARTS:
-            getattr(self, name).load_state_dict(state[name])
+            try:
+                getattr(self, name).load_state_dict(state[name])
+            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # tensors that do not fit
+                raise _broken(path, f"{name}: {error}") from error
         for name in _PROGRESS:
             setattr(self, name, state[name])
+
+
+def _broken(path: Path, reason: object) -> ValueError:
+    lines = str(reason).splitlines() or [type(reason).__name__]  # PyTorch's advice below would run code from the file
+    return ValueError(f"resume: {path} is truncated or no checkpoint of a run: {lines[0].split('. Please')[0]}")
 
 
 def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
@@ -225,16 +241,17 @@ def train(
     Args:
         output_dir: gets the model, the processor, `checkpoint.pt` and `training.json` (seed, recipe, time, losses).
         steps: of the optimizer; None for the recipe's.
-        minutes: stop after so many, with a checkpoint; `resume` continues from there to the same weights.
+        minutes: stop after so many, and at least one step, with a checkpoint; None: no limit. `resume` continues from
+            there to the same weights.
         seed: of the weights, the images, the questions and their order.
         resume: continue from `checkpoint.pt` if there is one.
         workers: processes that make images; 0 for this one.
 
     Raises:
-        ValueError: a number is out of range, or the checkpoint is of another recipe or seed.
+        ValueError: a number is out of range, or the checkpoint is broken, or of another recipe or seed.
         OSError: the directory cannot be written; an older checkpoint stays whole.
     """
-    recipe = _checked(recipe or Recipe(), steps, save_every, torch.device(device))
+    recipe = _checked(recipe or Recipe(), steps, minutes, save_every, torch.device(device))
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
@@ -249,7 +266,7 @@ def train(
     return run.model, processor
 
 
-def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.device) -> Recipe:
+def _checked(recipe: Recipe, steps: int | None, minutes: float | None, save_every: int, device: torch.device) -> Recipe:
     """The recipe as it runs here, with the caller's number of steps. ValueError if a number is out of range."""
     recipe = dataclasses.replace(
         recipe, steps=recipe.steps if steps is None else steps, bf16=recipe.bf16 and _multiplies_bf16(device)
@@ -257,6 +274,8 @@ def _checked(recipe: Recipe, steps: int | None, save_every: int, device: torch.d
     for name, value in (("steps", recipe.steps), ("save_every", save_every)):
         if value < 1:
             raise ValueError(f"{name}: got {value}, wanted a positive integer")
+    if minutes is not None and not minutes > 0:  # NaN is not either
+        raise ValueError(f"minutes: got {minutes}, wanted a positive number, or None for no limit")
     return recipe
 
 

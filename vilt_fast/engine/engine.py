@@ -20,6 +20,7 @@ from vilt_fast.models.vilt import (
     ViltForMaskedLM,
     ViltForQuestionAnswering,
 )
+from vilt_fast.processing.encoding import check_unicode
 
 _KINDS = {
     "answer": (ViltForQuestionAnswering,),
@@ -240,4 +241,5 @@ class Engine:
 def _checked(text: Any) -> str:
     if not isinstance(text, str):
         raise ValueError(f"text: got {type(text).__name__}, wanted str")
+    check_unicode(text, "text")  # here, where it is this pair's error: texts are tokenised together
     return text

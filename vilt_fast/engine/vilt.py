@@ -16,7 +16,7 @@ from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen import FrozenModel
 from vilt_fast.frozen.planning import HostBatch, plan_pairs
 from vilt_fast.processing.decoding import decode
-from vilt_fast.processing.settings import resize_size
+from vilt_fast.processing.settings import resize_size, target_size
 
 
 class Loaded(NamedTuple):
@@ -82,7 +82,7 @@ class ViltStages:
         decoded = decode(source, name="image")
         if decoded.is_unit and not settings.do_rescale:
             raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
-        size = settings.target_size("image", *decoded.size) if settings.do_resize else decoded.size
+        size = target_size(settings, "image", *decoded.size) if settings.do_resize else decoded.size
         height, width = size
         if height % self.patch or width % self.patch:
             raise ValueError(f"image: got {height} x {width} pixels, wanted multiples of the patch, {self.patch}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,12 @@ class PreTrainedModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         strict: bool = True,
-        **options: Any,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        subfolder: str | None = None,
+        **overrides: Any,
     ) -> Model:
         """A model in evaluation mode, with the weights of a directory, a hub id, or one checkpoint file.
 
@@ -52,13 +58,13 @@ class PreTrainedModel(nn.Module):
             device: where the weights go; None: the CPU.
             strict: True: every weight must fit. False: what is missing or of another shape keeps fresh values and
                 what is unexpected is left out, each named in a warning: for fine-tuning.
-            **options: revision, cache_dir, token, local_files_only, subfolder: of the hub, see `HubOptions`; fields of
-                the configuration; or arguments of the class (`add_pooling_layer`).
+            revision, cache_dir, token, local_files_only, subfolder: of the hub, see `HubOptions`.
+            **overrides: fields of the configuration, or arguments of the class (`add_pooling_layer`).
 
         Raises:
             FileNotFoundError: nothing is there. ValueError: it is not a checkpoint of this model; names the tensors.
         """
-        hub, overrides = HubOptions.split(options)
+        hub = vars(HubOptions(revision, cache_dir, token, local_files_only, subfolder))
         if "torch_dtype" in overrides:  # the name in transformers 4.37
             dtype = overrides.pop("torch_dtype") if dtype is None else dtype
         if "ignore_mismatched_sizes" in overrides:
@@ -143,9 +149,7 @@ def _read_config(
     unknown = sorted(set(overrides) - {*vars(config_class()), "num_labels"})
     if unknown:
         raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(unknown)}")
-    if Path(name_or_path).suffix == ".ckpt":
-        return config_class.from_dict(checkpoints.read_original_config(name_or_path), **overrides)
-    if Path(name_or_path).is_file():
+    if Path(name_or_path).is_file() and Path(name_or_path).suffix != ".ckpt":
         name_or_path = Path(name_or_path).parent
     return config_class.from_pretrained(name_or_path, **hub, **overrides)
 

@@ -61,7 +61,7 @@ class Inputs:
         if isinstance(images, PackedPixels):
             if images.pairs != batch * num_images:
                 raise ValueError(
-                    f"pixel_values must have num_images = {num_images} pictures for each of {batch} texts, "
+                    f"pixel_values must have num_images = {num_images} images for each of {batch} texts, "
                     f"{batch * num_images}, got {images.pairs}"
                 )
         elif pixel_values is not None:
@@ -152,13 +152,13 @@ class Inputs:
         return torch.full((batch,), index, dtype=torch.long, device=device)
 
     def _leaders(self, config: ViltConfig) -> list[int] | None:
-        """`PackedPixels.leaders`, where pairs with the same picture surely have the same rows; None elsewhere."""
+        """`PackedPixels.leaders`, where pairs with the same image surely have the same rows; None elsewhere."""
         pixels = self.pixel_values
         if not isinstance(pixels, PackedPixels) or pixels.picture is None or self.patch_mask is not None:
             return None
         limit, patch = config.max_image_length, config.patch_shape[0]
         if self.image_index is not None and limit >= 0 and limit < max(h * w for h, w in pixels.grids(patch)):
-            return None  # pairs may draw different patches of one picture
+            return None  # pairs may draw different patches of one image
         return pixels.leaders(self.slots)
 
     def _image_index(self, batch: int, device: torch.device) -> Tensor | None:
@@ -202,7 +202,7 @@ class Batch:
             kept = None
             if self.pixel_mask is not None:
                 kept = self.pixel_mask.flatten(1)[:, None, :] != 0
-                checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: a picture has no valid place"))
+                checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: an image has no valid place"))
             return Layout.build(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
         pixels, patch, limit, seed = self.pixel_values, config.patch_shape[0], config.max_image_length, self.seed
         if seed is None:  # only a model in training that samples takes a number from PyTorch's generator
@@ -303,11 +303,11 @@ def _check_packed(
     if pixel_mask is not None:
         raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
     if config.num_channels != CHANNELS:
-        raise ValueError(f"pixel_values: packed pictures have {CHANNELS} channels, the model {config.num_channels}")
+        raise ValueError(f"pixel_values: packed images have {CHANNELS} channels, the model {config.num_channels}")
     if pixels.pairs != batch:
         raise ValueError(
-            f"pixel_values must have as many pictures as there are texts, {batch}, got {pixels.pairs}; where several "
-            "texts are about one picture, say which with `picture`"
+            f"pixel_values must have as many images as there are texts, {batch}, got {pixels.pairs}; where several "
+            "texts are about one image, say which with `picture`"
         )
     if pixels.device != device:
         raise ValueError(f'pixel_values is on {pixels.device}, the model on {device}; move it with .to("{device}")')
@@ -315,7 +315,7 @@ def _check_packed(
     for index, (height, width) in enumerate(pixels.sizes):
         if height % patch or width % patch:
             raise ValueError(
-                f"pixel_values: picture {index} is {height} x {width} pixels, wanted multiples of the patch, {patch}; "
+                f"pixel_values: image {index} is {height} x {width} pixels, wanted multiples of the patch, {patch}; "
                 "let the processor resize, with size_divisor a multiple of the patch"
             )
     return pixels.grid_size(patch)

@@ -72,7 +72,7 @@ class BaseModelOutputWithPooling(ModelOutput):
     """Of ViltModel. Rows of padding are zero.
 
     Args:
-        last_hidden_state: (B, L + 1 + patches, d): words, CLS of the picture, patches in raster order.
+        last_hidden_state: (B, L + 1 + patches, d): words, CLS of the image, patches in raster order.
         pooler_output: (B, d), tanh of a projection of the first word's row.
         hidden_states: one (B, L + 1 + patches, d) a layer, and the embeddings before them.
         attentions: one (B, heads, L + 1 + patches, L + 1 + patches) a layer.

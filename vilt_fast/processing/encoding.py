@@ -118,11 +118,18 @@ def _check_text(text: Any, name: str, is_words: bool) -> Any:
         return [_check_text(word, f"{name}[{i}]", False) for i, word in enumerate(text)]
     if not isinstance(text, str):
         raise ValueError(f"{name}: got {type(text).__name__}, wanted a string")
+    check_unicode(text, name)
+    return text
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raise ValueError for a string with half of a surrogate pair, which no encoding of Unicode can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: character {error.start} is a lone surrogate, which is no Unicode text") from error
-    return text
+        raise ValueError(
+            f"{name}: character {error.start} is a lone surrogate, which is no Unicode text: {text[:60]!r}"
+        ) from error
 
 
 def pad_row(row: list[Any], length: int, value: int, side: str) -> list[Any]:
@@ -147,6 +154,13 @@ def check_side(value: Any, argument: str) -> str:
     if value not in ("right", "left"):
         raise ValueError(f'{argument}: got {value!r}, wanted "right" or "left"')
     return value
+
+
+def check_flags(**flags: Any) -> None:
+    """Catch what the backend would refuse without saying which argument it means. ValueError names it."""
+    for name, value in flags.items():
+        if not isinstance(value, bool | np.bool_):
+            raise ValueError(f"{name}: got {value!r}, wanted True or False")
 
 
 def check_lengths(strategy: Strategy, num_special: int, is_pair: bool) -> None:

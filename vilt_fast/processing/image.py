@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from vilt_fast.pixels import PackedPixels
 from .batch import BatchFeature, tensor_kind
 from .decoding import Decoded, check_data_format, decode, decode_all, flatten_images
 from .saving import find_json, split_options, to_json, write_files
-from .settings import SETTINGS, Settings
+from .settings import SETTINGS, Settings, check_setting, target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
 _WITHOUT_EFFECT = (
@@ -65,9 +64,32 @@ class ViltImageProcessor(Settings):
 
     model_input_names = ["pixel_values", "pixel_mask"]
 
-    def __init__(self, *settings: Any, **kwargs: Any) -> None:
-        kwargs = _without_old_name(kwargs)
-        super().__init__(*settings, **{name: kwargs.pop(name) for name in SETTINGS if name in kwargs})
+    def __init__(
+        self,
+        do_resize: bool = True,
+        size: int | Mapping[str, int] | None = None,
+        size_divisor: int = 32,
+        resample: int = Image.Resampling.BICUBIC,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: float | Sequence[float] | None = None,
+        image_std: float | Sequence[float] | None = None,
+        do_pad: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            do_resize=do_resize,
+            size=size,
+            size_divisor=size_divisor,
+            resample=resample,
+            do_rescale=do_rescale,
+            rescale_factor=rescale_factor,
+            do_normalize=do_normalize,
+            image_mean=image_mean,
+            image_std=image_std,
+            do_pad=kwargs.pop(_OLD_DO_PAD, do_pad),
+        )
         for name, value in kwargs.items():
             if name not in _BOOKKEEPING and not name.startswith("_"):
                 if callable(getattr(type(self), name, None)):
@@ -81,19 +103,28 @@ class ViltImageProcessor(Settings):
     def preprocess(
         self,
         images: Any,
-        *settings: Any,
+        do_resize: bool | None = None,
+        size: int | Mapping[str, int] | None = None,
+        size_divisor: int | None = None,
+        resample: int | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: float | Sequence[float] | None = None,
+        image_std: float | Sequence[float] | None = None,
+        do_pad: bool | None = None,
         return_tensors: str | None = None,
         data_format: str = "channels_first",
         input_data_format: str | None = None,
-        **overrides: Any,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """Turn images into model inputs.
+        """Turn images into model inputs; a setting left None is the processor's own.
 
         Args:
             images: a path, a PIL image, a NumPy array or torch tensor (H, W), (H, W, C) or (C, H, W), a batch of
                 these in four dimensions, or a list of these. Nested lists are flattened, as in transformers 5.x;
                 `pixel_values.unflatten(0, (batch, num_images))` gives them back.
-            settings, overrides: the constructor's, in its order, for this call; None takes the processor's own.
+            do_resize, ..., do_pad: as for the constructor, for this call.
             return_tensors: "pt", "np", or None for lists of arrays.
             data_format: "channels_first" or "channels_last", the layout of `pixel_values`.
             input_data_format: the layout of 3-D arrays, where it should not be inferred.
@@ -105,7 +136,20 @@ class ViltImageProcessor(Settings):
             FileNotFoundError: a path does not exist.
             ValueError: an image cannot be used, named by its index; or a setting is out of range.
         """
-        chosen = self._settings("preprocess", *settings, **overrides)
+        chosen = self._settings(
+            "preprocess",
+            do_resize=do_resize,
+            size=size,
+            size_divisor=size_divisor,
+            resample=resample,
+            do_rescale=do_rescale,
+            rescale_factor=rescale_factor,
+            do_normalize=do_normalize,
+            image_mean=image_mean,
+            image_std=image_std,
+            do_pad=do_pad,
+            **kwargs,
+        )
         kind = tensor_kind(return_tensors)
         layout = check_data_format(data_format, "data_format") or "channels_first"
         prepared = [_prepare(name, image, input_data_format, chosen) for name, image in flatten_images(images)]
@@ -151,20 +195,20 @@ class ViltImageProcessor(Settings):
         np.concatenate([array.reshape(-1) for array in arrays], out=flat.numpy())
         data = flat.to(device, non_blocking=True)
         if settings.do_resize:
-            sizes = [settings.target_size(name, *size) for name, size in zip(names, sizes, strict=True)]
+            sizes = [target_size(settings, name, *size) for name, size in zip(names, sizes, strict=True)]
             data, _ = ops.resize_packed(data, [array.shape for array in arrays], sizes)
         mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else ((0.0,) * 3, (1.0,) * 3)
         return PackedPixels(data, tuple(sizes), mean, std, factor, picture)
 
-    def _settings(self, method: str, *values: Any, **overrides: Any) -> Settings:
+    def _settings(self, method: str, **given: Any) -> Settings:
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
-        overrides = _without_old_name(overrides)
-        unknown = sorted(set(overrides) - {*SETTINGS, *_WITHOUT_EFFECT})
+        if _OLD_DO_PAD in given:
+            given["do_pad"] = given.pop(_OLD_DO_PAD)
+        unknown = sorted(set(given) - {*SETTINGS, *_WITHOUT_EFFECT})
         if unknown:
             raise TypeError(f"{method}() got an unexpected keyword argument {unknown[0]!r}")
-        named = {name: value for name, value in overrides.items() if name in SETTINGS}
-        given = inspect.signature(Settings).bind_partial(*values, **named).arguments
-        return Settings(**{name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS})
+        chosen = {name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS}
+        return Settings(**{name: check_setting(name, value) for name, value in chosen.items()})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -260,12 +304,6 @@ class ViltFeatureExtractor(ViltImageProcessor):
         super().__init__(*args, **kwargs)
 
 
-def _without_old_name(settings: dict[str, Any]) -> dict[str, Any]:
-    if _OLD_DO_PAD in settings:
-        settings["do_pad"] = settings.pop(_OLD_DO_PAD)
-    return settings
-
-
 def _packed_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:
     """The one number that takes bytes to pixels, for all images of the batch."""
     for name, item in zip(names, decoded, strict=True):
@@ -296,7 +334,7 @@ def _prepare(name: str, source: Any, input_data_format: str | None, settings: Se
         warnings.warn(_scaled_message(name), stacklevel=5)
     image = decoded.pixels
     if settings.do_resize:
-        height, width = settings.target_size(name, *decoded.size)
+        height, width = target_size(settings, name, *decoded.size)
         image = image if isinstance(image, Image.Image) else Image.fromarray(decoded.array)
         image = image.resize((width, height), resample=settings.resample)
     pixels = np.asarray(image).transpose(2, 0, 1)

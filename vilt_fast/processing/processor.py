@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +18,6 @@ from .settings import SETTINGS
 from .text import BertTokenizer
 
 _TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
-# What follows `images` and `text` in transformers 4.37.
-_BY_PLACE = (
-    "add_special_tokens padding truncation max_length stride pad_to_multiple_of return_token_type_ids "
-    "return_attention_mask return_overflowing_tokens return_special_tokens_mask return_offsets_mapping return_length "
-    "verbose return_tensors"
-).split()
 # Hugging Face 5.x's way to say which argument is whose.
 _GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
 
@@ -70,7 +65,20 @@ class ViltProcessor:
         self,
         images: Any = None,
         text: Any = None,
-        *by_place: Any,
+        add_special_tokens: bool = True,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        stride: int = 0,
+        pad_to_multiple_of: int | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        return_tensors: str | None = None,
         device: torch.device | str | int | None = None,
         picture: Any = None,
         **kwargs: Any,
@@ -84,8 +92,8 @@ class ViltProcessor:
                 bytes without padding, see `ViltImageProcessor.pack`.
             picture: with a device, which image each text is about, (batch,) or (batch, num_images); None: text i is
                 about image i. An image is prepared and embedded once, however many texts are about it.
-            by_place: arguments of the tokenizer in the order of transformers 4.37, from `add_special_tokens` on.
-            kwargs: arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
+            add_special_tokens, ..., return_tensors: as for `BertTokenizer.__call__`.
+            kwargs: further arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
                 `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
 
         Returns:
@@ -100,9 +108,23 @@ class ViltProcessor:
         device = self.device if device is None else device
         if images is None and text is None:
             raise ValueError("images, text: got neither, wanted at least one")
-        if len(by_place) > len(_BY_PLACE):
-            raise TypeError(f"ViltProcessor() takes at most {2 + len(_BY_PLACE)} arguments by place")
-        for_text, for_images = _split_arguments(**dict(zip(_BY_PLACE, by_place, strict=False)), **kwargs)
+        arguments = {
+            "add_special_tokens": add_special_tokens,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "stride": stride,
+            "pad_to_multiple_of": pad_to_multiple_of,
+            "return_token_type_ids": return_token_type_ids,
+            "return_attention_mask": return_attention_mask,
+            "return_overflowing_tokens": return_overflowing_tokens,
+            "return_special_tokens_mask": return_special_tokens_mask,
+            "return_offsets_mapping": return_offsets_mapping,
+            "return_length": return_length,
+            "verbose": verbose,
+            "return_tensors": return_tensors,
+        }
+        for_text, for_images = _split_arguments({**arguments, **kwargs})
         kind = tensor_kind(for_text.get("return_tensors"))
         if device is not None:
             kind = for_text["return_tensors"] = _check_packed(kind, for_images)
@@ -195,8 +217,9 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
     return "pt"
 
 
-def _split_arguments(**flat: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tokenizer's arguments and the image processor's, out of flat ones and Hugging Face's groups."""
+    flat = dict(arguments)
     text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
     known = {*_TEXT_ARGUMENTS, *SETTINGS, "return_tensors", "data_format", "input_data_format"}
     unknown = sorted(set(flat) - known - {"pad_and_return_pixel_mask"})

@@ -40,7 +40,6 @@ def _check_flag(name: str, value: Any) -> bool:
 
 
 def _check_size(name: str, value: Any) -> dict[str, int]:
-    value = 384 if value is None else value
     if isinstance(value, Mapping) and "shortest_edge" in value:
         return {**value, "shortest_edge": _check_positive(f'{name}["shortest_edge"]', value["shortest_edge"])}
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -67,7 +66,6 @@ def _check_number(name: str, value: Any) -> float:
 
 
 def _check_channels(name: str, value: Any) -> float | list[float]:
-    value = (0.5, 0.5, 0.5) if value is None else value
     values = value.tolist() if isinstance(value, np.ndarray) else value
     if isinstance(values, list | tuple):
         if len(values) != 3:
@@ -80,8 +78,8 @@ def _check_channels(name: str, value: Any) -> float | list[float]:
     return checked
 
 
-def _setting(default: Any, check: Callable[[str, Any], Any]) -> Any:
-    return field(default=default, metadata={"check": check})
+def _setting(default: Any, check: Callable[[str, Any], Any], none_means: Any = None) -> Any:
+    return field(default=default, metadata={"check": check, "none_means": none_means})
 
 
 @dataclass(eq=False, repr=False)
@@ -94,34 +92,47 @@ class Settings:
 
     # In Hugging Face's order of arguments.
     do_resize: bool = _setting(True, _check_flag)
-    size: Any = _setting(None, _check_size)  # {"shortest_edge": pixels}
+    size: Any = _setting(None, _check_size, 384)  # {"shortest_edge": pixels}
     size_divisor: int = _setting(32, _check_positive)
     resample: int = _setting(Image.Resampling.BICUBIC, _check_resample)
     do_rescale: bool = _setting(True, _check_flag)
     rescale_factor: float = _setting(1 / 255, _check_number)
     do_normalize: bool = _setting(True, _check_flag)
-    image_mean: Any = _setting(None, _check_channels)  # a number, or a list of 3
-    image_std: Any = _setting(None, _check_channels)
+    image_mean: Any = _setting(None, _check_channels, (0.5, 0.5, 0.5))  # a number, or a list of 3
+    image_std: Any = _setting(None, _check_channels, (0.5, 0.5, 0.5))
     do_pad: bool = _setting(True, _check_flag)
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            setattr(self, entry.name, entry.metadata["check"](entry.name, getattr(self, entry.name)))
+            value = getattr(self, entry.name)
+            value = entry.metadata["none_means"] if value is None else value
+            setattr(self, entry.name, check_setting(entry.name, value))
 
-    def target_size(self, name: str, height: int, width: int) -> tuple[int, int]:
-        """`resize_size` of an image, which errors call `name`.
 
-        Raises:
-            ValueError: a side would be 0.
-        """
-        size = resize_size(height, width, self.size["shortest_edge"], self.size_divisor)
-        if 0 in size:
-            raise ValueError(
-                f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 "
-                f"when the longer one is limited and both are floored to multiples of {self.size_divisor}; crop or pad "
-                "it"
-            )
-        return size
+def target_size(settings: Settings, name: str, height: int, width: int) -> tuple[int, int]:
+    """`resize_size` of an image, which errors call `name`.
+
+    Raises:
+        ValueError: a side would be 0.
+    """
+    # No method: a preprocessor_config.json may hold a key of any name, which becomes an attribute.
+    size = resize_size(height, width, settings.size["shortest_edge"], settings.size_divisor)
+    if 0 in size:
+        raise ValueError(
+            f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
+            f"the longer one is limited and both are floored to multiples of {settings.size_divisor}; crop or pad it"
+        )
+    return size
 
 
 SETTINGS = tuple(entry.name for entry in fields(Settings))
+_CHECKS = {entry.name: entry.metadata["check"] for entry in fields(Settings)}
+
+
+def check_setting(name: str, value: Any) -> Any:
+    """The value as `Settings` holds it. None is no value: it stands for the default in a constructor alone.
+
+    Raises:
+        ValueError: the value is out of range; the message names the setting.
+    """
+    return _CHECKS[name](name, value)

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Encoding
 from .batch import BatchEncoding, tensor_kind
 from .encoding import (
     Strategy,
+    check_flags,
     check_lengths,
     check_side,
     check_texts,
@@ -154,6 +155,10 @@ class BertTokenizer(TokenTable):
             ValueError: no text, no batch, or an argument out of range; ragged rows that should form a tensor.
         """
         kind = tensor_kind(return_tensors)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        check_flags(
+            add_special_tokens=add_special_tokens, is_split_into_words=is_split_into_words, split_special_tokens=split
+        )
         rows, is_batch = check_texts(text, text_pair, is_split_into_words)
         side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
         strategy = choose_strategy(padding, truncation, max_length, self.model_max_length, verbose)
@@ -161,7 +166,6 @@ class BertTokenizer(TokenTable):
         is_pair = any(isinstance(row, tuple) for row in rows)
         num_special = self.num_special_tokens_to_add(is_pair) if add_special_tokens else 0
         check_lengths(strategy, num_special, is_pair)
-        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         encodings = self._encode_rows(rows, strategy, split, add_special_tokens, is_split_into_words)
         wanted = {
             "input_ids": True,
@@ -181,7 +185,9 @@ class BertTokenizer(TokenTable):
         """The `input_ids` of `__call__`, whose other arguments it takes."""
         return self(text, text_pair, **kwargs)["input_ids"]
 
-    encode_plus = __call__  # transformers 4.37's name
+    def encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> BatchEncoding:
+        """As `__call__` (transformers 4.37's name)."""
+        return self(text, text_pair, **kwargs)
 
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **kwargs: Any) -> BatchEncoding:
         """As `__call__` with a list of texts or pairs (transformers 4.37's name)."""

@@ -35,6 +35,18 @@ def _special_token_id(name: str) -> Any:
     return property(lambda table: table.convert_tokens_to_ids(getattr(table, name)), assign)
 
 
+def _extra_tokens(name: str) -> Any:
+    """A property that lists the special tokens without a name; read-only."""
+
+    def assign(table: TokenTable, value: Any) -> None:
+        raise AttributeError(f"{name}: cannot be assigned; call add_special_tokens({{{name!r}: [...]}})")
+
+    def read(table: TokenTable) -> list[str]:
+        return [token.content for token in table._extra] if name == _EXTRA_NAMES[0] else table.extra_special_tokens
+
+    return property(read, assign)
+
+
 class TokenTable:
     """A `tokenizers.Tokenizer` with BERT's special tokens; the names are Hugging Face's.
 
@@ -116,7 +128,10 @@ class TokenTable:
         """Token -> id, appended tokens included."""
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
-    vocab = property(get_vocab)
+    @property
+    def vocab(self) -> dict[str, int]:
+        """As `get_vocab()`."""
+        return self.get_vocab()
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
@@ -127,7 +142,10 @@ class TokenTable:
         """Token -> id, for the tokens that are matched whole."""
         return {token.content: index for index, token in sorted(self.added_tokens_decoder.items())}
 
-    added_tokens_encoder = property(get_added_vocab)
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """As `get_added_vocab()`."""
+        return self.get_added_vocab()
 
     def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         """Add tokens (strings, `AddedToken`s) that the vocabulary lacks; return how many were new.
@@ -168,12 +186,8 @@ class TokenTable:
         """Name -> special token."""
         return {name: self._special[name].content for name in SPECIAL_NAMES if name in self._special}
 
-    @property
-    def extra_special_tokens(self) -> list[str]:
-        """The special tokens without a name."""
-        return [token.content for token in self._extra]
-
-    additional_special_tokens = extra_special_tokens  # transformers 4.37's name
+    # 5.x's name, and transformers 4.37's, which follows a subclass that overrides the first.
+    extra_special_tokens, additional_special_tokens = map(_extra_tokens, _EXTRA_NAMES)
 
     @property
     def all_special_tokens(self) -> list[str]:
