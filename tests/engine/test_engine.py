@@ -362,7 +362,7 @@ def test_a_model_that_the_caller_froze(model, processor, pairs, expected):
     with Engine(frozen, processor) as engine:
         assert engine.model is frozen
         torch.testing.assert_close(stack(engine.logits(*pairs)), expected, **TOLERANCE)
-    with pytest.raises(ValueError, match="dtype, device: a frozen model has its own"):
+    with pytest.raises(ValueError, match="dtype, device, cuda_graphs: a frozen model has its own"):
         Engine(frozen, processor, dtype=torch.float32)
     with pytest.raises(ValueError, match="model: got ViltModel"):
         Engine(vilt_fast.freeze(vilt_fast.ViltModel(model.config)), processor)

@@ -253,8 +253,43 @@ def on_meta(model):
     return "is on the meta device"
 
 
+def unweighted_norm(model):
+    model.vilt.layernorm = nn.LayerNorm(model.config.hidden_size, bias=False)
+    return "vilt.layernorm.bias is missing"
+
+
+def own_parameter(model):
+    model.temperature = nn.Parameter(torch.ones(1))
+    return "temperature is a parameter of your own"
+
+
+def reconfigured(model):
+    model.config.patch_size = 4
+    return "has the shape .* not .* as the configuration says"
+
+
+class OwnForward(vilt_fast.ViltForQuestionAnswering):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def own_class(model):
+    model.__class__ = OwnForward
+    return "OwnForward has a forward of its own"
+
+
+class OwnLogits(vilt_fast.ViltForQuestionAnswering):
+    def logits(self, encoded):
+        return 2 * super().logits(encoded)
+
+
+def own_method(model):
+    model.__class__ = OwnLogits
+    return "OwnLogits has a logits of its own"
+
+
 CHANGES = (hooked, pre_hooked, backward_hooked, adapted, replaced_norm, replaced_activation, own_forward, parametrised)
-CHANGES += (pruned, added, subclassed, on_meta)
+CHANGES += (pruned, added, subclassed, on_meta, unweighted_norm, own_parameter, reconfigured, own_class, own_method)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -265,6 +300,60 @@ def test_a_changed_model_is_refused_by_name(make_model, change):
     with pytest.raises(ValueError, match=message):
         vilt_fast.freeze(model)
     assert frozen.is_stale(model)
+
+
+class Named(vilt_fast.ViltForQuestionAnswering):
+    """A user's class that computes nothing else."""
+
+    def describe(self):
+        return "mine"
+
+
+def test_a_class_that_changes_nothing(make_model, make_inputs):
+    model = make_model("ViltForQuestionAnswering")
+    inputs = make_inputs(model)
+    wanted = live(model, inputs).logits
+    model.__class__ = Named
+    frozen = vilt_fast.freeze(model)
+    assert torch.equal(frozen(**inputs).logits, wanted) and not frozen.is_stale(model)
+    assert "ViltForQuestionAnswering, torch.float32, cpu" in repr(frozen) and frozen.eval() is frozen
+
+
+def test_what_was_built_counts_not_what_the_configuration_says_now(make_model, make_inputs):
+    model = make_model("ViltForQuestionAnswering", 2)
+    inputs = make_inputs(model)
+    wanted = live(model, inputs).logits
+    frozen = vilt_fast.freeze(model)
+    model.config.num_attention_heads = 2
+    assert torch.equal(vilt_fast.freeze(model)(**inputs).logits, wanted) and not frozen.is_stale(model)
+    model.vilt.layernorm.eps = 0.5
+    assert frozen.is_stale(model)
+
+
+def test_stale_is_a_question_about_models(make_model):
+    model = make_model("ViltForQuestionAnswering")
+    with torch.no_grad():
+        model.classifier[3].bias[0] = float("nan")
+    frozen = vilt_fast.freeze(model)
+    assert not frozen.is_stale(model) and frozen.is_stale(make_model("ViltModel"))
+    with pytest.raises(TypeError, match="is_stale: model: got NoneType"):
+        frozen.is_stale(None)
+
+
+def test_shared_blocks(make_model, make_inputs):
+    model = make_model("ViltForQuestionAnswering", 2)
+    layers = model.vilt.encoder.layer
+    layers[1] = layers[0]
+    inputs = make_inputs(model)
+    assert torch.equal(vilt_fast.freeze(model)(**inputs).logits, live(model, inputs).logits)
+
+
+def test_compiled_around_it(make_model, make_inputs):
+    frozen = vilt_fast.freeze(make_model("ViltForQuestionAnswering"))
+    inputs = make_inputs(make_model("ViltForQuestionAnswering"))
+    wanted = frozen(**inputs).logits
+    compiled = torch.compile(lambda **given: frozen(**given).logits * 2, backend="eager")
+    torch.testing.assert_close(compiled(**inputs), 2 * wanted)
 
 
 @pytest.mark.parametrize("argument", ["output_attentions", "output_hidden_states"])
@@ -282,7 +371,7 @@ def test_what_is_not_kept(make_model, make_inputs, argument):
 def test_no_loss_no_gradient_no_stranger(make_model, make_inputs):
     model = make_model("ViltForQuestionAnswering")
     frozen, inputs = vilt_fast.freeze(model), make_inputs(model)
-    with pytest.raises(ValueError, match="labels: the frozen form keeps none"):
+    with pytest.raises(ValueError, match="labels: the frozen form computes no loss"):
         frozen(**inputs, labels=torch.zeros(3, model.config.num_labels))
     inputs["pixel_values"].requires_grad_()
     with pytest.raises(ValueError, match="pixel_values requires a gradient"):
@@ -326,6 +415,9 @@ def test_errors_are_those_of_the_live_form(make_model, make_inputs, change):
         (dict(dtype="bfloat16"), "dtype: got 'bfloat16'"),
         (dict(max_tokens=0), "max_tokens: got 0"),
         (dict(max_seqlen=2.5), "max_seqlen: got 2.5"),
+        (dict(dtype=torch.float8_e4m3fn), "dtype: got torch.float8_e4m3fn"),
+        (dict(device="meta"), "device: got meta"),
+        (dict(graphs="no"), "graphs: got 'no'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

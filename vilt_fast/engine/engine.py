@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -87,8 +89,8 @@ class Engine:
         if not issubclass(kind, _MODELS):
             wanted = ", ".join(kind.__name__ for kind in _MODELS)
             raise ValueError(f"model: got {kind.__name__}, wanted one of {wanted}")
-        if isinstance(model, FrozenModel) and (dtype is not None or device is not None):
-            raise ValueError("dtype, device: a frozen model has its own; give them to freeze()")
+        if isinstance(model, FrozenModel) and not (dtype is device is None and cuda_graphs):
+            raise ValueError("dtype, device, cuda_graphs: a frozen model has its own; give them to freeze()")
         if not hasattr(getattr(processor, "image_processor", None), "pack"):
             raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
         for name, value in (("max_tokens", max_tokens), ("workers", workers), ("top", top)):
@@ -105,7 +107,7 @@ class Engine:
         else:
             self.model = freeze(model, dtype, device, cuda_graphs, max_tokens=largest, max_seqlen=longest)
         self._stages = ViltStages(self.model, processor, top=top)
-        self._pipeline = Pipeline(
+        self._pipeline = pipeline = Pipeline(
             self._stages,
             max_tokens=max_tokens,
             max_pairs=max_pairs(max_tokens),
@@ -114,6 +116,9 @@ class Engine:
             # Enough for the five batches that can be in flight at ViLT's usual 211 tokens per pair, and for decoding.
             max_pending=max(64, max_tokens // 32),
         )
+        # An engine that is forgotten, not closed, answers what is pending and ends its threads.
+        closing = threading.Thread(target=pipeline.close, name="vilt-close", daemon=True)
+        weakref.finalize(self, closing.start).atexit = False
 
     def __enter__(self) -> Engine:
         return self

@@ -18,7 +18,7 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
 from vilt_fast.frozen.planning import HostBatch, Words, make_plan, plan_inputs
-from vilt_fast.frozen.weights import Weights, collect
+from vilt_fast.frozen.weights import Weights, collect, own_class
 from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
 from vilt_fast.models.base import PreTrainedModel
@@ -30,7 +30,8 @@ from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
 # Tokens of the largest recorded batch: where a GPU's throughput stops growing.
 MAX_TOKENS = 49_152
 _FOLDED = 8  # normalisations of images whose folded weights are kept
-_NOT_KEPT = ("labels", "output_attentions", "output_hidden_states")
+_NOT_KEPT = ("output_attentions", "output_hidden_states")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass
@@ -76,12 +77,21 @@ def freeze(
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"freeze: model: got {type(model).__name__}, wanted a model of vilt_fast")
+    if not isinstance(graphs, bool):
+        raise ValueError(f"freeze: graphs: got {graphs!r}, wanted True or False")
     for name, value in (("max_tokens", max_tokens), ("max_seqlen", max_seqlen)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"freeze: {name}: got {value!r}, wanted a positive integer")
+    found = {parameter.dtype for parameter in model.parameters()}
+    if dtype is None and len(found) > 1:
+        raise ValueError(
+            f"freeze: dtype: the parameters are of {', '.join(sorted(map(str, found)))}; say which is wanted"
+        )
     dtype = model.dtype if dtype is None else dtype
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"freeze: dtype: got {dtype!r}, wanted a floating-point torch dtype")
+    if dtype not in _DTYPES:
+        raise ValueError(f"freeze: dtype: got {dtype!r}, wanted one of {', '.join(map(str, _DTYPES))}")
+    if device is not None and torch.device(device).type == "meta":
+        raise ValueError("freeze: device: got meta, wanted one that computes")
     # The index of "cuda" is that of the current device.
     device = torch.empty(0, device=model.device if device is None else device).device
     limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config))
@@ -103,7 +113,7 @@ class FrozenModel:
     """
 
     def __init__(self, model: Any, weights: Weights, limits: Limits, *, graphs: bool) -> None:
-        self.config, self.model_class = copy.deepcopy(model.config), type(model)
+        self.config, self.model_class = copy.deepcopy(model.config), own_class(model)
         self.slots: int | None = getattr(model, "slots", None)
         self.weights, self.limits, self.graphs = weights, limits, graphs
         self._start()
@@ -147,6 +157,11 @@ class FrozenModel:
             ValueError: as the model's forward, and where something is asked for that the frozen form does not keep.
             TypeError: an argument that the model does not have.
         """
+        if torch.compiler.is_compiling():  # there is nothing left to compile
+            return torch.compiler.disable(self._call)(*args, **kwargs)
+        return self._call(*args, **kwargs)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", None)
         check_modality(given.get("image_token_type_idx"))
@@ -171,8 +186,10 @@ class FrozenModel:
         given |= kwargs
         for argument in _NOT_KEPT:
             asked = given.pop(argument, None)
-            if getattr(self.config, argument, None) and asked is None or asked is not None and asked is not False:
+            if getattr(self.config, argument) if asked is None else asked:
                 raise ValueError(f"{argument}: the frozen form keeps none; leave it out, or call the live model")
+        if given.pop("labels", None) is not None:
+            raise ValueError("labels: the frozen form computes no loss; leave them out, or call the live model")
         if torch.is_grad_enabled():
             for argument, value in given.items():
                 if isinstance(value, Tensor) and value.requires_grad:
@@ -294,12 +311,12 @@ class FrozenModel:
 
     def _encode(self, tokens: Tensor, spans: Spans, head_mask: Tensor | None = None) -> Tensor:
         """All rows (total_tokens, d) after the blocks; or where the head reads first rows alone, its scores."""
-        heads, blocks = self.config.num_attention_heads, self.weights.blocks
+        blocks = self.weights.blocks
         for i, block in enumerate(blocks):
             attend = partial(
                 ops.attention,
                 cu_seqlens=spans.cu_seqlens,
-                num_heads=heads,
+                num_heads=block.num_heads,
                 max_seqlen=spans.max_seqlen,
                 head_scale=None if head_mask is None else head_mask[i].to(tokens.dtype),
             )
@@ -330,14 +347,27 @@ class FrozenModel:
         return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
 
     def is_stale(self, model: PreTrainedModel) -> bool:
-        """Whether a model no longer has the weights that were frozen; compares them all, on this form's device."""
-        if type(model) is not self.model_class:
-            return True
+        """Whether freezing a model now would give something else, or would be refused. Compares all weights.
+
+        Raises:
+            TypeError: it is no model of this library.
+        """
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"is_stale: model: got {type(model).__name__}, wanted a model of vilt_fast")
         try:
-            now = _tensors(collect(model, self.dtype, self.device))
-        except ValueError:  # something hangs on it now
+            if own_class(model) is not self.model_class:
+                return True
+            now = collect(model, self.dtype, self.device)
+        except ValueError:  # something hangs on it
             return True
-        return not all(torch.equal(a, b) for a, b in zip(_tensors(self.weights), now, strict=True))
+        return not all(_is_same(*pair) for pair in zip(_leaves(self.weights), _leaves(now), strict=True))
+
+    def eval(self) -> FrozenModel:
+        """Itself: it is always in evaluation mode."""
+        return self
+
+    def __repr__(self) -> str:
+        return f"FrozenModel({self.model_class.__name__}, {self.dtype}, {self.device}, graphs={self.graphs})"
 
     def stats(self) -> Stats:
         """Counts so far; a copy."""
@@ -384,13 +414,20 @@ def _longest_pair(config: Any) -> int:
     return config.max_position_embeddings + 1 + (min(cells, limit) if limit >= 0 else cells)
 
 
-def _tensors(weights: Any) -> Iterator[Tensor]:
-    """The tensors of weights, in order."""
-    if isinstance(weights, Tensor):
-        yield weights
-    elif is_dataclass(weights):
+def _leaves(weights: Any) -> Iterator[Any]:
+    """What weights hold, in order: tensors, numbers, names and functions."""
+    if is_dataclass(weights):
         for part in fields(weights):
-            yield from _tensors(getattr(weights, part.name))
+            yield from _leaves(getattr(weights, part.name))
     elif isinstance(weights, tuple):
         for part in weights:
-            yield from _tensors(part)
+            yield from _leaves(part)
+    else:
+        yield weights
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    if not isinstance(one, Tensor):
+        return one == other
+    # By their bytes: NaN is the same NaN.
+    return isinstance(other, Tensor) and torch.equal(*(t.contiguous().view(torch.uint8) for t in (one, other)))

@@ -18,7 +18,9 @@ from vilt_fast import ops
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_ADVICE = "merge or remove what was added (merge_and_unload() of PEFT, remove() of a hook), or call the live model"
+_ADVICE = "undo the change (remove a hook, merge an adapter), or call the live model"
+# What a user's class may define without computing anything else.
+_HARMLESS = {"__module__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__init__", "config_class"}
 
 
 class Affine(NamedTuple):
@@ -52,6 +54,7 @@ class Block:
     norm_after: Norm
     up: Affine
     down: Affine
+    num_heads: int
     activation: str | None
     activation_after: Callable[[Tensor], Tensor] | None
 
@@ -205,6 +208,7 @@ class _Taker:
             norm_after=self.norm(layer.layernorm_after),
             up=self.affine(layer.intermediate.dense),
             down=self.affine(layer.output.dense),
+            num_heads=layer.num_heads,
             activation=layer.activation,
             activation_after=layer.activation_after,
         )
@@ -231,33 +235,69 @@ class _Taker:
         raise ValueError(f"freeze: got a {type(model).__name__}, which has no head that can be frozen")
 
 
-def refuse_changed(model: nn.Module) -> None:
-    """Raise unless every module is what the model's class makes, and nothing hangs on it.
+def own_class(model: nn.Module) -> Any:
+    """The class of this library that a model is of: its own, or the one that a user's class adds nothing to.
+
+    Raises:
+        ValueError: the user's class overrides something; names it.
+    """
+    for kind in type(model).__mro__:
+        if kind.__module__.startswith("vilt_fast."):
+            return kind
+        changed = sorted((vars(kind).keys() & set(dir(nn.Module)) | vars(kind).keys() & _ours(model)) - _HARMLESS)
+        if changed:
+            raise ValueError(f"freeze: {kind.__name__} has a {changed[0]} of its own; {_ADVICE}")
+    raise ValueError(f"freeze: model: got {type(model).__name__}, wanted a model of vilt_fast")
+
+
+def _ours(model: nn.Module) -> set[str]:
+    """The names that this library's classes define."""
+    kinds = (kind for kind in type(model).__mro__ if kind.__module__.startswith("vilt_fast."))
+    return {name for kind in kinds for name in vars(kind)}
+
+
+def refuse_changed(model: Any) -> None:
+    """Raise unless every module and parameter is what the model's class makes, and nothing hangs on it.
 
     Raises:
         ValueError: names the module and what was found.
     """
+    kind = own_class(model)
     with torch.device("meta"):
-        plain = type(model)(model.config, **_options(model))
-    wanted: dict[str, nn.Module] = dict(plain.named_modules())
-    found = dict(model.named_modules())
+        # A ViltModel may have been made without its pooler.
+        plain = kind(
+            model.config, **({"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {})
+        )
+    wanted = dict(plain.named_modules())
+    found = dict(model.named_modules(remove_duplicate=False))
     for name, module in found.items():
         if name not in wanted:
-            raise _refusal(name, f"is a {type(module).__name__} that {type(model).__name__} does not have")
-        if type(module) is not type(wanted[name]):
+            raise _refusal(name, f"is a {type(module).__name__} that {kind.__name__} does not have")
+        if type(module) is not type(wanted[name]) and module is not model:
             raise _refusal(name, f"is a {_full_name(module)}, not a {type(wanted[name]).__name__}")
         if "forward" in vars(module) or "__call__" in vars(module):
             raise _refusal(name, "has a forward of its own")
-        hooks = next((kind for kind in _HOOKS if getattr(module, kind)), None)
+        hooks = next((hooks for hooks in _HOOKS if getattr(module, hooks)), None)
         if hooks is not None:
             raise _refusal(name, f"has {hooks.strip('_').replace('_', ' ')}")
     for name in wanted.keys() - found.keys():
         raise _refusal(name, "is missing")
-    for name, tensor in model.named_parameters():
+    _refuse_parameters(model, plain)
+
+
+def _refuse_parameters(model: nn.Module, plain: nn.Module) -> None:
+    wanted = dict(plain.named_parameters(remove_duplicate=False))
+    found = dict(model.named_parameters(remove_duplicate=False))
+    for name in sorted(wanted.keys() ^ found.keys()):
+        raise _refusal(name, "is missing" if name in wanted else "is a parameter of your own")
+    for name, tensor in found.items():
         if type(tensor) not in (Tensor, nn.Parameter):
             raise _refusal(name, f"is a {type(tensor).__name__}, not a plain tensor")
         if tensor.is_meta:
             raise ValueError(f"freeze: {name} is on the meta device: load weights first")
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)} as the configuration says"
+            raise _refusal(name, f"has the shape {shapes}")
 
 
 def _refusal(name: str, what: str) -> ValueError:
@@ -266,8 +306,3 @@ def _refusal(name: str, what: str) -> ValueError:
 
 def _full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
-
-
-def _options(model: Any) -> dict[str, Any]:
-    """What the constructor takes beside the configuration."""
-    return {"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {}
