@@ -273,7 +273,7 @@ def attention(
 
     No dropout and no gradients. fp32 is multiplied as torch.get_float32_matmul_precision() says. Rows may be strided.
     """
-    if launch.is_direct(qkv) and dropout_p == 0 and scale is None and max_seqlen >= 0:
+    if launch.is_direct() and dropout_p == 0 and scale is None and max_seqlen >= 0:
         program = launch.plans.get(_key(qkv, cu_seqlens, num_heads, head_scale))
         if program is not None:
             usual = (qkv.shape[1] // 3 // num_heads) ** -0.5
@@ -281,5 +281,5 @@ def attention(
     scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
     if dropout_p != 0:
         raise ValueError(f"attention: dropout_p: got {dropout_p}, wanted 0 (the kernel has no dropout)")
-    run = _launch if launch.is_direct(qkv) else _attention
+    run = _launch if launch.is_direct(qkv, cu_seqlens, head_scale) else _attention
     return run(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)

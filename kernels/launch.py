@@ -22,13 +22,15 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, nn
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch as _predispatch_modes
 
 # @triton.jit reads the switch when it decorates, so one answer holds for the life of the process.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 # What kernels take, unless they say otherwise.
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_PLAIN = (Tensor, nn.Parameter)
 SHIPPED = Path(__file__).parent / "configs"
 # Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
 BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
@@ -154,7 +156,8 @@ def _class_of(value: Any, is_specialised: bool) -> Any:
         return value.dtype, value.data_ptr() % 16 == 0
     if type(value) is not int:
         return value if value is None else type(value)
-    return (value == 1, value % 16 == 0, value >> 31) if is_specialised else value >> 31
+    width = 32 if -(2**31) <= value < 2**31 else 64 if value < 2**63 else -64  # int32, int64, uint64
+    return (value == 1, value % 16 == 0, width) if is_specialised else width
 
 
 class Program:
@@ -189,39 +192,59 @@ class Program:
             recording.launches.append((self.kernel, (out, *arguments), self.configuration))
             return
         with torch.cuda.device_of(getattr(out, "base", out)):
-            self.compiled = self.kernel[grid](out, *arguments, **self.configuration)  # None in the interpreter
+            compiled = self.kernel[grid](out, *arguments, **self.configuration)  # None in the interpreter
         if not INTERPRETED:
             values = {p.name: p.default for p in self.kernel.params if p.has_default} | self.configuration
             self.constants = [values[p.name] for p in self.kernel.params if p.is_constexpr]
+            self.compiled = compiled  # last: another thread may launch from here on
 
 
 # How operations are launched, by name and class of shapes. What has a plan has passed its checks.
 plans: dict[tuple[Any, ...], Any] = {}
 
 
-def is_direct(tensor: Tensor) -> bool:
-    """Whether an operation on `tensor` may go past `torch.library`: nothing traces, records or wants a gradient."""
-    return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or type(tensor) is not Tensor
-        or torch._C._len_torch_dispatch_stack() > 0
-        or recording is not None
-    )
+def is_direct(*tensors: Tensor | None) -> bool:
+    """Whether an operation may go past `torch.library`: nothing traces, transforms, watches or wants a gradient.
+
+    And `tensors` are plain ones. A tensor that is not has `traits` that no plan has.
+    """
+    if torch.is_grad_enabled() or recording is not None or torch.compiler.is_compiling():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack() or _predispatch_modes():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch._C._get_tracing_state() is not None:
+        return False
+    return all(tensor is None or is_plain(tensor) and not tensor.is_meta for tensor in tensors)
 
 
-def traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor holds its values: no subclass, no lazy negation."""
+    return type(tensor) in _PLAIN and not tensor.is_neg()
+
+
+def traits(tensor: Tensor | None) -> Any:
     """What a plan depends on of a tensor whose sizes are known: where it is, dtype, strides, alignment."""
     if tensor is None:
         return None
+    if not is_plain(tensor):
+        return object()  # equal to nothing
     return tensor.device, tensor.dtype, tensor.stride(), tensor.data_ptr() % 16 == 0
 
 
-def batch_traits(tensor: Tensor | None) -> tuple[Any, ...] | None:
+def batch_traits(tensor: Tensor | None) -> Any:
     """`traits` of a tensor whose sizes and strides are those of a batch, which nothing is specialised for."""
     if tensor is None:
         return None
+    if not is_plain(tensor):
+        return object()
     return tensor.device, tensor.dtype, tensor.is_contiguous(), tensor.data_ptr() % 16 == 0
+
+
+def written(tensor: Tensor) -> Tensor:
+    """A tensor that a launch wrote into, past PyTorch, which is told so."""
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+    return tensor
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------

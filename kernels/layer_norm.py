@@ -126,7 +126,8 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
 
     Weight and bias have the dtype of `input`, whose rows may be strided. No gradients.
     """
-    if launch.is_direct(input):
+    eps = float(eps)
+    if launch.is_direct():
         program = launch.plans.get(_key(input, weight, bias))
         if program is not None:
             return _run(program, input, weight, bias, eps)
@@ -137,5 +138,5 @@ def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tenso
     launch.check_tensor("layer_norm", "weight", weight, (d,), input.dtype)
     launch.check_tensor("layer_norm", "bias", bias, (d,), input.dtype)
     launch.check_device("layer_norm", input, weight, bias)
-    run = _launch if launch.is_direct(input) else _layer_norm
+    run = _launch if launch.is_direct(input, weight, bias) else _layer_norm
     return run(input, weight, bias, eps)

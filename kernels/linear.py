@@ -274,7 +274,7 @@ class _Plan:
 def _key(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> tuple[Any, ...]:
     rows = x.shape[0]
     return (
-        *("linear", activation, launch.size_bucket(rows), rows == 1, x.shape[1:], w.shape),
+        *("linear", activation, launch.size_bucket(rows), min(rows, 2), x.shape[1:], w.shape),
         None if bias is None else bias.shape,
         None if residual is None else (residual.shape[0] == rows, residual.shape[1:]),
         *map(launch.traits, (x, w, bias, residual)),
@@ -341,7 +341,8 @@ def linear(
     The sum over K is fp32, and fp32 is multiplied as torch.get_float32_matmul_precision() says. "gelu" is within 3e-6
     of exact for 16-bit outputs. Rows may be strided. No gradients.
     """
-    if launch.is_direct(input):
+    are_matrices = input.ndim == weight.ndim == 2 and (residual is None or residual.ndim == 2)
+    if are_matrices and (activation is None or isinstance(activation, str)) and launch.is_direct():
         plan = launch.plans.get(_key(input, weight, bias, activation, residual))
         if plan is not None:
             return plan.run(input, weight, bias, residual)
@@ -352,5 +353,5 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
     launch.check_device("linear", input, weight, bias, residual)
-    run = _launch if launch.is_direct(input) else _linear
+    run = _launch if launch.is_direct(input, weight, bias, residual) else _linear
     return run(input, weight, bias, activation, residual)

@@ -248,9 +248,9 @@ def _key(
     weight = parameters[0]
     assert weight is not None
     return (
-        *("patch_embed", *table_size, strides, tokens.stride(0)),
-        *map(launch.batch_traits, (tokens, pixels, pixel_offset, *indices)),
-        *map(launch.traits, parameters),
+        *("patch_embed", *table_size, strides),
+        *map(launch.batch_traits, (pixels, pixel_offset, *indices)),
+        *map(launch.traits, (tokens, *parameters)),
         *(None if parameter is None else parameter.shape for parameter in parameters),
         None if weight.dtype != torch.float32 else torch.get_float32_matmul_precision(),
     )
@@ -362,14 +362,14 @@ def patch_embed(
     op, pairs, hidden = "patch_embed", grid.shape[0], weight.shape[0]
     floats = (pixels, weight, bias, position, cls_token, modality)
     indices = (pair_modality, grid, patch_index, patch_row, cls_row)
-    if launch.is_direct(tokens) and _fits(tokens, pixels, weight, pixel_offset, indices, grid_size):
+    if launch.is_direct() and _fits(tokens, pixels, weight, pixel_offset, indices, grid_size):
         program = launch.plans.get(_key(tokens, pixels, pixel_offset, floats[1:], indices, table_size))
         if program is not None:
             patch = weight.shape[3]
             cells = grid_size if pixel_offset is not None else (pixels.shape[2] // patch, pixels.shape[3] // patch)
             assert cells is not None
             _run(program, tokens, pixels, pixel_offset, floats[1:], indices, cells, float(pixel_scale))
-            return tokens
+            return launch.written(tokens)
     launch.check_device(op, tokens, *floats, *indices, pixel_offset)
     grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
     launch.check_tensor(op, "tokens", tokens, ("rows", hidden), row_major=True)
@@ -381,8 +381,11 @@ def patch_embed(
     launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
     launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
     launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
-    embed = _launch if launch.is_direct(tokens) else _patch_embed
-    embed(tokens, pixels, pixel_offset, *floats[1:], *indices, table_size, grid_size, float(pixel_scale))
+    given = (tokens, pixels, pixel_offset, *floats[1:], *indices)
+    if launch.is_direct(*given):
+        _launch(*given, table_size, grid_size, float(pixel_scale))
+        return launch.written(tokens)
+    _patch_embed(*given, table_size, grid_size, float(pixel_scale))
     return refuse_backward("patch_embed", tokens, *floats)
 
 
@@ -396,6 +399,8 @@ def _fits(
 ) -> bool:
     """Whether the sizes that a plan does not know go together."""
     pair_modality, grid, patch_index, patch_row, cls_row = indices
+    if weight.ndim != 4 or tokens.ndim != 2:
+        return False
     pairs = grid.shape[:1]
     if pixel_offset is None:
         fits = pixels.ndim == 4 and pixels.shape[:2] == (*pairs, weight.shape[1])

@@ -84,7 +84,8 @@ def text_embed_kernel(
 
 def _key(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, parameters: tuple[Tensor, ...]) -> tuple:
     return (
-        *("text_embed", *map(launch.batch_traits, batch), *map(launch.traits, (inputs_embeds, *parameters))),
+        *("text_embed", *map(launch.batch_traits, batch[1:])),
+        *map(launch.traits, (batch[0], inputs_embeds, *parameters)),
         *(parameter.shape for parameter in parameters),
     )
 
@@ -181,13 +182,14 @@ def text_embed(
     tables = {"word": word, "position": position, "token_type": token_type}
     vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     parameters = (*tables.values(), *vectors.values())
-    if launch.is_direct(tokens) and inputs_embeds is None and input_ids is not None:
+    eps = float(eps)
+    if launch.is_direct() and inputs_embeds is None and input_ids is not None:
         batch = (tokens, text_row, input_ids, token_type_ids)
         program = launch.plans.get(_key(batch, None, parameters))
         fits = text_row.shape == input_ids.shape == token_type_ids.shape and text_row.ndim == 2
         if program is not None and fits and text_row.shape[1] <= position.shape[0] and tokens.shape[1] == word.shape[1]:
             _run(program, batch, None, parameters, eps)
-            return tokens
+            return launch.written(tokens)
     launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
     launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
     launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
@@ -205,6 +207,8 @@ def text_embed(
         launch.check_tensor(op, name, vector, (hidden,))
     if words > position.shape[0]:
         raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
-    embed = _launch if launch.is_direct(tokens) else _text_embed
-    embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
+    if launch.is_direct(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters):
+        _launch(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
+        return launch.written(tokens)
+    _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
     return refuse_backward(op, tokens, inputs_embeds, *parameters)

@@ -1,8 +1,11 @@
 """The engine on small real models: every pair gets the same answer as alone, whatever happens around it."""
 
+import gc
 import itertools
 import re
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -355,6 +358,26 @@ def test_the_callers_model_is_unchanged(make_model, processor, pairs):
         with torch.no_grad():
             same.classifier[3].weight.zero_()  # too late: the engine has a frozen copy
         torch.testing.assert_close(stack(logits), stack(engine.logits(*pairs)), **TOLERANCE)
+
+
+def test_an_engine_that_is_forgotten_ends_its_threads(model, processor, pairs):
+    engine = Engine(model, processor)
+    future = engine.submit(pairs[0][0], pairs[1][0])
+    threads = list(engine._pipeline._threads)
+    frozen = weakref.ref(engine.model)
+    del engine
+    gc.collect()
+    assert future.result(60) is not None
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    del threads, thread
+    for _ in range(50):
+        gc.collect()
+        if frozen() is None:
+            break
+        time.sleep(0.1)
+    assert frozen() is None
 
 
 def test_a_model_that_the_caller_froze(model, processor, pairs, expected):

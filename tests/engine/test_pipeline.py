@@ -2,6 +2,7 @@
 
 import gc
 import random
+import sys
 import threading
 import time
 import tracemalloc
@@ -343,6 +344,39 @@ def test_closing_frees_a_submitter_that_waits():
     thread.join(TIMEOUT_S)
     closing.join(TIMEOUT_S)
     assert "the engine is closed" in outcome[0]
+
+
+def test_closing_after_the_last_pairs_were_cancelled():
+    """Nobody answers a cancelled pair: `close` is told that there is none left."""
+    pipeline = make(Doubling(), max_wait_ms=300)
+    future = pipeline.submit("plain", 1, "1")
+    time.sleep(0.05)
+    assert future.cancel()
+    finish_in_time(pipeline.close)
+
+
+def test_leaving_a_loop_over_results_and_closing():
+    for _ in range(20):
+        pipeline = make(Doubling(), max_wait_ms=50)
+        pairs = (("plain", number, "1") for number in range(12))
+        for _ in in_order(pipeline.ticket, pairs, 64, "raise"):
+            break
+        finish_in_time(pipeline.close)
+
+
+def test_a_callback_that_exits_is_not_the_threads():
+    pipeline = make(Doubling())
+    futures = [pipeline.submit("plain", number, "1") for number in range(4)]
+    futures[0].add_done_callback(lambda future: sys.exit(1))
+    assert [future.result(TIMEOUT_S) for future in futures] == [0, 2, 4, 6]
+    finish_in_time(pipeline.close)
+
+
+def finish_in_time(function):
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
 
 
 def test_closing_in_a_callback_is_an_error():

@@ -442,6 +442,21 @@ def test_buckets_change_nothing(make_model, make_inputs, name, repeater, index):
     assert repeater.replays == 5 == frozen.stats().replayed
 
 
+def test_frozen_inside_inference_mode(make_model, make_inputs, repeater):
+    """And called outside, and the other way round."""
+    model = make_model("ViltForQuestionAnswering")
+    inputs = make_inputs(model)
+    with torch.inference_mode():
+        frozen = vilt_fast.freeze(model, max_seqlen=1000)
+        frozen.use_buckets(repeater)
+    wanted = live(model, inputs).logits
+    torch.testing.assert_close(frozen(**inputs).logits, wanted, **TOLERANCE)
+    with torch.inference_mode():
+        torch.testing.assert_close(frozen(**inputs).logits, wanted, **TOLERANCE)
+    torch.testing.assert_close(frozen(**inputs).logits, wanted, **TOLERANCE)
+    assert repeater.replays == 3
+
+
 def test_beyond_the_largest_bucket(make_model, make_inputs, repeater):
     model = make_model("ViltForQuestionAnswering")
     frozen = vilt_fast.freeze(model, max_tokens=20)

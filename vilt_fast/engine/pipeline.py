@@ -208,6 +208,7 @@ class Pipeline:
             if item.picture.users == 0:
                 del self._pictures[item.picture.key]
         self._room.notify_all()
+        self._settled.notify_all()  # `close` waits for the last one
 
     def _load(self, picture: Picture) -> None:
         """Load an image in the pool."""
@@ -380,11 +381,14 @@ class Pipeline:
             self._settling += 1
         failed = 0
         for item, outcome in results:
-            if isinstance(outcome, BaseException):
-                item.future.set_exception(outcome)
-                failed += 1
-            else:
-                item.future.set_result(outcome)
+            try:
+                if isinstance(outcome, BaseException):
+                    failed += 1
+                    item.future.set_exception(outcome)
+                else:
+                    item.future.set_result(outcome)
+            except BaseException:  # SystemExit, say, of a callback: not this thread's
+                LOG.exception("a callback of a future raised")
         with self._lock:
             self._settling -= 1
             self.counts.failed += failed

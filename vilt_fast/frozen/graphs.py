@@ -109,8 +109,9 @@ class Buckets:
         self.recordings: dict[int, Recording] = {}
         self._lock = threading.Lock()
         self._done = torch.cuda.Event() if device.type == "cuda" else None
-        self._tokens = torch.zeros(limits.tokens, hidden_size, dtype=dtype, device=device)
-        self._places = torch.zeros(2 * max_pairs(limits.tokens) + 1, dtype=torch.int32, device=device)
+        with torch.inference_mode(False):  # whoever freezes a model in that mode may call it outside
+            self._tokens = torch.zeros(limits.tokens, hidden_size, dtype=dtype, device=device)
+            self._places = torch.zeros(2 * max_pairs(limits.tokens) + 1, dtype=torch.int32, device=device)
 
     def choose(self, tokens: int, pairs: int, max_seqlen: int) -> int | None:
         """The bucket of such a batch; None if it is larger than all."""
@@ -122,9 +123,11 @@ class Buckets:
         with self._lock:
             if self._done is not None:
                 self._done.wait()
-            yield
-            if self._done is not None:
-                self._done.record()
+            try:
+                yield
+            finally:
+                if self._done is not None:
+                    self._done.record()
 
     def rows(self, size: int) -> Tensor:
         """(size, d): where the embeddings of a batch go."""
