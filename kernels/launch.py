@@ -180,7 +180,7 @@ class Program:
         if self.compiled is None:
             self._compile_and_launch(grid, out, *arguments)
             return
-        base = getattr(out, "base", out)
+        base = out if isinstance(out, Tensor) else out.base
         if base.is_cuda and base.get_device() != torch.cuda.current_device():
             with torch.cuda.device_of(base):
                 self.compiled[grid](out, *arguments, *self.constants)

@@ -146,9 +146,9 @@ def frozen_with_graphs(batch: int) -> dict[str, Any]:
 
 
 def _times(frozen: Any, inputs: dict[str, Any], case: Case, calls: int) -> dict[str, Any]:
-    """Of a call, charged for its copies (words and plan, pixels, places) and its replay; and of its planning alone."""
+    """Of a call, charged for its two copies (words with the plan, pixels) and its replay; and of its planning alone."""
     times = host_ms(lambda: frozen(**inputs), calls)
-    charged = {name: round(value + 3 * COPY_MS + REPLAY_MS, 4) for name, value in times.items()}
+    charged = {name: round(value + 2 * COPY_MS + REPLAY_MS, 4) for name, value in times.items()}
     return {**charged, "planning": host_ms(lambda: planning.plan_inputs(Inputs(**inputs), case.config), 15)}
 
 

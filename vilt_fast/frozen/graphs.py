@@ -29,6 +29,14 @@ class Limits(NamedTuple):
 
     tokens: int  # of a batch
     max_seqlen: int  # of a pair
+    words: int  # of a text
+
+    @property
+    def packet_words(self) -> int:
+        """Words of 8 bytes that hold all integers of a batch, see `vilt_fast.frozen.planning.send`."""
+        pairs = max_pairs(self.tokens)
+        # Patches: index and row; words: id, type, row of each and of those that are kept; a dozen more for each pair.
+        return self.tokens + 4 * pairs * self.words + 12 * pairs + 64
 
 
 def max_pairs(tokens: int) -> int:
@@ -111,7 +119,8 @@ class Buckets:
         self._done = torch.cuda.Event() if device.type == "cuda" else None
         with torch.inference_mode(False):  # whoever freezes a model in that mode may call it outside
             self._tokens = torch.zeros(limits.tokens, hidden_size, dtype=dtype, device=device)
-            self._places = torch.zeros(2 * max_pairs(limits.tokens) + 1, dtype=torch.int32, device=device)
+            self.packet = torch.zeros(limits.packet_words, dtype=torch.int64, device=device)
+        self._places = self.packet.view(torch.int32)
 
     def choose(self, tokens: int, pairs: int, max_seqlen: int) -> int | None:
         """The bucket of such a batch; None if it is larger than all."""
@@ -133,20 +142,27 @@ class Buckets:
         """(size, d): where the embeddings of a batch go."""
         return self._tokens[:size]
 
-    def replay(self, size: int, cu_seqlens: np.ndarray) -> Tensor:
-        """The result for the rows that stand in `rows(size)`; overwritten by the next replay.
+    def places(self, size: int, cu_seqlens: np.ndarray) -> np.ndarray:
+        """What stands at the start of `packet` when a bucket is replayed: its spans and the first row of each pair.
 
         Args:
-            size: of the bucket. cu_seqlens: (B + 1,) int32, on the host.
+            size: of the bucket. cu_seqlens: (B + 1,) integers.
         """
         pairs, batch = max_pairs(size), len(cu_seqlens) - 1
         places = np.zeros(2 * pairs + 1, np.int32)
         places[: batch + 1] = cu_seqlens
         places[batch + 1 : pairs + 1] = cu_seqlens[-1]
         places[pairs + 1 : pairs + 1 + batch] = cu_seqlens[:-1]
-        packet = torch.from_numpy(places)
-        packet = packet.pin_memory() if self._places.is_cuda else packet
-        self._places[: len(places)].copy_(packet, non_blocking=True)
+        return places
+
+    def write(self, places: np.ndarray) -> None:
+        """Put places at the start of `packet`."""
+        host = torch.from_numpy(places)
+        host = host.pin_memory() if self.packet.is_cuda else host
+        self._places[: len(host)].copy_(host, non_blocking=True)
+
+    def replay(self, size: int) -> Tensor:
+        """The result for `rows(size)` and the places in `packet`; overwritten by the next replay."""
         recording = self.record(size)
         recording.replay()
         return recording.result
@@ -164,6 +180,6 @@ class Buckets:
 
     def record_all(self) -> None:
         """Record every bucket: the largest first, whose memory the smaller ones then share."""
-        self._places.zero_()  # no pair: recording computes nothing that could overflow
+        self.packet.zero_()  # no pair: recording computes nothing that could overflow
         for size in reversed(self.sizes):
             self.record(size)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vilt_fast import ops
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
-from vilt_fast.frozen.planning import HostBatch, Words, make_plan, plan_inputs
+from vilt_fast.frozen.planning import HostBatch, HostPlan, Words, make_plan, plan_inputs
 from vilt_fast.frozen.weights import Weights, collect, own_class
 from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
@@ -94,7 +94,7 @@ def freeze(
         raise ValueError("freeze: device: got meta, wanted one that computes")
     # The index of "cuda" is that of the current device.
     device = torch.empty(0, device=model.device if device is None else device).device
-    limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config))
+    limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config), model.config.max_position_embeddings)
     return FrozenModel(model, collect(model, dtype, device), limits, graphs=graphs)
 
 
@@ -210,46 +210,64 @@ class FrozenModel:
             "image_embeds": checked.image_embeds,
             "pair_modality": checked.pair_modality,
         }
-        embed = partial(self._embed, layout=layout, pixels=checked.pixel_values, **given)
-        cu_seqlens = layout.cu_seqlens.cpu().numpy()
-        return self._finish(layout, self._run(layout, cu_seqlens, embed, head_mask=checked.head_mask))
+        size = self._bucket(layout, layout.batch_size, is_masked=checked.head_mask is not None)
+        buckets = self._buckets
+        if buckets is None or size is None:
+            return self._finish(layout, self._launch(layout, checked.pixel_values, given, checked.head_mask))
+        with buckets.exclusively():
+            buckets.write(buckets.places(size, layout.cu_seqlens.cpu().numpy()))
+            result = self._replay(buckets, size, layout, checked.pixel_values, given)
+        return self._finish(layout, result)
 
     @torch.no_grad()
     def run(self, batch: HostBatch) -> Any:
         """The output for a batch that is planned; nothing waits for the device."""
-        layout, given = batch.send(self.device)
+        plan, buckets = batch.plan, self._buckets
         pixels = batch.pixels.to(self.device, non_blocking=True)
-        embed = partial(self._embed, layout=layout, pixels=pixels, **given)
-        return self._finish(layout, self._run(layout, batch.plan.arrays["cu_seqlens"], embed))
+        size = self._bucket(plan, plan.pairs)
+        if buckets is None or size is None:
+            layout, given = batch.send(self.device)
+            return self._finish(layout, self._launch(layout, pixels, given))
+        places = buckets.places(size, plan.arrays["cu_seqlens"])
+        with buckets.exclusively():
+            if self._first_rows_only:
+                layout, given = batch.send(self.device, places=places, into=buckets.packet)
+            else:  # the layout is read afterwards, when the next batch may have overwritten the packet
+                layout, given = batch.send(self.device)
+                buckets.write(places)
+            result = self._replay(buckets, size, layout, pixels, given)
+        return self._finish(layout, result)
 
-    def _run(
-        self, layout: Layout, cu_seqlens: np.ndarray, embed: Callable[[Tensor], Tensor], head_mask: Tensor | None = None
-    ) -> Tensor:
-        """Embed and encode a batch, by a graph where one fits: what `_encode` returns, in memory of its own."""
-        rows, pairs, buckets = layout.total_tokens, layout.batch_size, self._buckets
-        # Graphs hold kernels: whoever asks for the reference, or for a head mask, gets no graph.
-        if head_mask is not None or ops.is_switched("reference", "layer_norm", "linear", "attention"):
+    def _bucket(self, plan: HostPlan | Layout, pairs: int, is_masked: bool = False) -> int | None:
+        """The bucket that a batch goes to, if any; and counts it."""
+        buckets = self._buckets
+        # Graphs hold kernels without a mask of heads: whoever asks for that, or for the reference, gets no graph.
+        if is_masked or ops.is_switched("reference", "layer_norm", "linear", "attention"):
             buckets = None
-        size = None if buckets is None else buckets.choose(rows, pairs, layout.max_seqlen)
+        size = None if buckets is None else buckets.choose(plan.total_tokens, pairs, plan.max_seqlen)
         with self._lock:
             self._stats.calls += 1
             self._stats.pairs += pairs
-            self._stats.tokens += rows
+            self._stats.tokens += plan.total_tokens
             self._stats.replayed += size is not None
             self._stats.too_large += size is None and buckets is not None
-        if buckets is None or size is None:
-            tokens = embed(torch.empty(rows, self.config.hidden_size, dtype=self.dtype, device=self.device))
-            return self._encode(tokens, Spans(layout.cu_seqlens, layout.first, layout.max_seqlen), head_mask)
-        with buckets.exclusively():
-            places = buckets.rows(size)[:rows]
-            tokens = embed(places)
-            if tokens.data_ptr() != places.data_ptr():  # the reference returns new rows
-                places.copy_(tokens)
-            result = buckets.replay(size, cu_seqlens)
-            return result[: self._results(pairs) if self._first_rows_only else rows].clone()
+        return size
 
-    def _results(self, pairs: int) -> int:
-        return pairs // (self.slots or 1)
+    def _launch(self, layout: Layout, pixels: Any, given: dict[str, Any], head_mask: Tensor | None = None) -> Tensor:
+        """Embed and encode a batch launch by launch: what `_encode` returns."""
+        rows = torch.empty(layout.total_tokens, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        tokens = self._embed(rows, layout=layout, pixels=pixels, **given)
+        return self._encode(tokens, Spans(layout.cu_seqlens, layout.first, layout.max_seqlen), head_mask)
+
+    def _replay(self, buckets: Buckets, size: int, layout: Layout, pixels: Any, given: dict[str, Any]) -> Tensor:
+        """Embed a batch and replay its bucket: what `_encode` returns, in memory of its own."""
+        rows = buckets.rows(size)[: layout.total_tokens]
+        tokens = self._embed(rows, layout=layout, pixels=pixels, **given)
+        if tokens.data_ptr() != rows.data_ptr():  # the reference returns new rows
+            rows.copy_(tokens)
+        result = buckets.replay(size)
+        count = layout.batch_size // (self.slots or 1) if self._first_rows_only else layout.total_tokens
+        return result[:count].clone()
 
     def _embed(
         self,

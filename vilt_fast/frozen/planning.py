@@ -26,6 +26,7 @@ from vilt_fast.reference.patch_sample import nearest_pixels, sample
 _WIDE = {"input_ids", "token_type_ids", "pair_modality", "pixel_offset", "word_row"}
 
 
+_OF_UNPACKING = ("text_count", "patch_count", "word_row")  # of a layout
 _PLAIN_DTYPES = {torch.int64, torch.int32, torch.uint8, torch.bool, torch.float32, torch.float16}
 
 
@@ -55,14 +56,27 @@ class HostBatch(NamedTuple):
     modality: np.ndarray  # (B,) int64, the row of the modality table that each image gets
     leaders: list[int] | None  # of `PackedPixels.leaders`, where pairs share images
 
-    def send(self, device: torch.device) -> tuple[Layout, dict[str, Tensor]]:
-        """The layout on a device, and what else the embeddings read."""
+    def send(
+        self, device: torch.device, *, places: np.ndarray | None = None, into: Tensor | None = None
+    ) -> tuple[Layout, dict[str, Tensor]]:
+        """The layout on a device, and what else the embeddings read.
+
+        Args:
+            device: where to.
+            places, into: of `vilt_fast.frozen.graphs.Buckets`, for a batch of which a graph reads the first rows.
+        """
         arrays = {"input_ids": self.words.input_ids, "token_type_ids": self.words.token_type_ids}
         arrays["pair_modality"] = self.modality
         if isinstance(self.pixels, PackedPixels):
             offsets = np.array(self.pixels.offsets, np.int64)
             arrays["pixel_offset"] = offsets[list(self.pixels.image_of_pair)]
-        tensors = send({**self.plan.arrays, **arrays}, device)
+        if places is None:
+            sent = {**self.plan.arrays, **arrays}
+        else:  # who reads first rows alone unpacks nothing
+            sent = {"places": places, **self.plan.arrays, **arrays}
+            for name in _OF_UNPACKING:
+                del sent[name]
+        tensors = send(sent, device, into)
         layout = self.plan.layout(tensors)
         if self.leaders is not None:
             layout = layout.sharing(self.leaders, self.plan.arrays["patch_count"].tolist())
@@ -86,7 +100,8 @@ class HostPlan:
 
     def layout(self, tensors: dict[str, Tensor]) -> Layout:
         """The layout, once its arrays have become `tensors` (and others with them)."""
-        own: dict[str, Any] = {name: tensors[name] for name in self.arrays}
+        # What was not sent nobody reads; any tensor stands in for it.
+        own: dict[str, Any] = {name: tensors.get(name, tensors["cls_row"]) for name in self.arrays}
         return Layout(
             **own,
             has_cls=True,
@@ -270,9 +285,12 @@ def grids_of_mask(pixel_mask: np.ndarray, grid_size: tuple[int, int]) -> np.ndar
     grids = []
     for mask in pixel_mask:
         np.not_equal(mask, 0, out=valid)  # in a quarter of the time that PyTorch takes for it
+        area = np.count_nonzero(valid)
+        if area == rows * columns:
+            grids.append(grid_size)
+            continue
         height, width = np.count_nonzero(valid[:, 0]), np.count_nonzero(valid[0])
-        area = height * width
-        if area == 0 or np.count_nonzero(valid) != area or np.count_nonzero(valid[:height, :width]) != area:
+        if area == 0 or area != height * width or np.count_nonzero(valid[:height, :width]) != area:
             return None
         grids.append((tall[height], wide[width]))
     return np.array(grids)
@@ -288,11 +306,11 @@ def _scratch(size: int) -> np.ndarray:
     return _threads.scratch[:size]
 
 
-def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+def send(arrays: dict[str, np.ndarray], device: torch.device, into: Tensor | None = None) -> dict[str, Tensor]:
     """Integers of any width as tensors on a device, int64 where `_WIDE` says so and int32 elsewhere.
 
-    They travel in one copy that nobody waits for. Each starts at a multiple of 16 bytes, whatever was before it:
-    kernels are compiled for that.
+    They travel in one copy that nobody waits for, to the start of `into` (words,) int64 where it is given. Each starts
+    at a multiple of 16 bytes, whatever was before it: kernels are compiled for that.
     """
     starts, end = [], 0  # in words of 8 bytes
     for name, array in arrays.items():
@@ -307,7 +325,8 @@ def send(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tenso
             narrow[2 * start : 2 * start + array.size] = array.ravel()
     packet = torch.from_numpy(wide)
     if device.type == "cuda":
-        packet = packet.pin_memory().to(device, non_blocking=True)
+        packet = packet.pin_memory()
+    packet = packet.to(device, non_blocking=True) if into is None else into[:end].copy_(packet, non_blocking=True)
     halves = packet.view(torch.int32)
     tensors = {}
     for (name, array), start in zip(arrays.items(), starts, strict=True):
