@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,12 +19,12 @@ from typing import Any
 import numpy as np
 import pretend
 import torch
-import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vilt_fast
 from vilt_fast.bench import workloads
 from vilt_fast.bench.case import Case, full_config
+from vilt_fast.bench.environment import environment
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.frozen import planning
@@ -246,10 +245,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pretend.install()
-    found: dict[str, Any] = {"counts": counts()}
+    found: dict[str, Any] = {"command": "python tests/host/measure.py", "counts": counts()}
     if not arguments.counts:
-        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "")
-        found["machine"] = {"cpu": cpu or platform.machine(), "torch": torch.__version__, "triton": triton.__version__}
+        found["environment"] = environment(CPU)
         found["eager, B=1"] = live_beside_transformers()
         for batch in (1, 256):
             found[f"frozen with graphs, B={batch}"] = frozen_with_graphs(batch)

@@ -236,19 +236,22 @@ def make_plan(
         grid_size, max_patches, seed: as in `vilt_fast.reference.patch_sample`.
         image_index: (B,) int64, likewise; None: 0, 1, ...
     """
-    batch, (height, width) = len(grids), grid_size
-    rows, columns = _axes(height, width)
-    kept = ((rows < grids[:, :1])[:, :, None] & (columns < grids[:, 1:])[:, None, :]).reshape(batch, -1)
-    if 0 <= max_patches < kept.shape[1]:
-        kept = _sampled(kept, grids, grid_size, max_patches, seed, image_index)
-    text_count, patch_count = attention_mask.sum(1), kept.sum(1)
+    batch, cells = len(grids), grid_size[0] * grid_size[1]
+    if not 0 <= max_patches < cells and (grids == grid_size).all():  # images of one size
+        patch_count, patch_index = np.full(batch, cells), np.arange(batch * cells)
+    else:
+        rows, columns = _axes(*grid_size)
+        kept = ((rows < grids[:, :1])[:, :, None] & (columns < grids[:, 1:])[:, None, :]).reshape(batch, cells)
+        if 0 <= max_patches < cells:
+            kept = _sampled(kept, grids, grid_size, max_patches, seed, image_index)
+        patch_count, patch_index = kept.sum(1), kept.ravel().nonzero()[0]
+    text_count = attention_mask.sum(1)
     lengths = text_count + patch_count + 1
     cu_seqlens = np.zeros(batch + 1, np.int32)
     lengths.cumsum(out=cu_seqlens[1:])
     starts = cu_seqlens[:-1]
     cls_row = starts + text_count
     text_row = np.where(attention_mask, starts[:, None] + (attention_mask.cumsum(1) - 1), -1)
-    patch_index = kept.ravel().nonzero()[0]
     shift = cls_row + 1 - (patch_count.cumsum() - patch_count)  # a pair's first row of patches less its first place
     patch_row = np.arange(len(patch_index)) + shift.repeat(patch_count)
     return HostPlan(
