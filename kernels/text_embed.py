@@ -178,10 +178,7 @@ def text_embed(
     Floats are fp32, fp16 or bf16, and rows have at most 16384 columns. Ids are not checked:
     that would need a wait for the device. No gradients.
     """
-    op = "text_embed"
-    tables = {"word": word, "position": position, "token_type": token_type}
-    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
-    parameters = (*tables.values(), *vectors.values())
+    parameters = (word, position, token_type, ln_weight, ln_bias, modality)
     eps = float(eps)
     if launch.is_direct() and inputs_embeds is None and input_ids is not None:
         batch = (tokens, text_row, input_ids, token_type_ids)
@@ -190,6 +187,9 @@ def text_embed(
         if program is not None and fits and text_row.shape[1] <= position.shape[0] and tokens.shape[1] == word.shape[1]:
             _run(program, batch, None, parameters, eps)
             return launch.written(tokens)
+    op = "text_embed"
+    tables = {"word": word, "position": position, "token_type": token_type}
+    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
     launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
     launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
     launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)

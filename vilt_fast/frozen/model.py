@@ -219,9 +219,8 @@ class FrozenModel:
             result = self._replay(buckets, size, layout, checked.pixel_values, given)
         return self._finish(layout, result)
 
-    @torch.no_grad()
     def run(self, batch: HostBatch) -> Any:
-        """The output for a batch that is planned; nothing waits for the device."""
+        """The output for a batch that is planned; nothing waits for the device. To be called without gradients."""
         plan, buckets = batch.plan, self._buckets
         pixels = batch.pixels.to(self.device, non_blocking=True)
         size = self._bucket(plan, plan.pairs)
