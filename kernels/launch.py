@@ -366,7 +366,9 @@ def check_device(op: str, *tensors: Tensor | None) -> None:
     if len(devices) > 1:
         raise ValueError(f"{op}: got tensors on {', '.join(sorted(map(str, devices)))}, wanted one device")
     kind = next(iter(devices)).type
-    if kind in ("cuda", "meta") or kind == ("cpu" if INTERPRETED else _device_type()):
+    if kind in ("cuda", "meta") or INTERPRETED and kind == "cpu":
+        return
+    if not (INTERPRETED or torch.compiler.is_compiling()) and kind == _device_type():  # of another driver of Triton
         return
     if INTERPRETED:
         raise ValueError(f"{op}: got tensors on {kind}, wanted cpu or cuda under TRITON_INTERPRET=1")
