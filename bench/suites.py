@@ -69,7 +69,7 @@ class Run:
         elif on_gpu:
             self.budget = timing.Budget(3.0)
         else:  # a call takes seconds, and nothing is compiled or cached on the way
-            self.budget = timing.Budget(60.0, least=5, warm_up=1)
+            self.budget = timing.Budget(150.0, least=9, warm_up=1)
         self.deadline = time.monotonic() + 60 * self.minutes
         self.environment = {**environment.environment(self.device), "mode": "quick" if self.quick else "full"}
         self.peaks = cache(partial(timing.measure_peaks, self.device, quick=self.quick))
