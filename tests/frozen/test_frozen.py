@@ -508,10 +508,11 @@ def test_several_threads(make_model, make_inputs, repeater):
     assert not wrong and frozen.stats().calls == 60
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shared", [False, True])
-def test_on_the_kernels(make_model, name, shared, repeater, device):
+def test_on_the_kernels(make_model, name, shared, repeater, device, dtype):
     """Through Triton's interpreter, or on a GPU: frozen and live launch the same kernels on the same rows."""
-    model = make_model(name, 0, num_images=2, modality_type_vocab_size=3, num_channels=3).to(device)
+    model = make_model(name, 0, dtype, num_images=2, modality_type_vocab_size=3, num_channels=3).to(device)
     frozen = vilt_fast.freeze(model, max_tokens=200)
     if device.type == "cpu":
         frozen.use_buckets(repeater)
@@ -526,6 +527,30 @@ def test_on_the_kernels(make_model, name, shared, repeater, device):
         on_device = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "pixel_values": pixels.to(device)}
         wanted = live(model, on_device)
     check_equal(got, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("max_tokens", [64, 5000])
+def test_same_pair_same_bits(make_model, repeater, device, dtype, max_tokens):
+    """On the kernels a pair's answer is bit for bit the same alone, in any batch, at any place of it, in any bucket."""
+    model = make_model("ViltForQuestionAnswering", 0, dtype, num_channels=3).to(device)
+    frozen = vilt_fast.freeze(model, max_tokens=max_tokens, max_seqlen=500)
+    if device.type == "cpu":
+        frozen.use_buckets(repeater)
+    sizes, lengths = [(16, 8), (8, 8), (8, 24), (16, 16), (40, 8)], [5, 2, 3, 1, 4]
+    images = [torch.randint(0, 256, (3 * height * width,), dtype=torch.uint8) for height, width in sizes]
+    ids = torch.randint(0, model.config.vocab_size, (5, 5))
+
+    def answer(*chosen):
+        pixels = vilt_fast.PackedPixels(torch.cat([images[n] for n in chosen]), [sizes[n] for n in chosen])
+        mask = torch.arange(5) < torch.tensor([lengths[n] for n in chosen])[:, None]
+        with vilt_fast.backend("kernels"):
+            return frozen(input_ids=ids[list(chosen)], attention_mask=mask, pixel_values=pixels).logits
+
+    alone = torch.cat([answer(n) for n in range(5)])
+    assert torch.isfinite(alone).all() and frozen.stats().replayed > 0
+    for order in ((0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 2, 0), (3, 0, 1, 4, 4, 2, 1, 3, 0)):
+        assert torch.equal(answer(*order), alone[list(order)])
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
