@@ -118,7 +118,8 @@ class Engine:
         )
         # An engine that is forgotten, not closed, answers what is pending and ends its threads.
         closing = threading.Thread(target=pipeline.close, name="vilt-close", daemon=True)
-        weakref.finalize(self, closing.start).atexit = False
+        self._forgotten = weakref.finalize(self, closing.start)
+        self._forgotten.atexit = False
 
     def __enter__(self) -> Engine:
         return self
@@ -221,6 +222,7 @@ class Engine:
                 get a RuntimeError. The end of a `with` block finishes, unless it is left by an error.
         """
         self._pipeline.close(finish)
+        self._forgotten.detach()
 
     def _check_kind(self, kind: str) -> None:
         wanted = _KINDS.get(kind, _MODELS if kind == "logits" else ())

@@ -65,7 +65,7 @@ class ViltStages:
         self.patch = self.config.patch_shape[0]
         self.blank = np.zeros((2 * self.patch, 2 * self.patch, 3), np.uint8)
         # Settings that packed images do not support are reported now, not with the first batch.
-        self._like = self._pack([self.blank], None, self.device)
+        self._pack([self.blank], None, self.device)
         is_cuda = self.device.type == "cuda"
         self._copying = torch.cuda.Stream(self.device) if is_cuda else None
         self._computing = torch.cuda.Stream(self.device) if is_cuda else None
