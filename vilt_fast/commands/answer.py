@@ -48,8 +48,9 @@ def ask(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{name.upper()}: got none, wanted one (or --images and --questions)")
     if arguments.out:
         check_out(arguments.out)
-    (image,), model, processor = open_and_load(arguments, arguments.image)
-    one = answer(model, processor, image, arguments.question, top=arguments.top, explain=bool(arguments.out))
+    explain = bool(arguments.out)
+    (image,), model, processor = open_and_load(arguments, arguments.image, frozen=not explain)
+    one = answer(model, processor, image, arguments.question, top=arguments.top, explain=explain)
     if arguments.out:
         name = arguments.model or "the model that ships with the package"
         write_atomically(arguments.out, draw_board([one], "vilt_fast ask", name))
@@ -64,10 +65,11 @@ def answer(model: Any, processor: Any, image: Image.Image, question: str, *, top
     """The `top` most probable answers, each with its own probability: a question may have several right answers.
 
     Args:
-        model: a ViltForQuestionAnswering. image: RGB. explain: also return how much each patch was attended to.
+        model: a ViltForQuestionAnswering, or a frozen one. image: RGB.
+        explain: also return how much each patch was attended to, for which the model must be live.
     """
     inputs = prepare(processor, model, [image], question)
-    output = model(**inputs, output_attentions=explain)
+    output = model(**inputs, output_attentions=True) if explain else model(**inputs)
     chances, labels = answer_chances(output.logits, top)
     answers = make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top
     if not explain:

@@ -13,6 +13,7 @@ from PIL import Image
 
 import vilt_fast
 from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
 
 DTYPES = {
@@ -108,14 +109,20 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def open_and_load(arguments: argparse.Namespace, *paths: str) -> tuple[list[Image.Image], Any, Any]:
+def open_and_load(
+    arguments: argparse.Namespace, *paths: str, frozen: bool = True
+) -> tuple[list[Image.Image], Any, Any]:
     """The images as RGB, the model and its processor; the images first, so that a bad file is reported at once.
+
+    Args:
+        frozen: the model in its frozen form, without graphs: it answers a few times. The live one returns attentions.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
     images: list[Any] = [load_image(path, name="IMAGE") for path in paths]
-    return images, *load(arguments)
+    model, processor = load(arguments)
+    return images, freeze(model, graphs=False) if frozen else model, processor
 
 
 def check_out(path: str, wanted: str = "a PNG file", option: str = "--out") -> None:
