@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vilt_fast.layers.untouched import skippable
+
 # Applied inside `ops.linear`: Hugging Face's name -> the operation's name.
 FUSED = {
     "gelu": "gelu",
@@ -81,6 +83,7 @@ ACTIVATIONS = (*FUSED, *SEPARATE)
 _WITH_PARAMETERS = ("prelu", "xielu")
 
 
+@skippable()
 class Activation(nn.Module):
     """An activation of `ACTIVATIONS`, without parameters or buffers.
 

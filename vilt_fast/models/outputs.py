@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
@@ -14,20 +14,12 @@ from vilt_fast.packing import Layout
 
 @dataclass
 class Encoded:
-    """A batch after the encoder, packed: what the heads make their outputs of."""
+    """A batch after the encoder."""
 
     layout: Layout
     tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
-    states: list[Tensor] = field(default_factory=list)  # (total_tokens, d) each
-    attentions: list[Tensor] = field(default_factory=list)  # (total_tokens, heads, max_seqlen) each
-
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """(B, places, d) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack, self.states)) if self.states else None
-
-    def padded_attentions(self) -> tuple[Tensor, ...] | None:
-        """(B, heads, places, places) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
+    hidden_states: tuple[Tensor, ...] | None  # (B, places, d) each, where they were wanted
+    attentions: tuple[Tensor, ...] | None  # (B, heads, places, places) each, where they were wanted
 
 
 @dataclass(eq=False)
