@@ -43,11 +43,9 @@ class SelfAttention(nn.Module):
     def query_key_value(self, x: Tensor) -> Tensor:
         """(rows, d) to (rows, 3 * d), side by side, in one product of the untouched three."""
         # Copied side by side at each call: a third of a millisecond on a CPU, and nothing goes stale.
-        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-        bias = self.query.bias
-        if bias is not None:
-            bias = torch.cat((bias, self.key.bias, self.value.bias))
-        return ops.linear(x, weight, bias)
+        query, key, value = self.query, self.key, self.value
+        weight, bias = torch.cat((query.weight, key.weight, value.weight)), query.bias
+        return ops.linear(x, weight, None if bias is None else torch.cat((bias, key.bias, value.bias)))
 
     def attend(
         self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool

@@ -65,31 +65,25 @@ def stands_alone(module: nn.Module) -> bool:
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    if type(module) is not kind:
+    if type(module) is not kind or not _is_bare(module, _kinds[kind].forward):
         return False
-    forward, wanted = _kinds[kind]
-    if not _is_bare(module, forward):
+    children, wanted = module.__dict__["_modules"], _kinds[kind].children
+    if children.keys() != wanted.keys():
         return False
-    children = module._modules
-    if len(children) != len(wanted):
-        return False
-    for name, child_kind in wanted.items():
-        child = children.get(name)
-        if child is None or not _is_as_made(child, child_kind):
+    for name in wanted:  # a loop, and not all(): this runs for every module at every call
+        if not _is_as_made(children[name], wanted[name]):
             return False
     return True
 
 
 def _is_bare(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether the module has the forward of its class, no hook, and plain weights."""
-    if (
-        type(module).forward is not forward
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or module._compiled_call_impl is not None
-    ):
+    own = module.__dict__
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
-    return all(type(parameter) in _PLAIN for parameter in module._parameters.values())
+    if "forward" in own or "_compiled_call_impl" in own or type(module).forward is not forward:
+        return False
+    for parameter in own["_parameters"].values():
+        if type(parameter) not in _PLAIN:
+            return False
+    return True
