@@ -113,7 +113,7 @@ def test_asking_changes_no_gradient(both, pair):
 
 
 def test_attentions_with_dropout(both, pair):
-    """As in transformers, the map is what multiplied the values: dropped and scaled; its gradient is that of this map."""
+    """As in transformers, the map is what multiplied the values: dropped and scaled."""
     ours, _, inputs = pair()
     with torch.no_grad():
         plain = both.call(ours, inputs, **ALL).attentions[0]
