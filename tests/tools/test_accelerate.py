@@ -18,6 +18,12 @@ CLASSES = ("ViltModel", QA, MLM, WORDS, NLVR)
 ALL = dict(output_attentions=True, output_hidden_states=True)
 
 
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch):
+    """accelerate collects garbage after each file, which takes a second in a process that has imported much."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
 @pytest.fixture
 def accelerator():
     """Makes an Accelerator on the CPU; it is a singleton, and forgets itself here."""
