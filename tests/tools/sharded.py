@@ -32,7 +32,7 @@ def every_layer(model, mesh):
 def every_part(model, mesh):
     """Each module with weights that transformers' forward calls; nothing else may read them."""
     for module in [*model.modules()][:0:-1]:
-        if not isinstance(module, nn.ModuleList | nn.Dropout) and any(True for _ in module.parameters(recurse=False)):
+        if any(True for _ in module.parameters(recurse=False)):
             fully_shard(module, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
