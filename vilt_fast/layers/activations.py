@@ -131,11 +131,10 @@ def activation(name: str | Callable[[Tensor], Tensor]) -> nn.Module:
     Raises:
         ValueError: an unknown name.
     """
-    if isinstance(name, nn.Module):
-        return name
-    if isinstance(name, type) and issubclass(name, nn.Module):
-        return name()
-    return FunctionActivation(name) if callable(name) else Activation(name)
+    given = name() if isinstance(name, type) else name
+    if isinstance(given, nn.Module):
+        return given
+    return FunctionActivation(given) if callable(given) else Activation(given)
 
 
 def fused_name(module: nn.Module) -> str | None:
