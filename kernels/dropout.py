@@ -7,7 +7,7 @@ One call of Philox4x32-10 (Salmon et al. 2011) gives the words of four elements 
     elements    0  1  2  3 | 4  5  6  7 | 8  9 10 11 | ...      BLOCK of them a program
 
 The backward pass is the same kernel on the gradient with the same seed: nothing is kept for it but the seed, which
-stays on the device, where a CUDA graph reads the value of the day. Not supported: fp64, torch.func.vmap.
+stays on the device, where a CUDA graph reads the value of the day. Not supported: fp64, torch.func.
 """
 
 from typing import Any

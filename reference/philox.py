@@ -4,7 +4,6 @@
 
 from typing import Any
 
-
 MASK32 = 0xFFFFFFFF
 Word = Any  # a Tensor of int64 in [0, 2**32), or an int; their shapes broadcast
 
