@@ -156,7 +156,7 @@ class ViltModel(PreTrainedModel):
             pixel_values=batch.pixel_values,
             image_embeds=batch.image_embeds,
             pair_modality=batch.pair_modality,
-        )
+        )[0]
         tokens, states, attentions = self.encoder(
             tokens,
             layout,
@@ -165,7 +165,7 @@ class ViltModel(PreTrainedModel):
             want_hidden_states=either(want_hidden_states, config.output_hidden_states),
             first_rows_only=first_rows_only,
         )
-        return Encoded(layout, tokens, tuple(states) or None, tuple(attentions) or None)
+        return Encoded(layout, tokens, states, attentions)
 
 
 class ViltForMaskedLM(ViltWithWordHead):
