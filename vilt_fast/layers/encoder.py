@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -197,6 +198,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
+        self.gradient_checkpointing_kwargs: dict[str, Any] = {}  # of torch.utils.checkpoint.checkpoint
 
     def forward(
         self,
@@ -233,7 +235,10 @@ class Encoder(nn.Module):
                 "first_rows_only": last_narrows and i + 1 == len(self.layer),
             }
             if self.gradient_checkpointing and self.training:
-                x, probabilities = torch.utils.checkpoint.checkpoint(layer, x, layout, use_reentrant=False, **options)
+                if not x.requires_grad:  # frozen embeddings: the reentrant kind gives no gradients without
+                    x = x.detach().requires_grad_()
+                kwargs = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
+                x, probabilities = torch.utils.checkpoint.checkpoint(partial(layer, **options), x, layout, **kwargs)
             else:
                 x, probabilities = layer(x, layout, **options)
             if probabilities is not None:
