@@ -61,7 +61,7 @@ def upload(
 def _write_card(path: Path, repo_id: str, tags: Iterable[str], api: Any) -> None:
     """The repository's card with further tags."""
     from huggingface_hub import ModelCard
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError
 
     try:
         card = ModelCard.load(Path(api.hf_hub_download(repo_id, "README.md")))
