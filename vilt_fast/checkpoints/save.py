@@ -110,7 +110,7 @@ def _to_save(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) ->
     if absent:
         raise ValueError(
             f"these are no tensors with data: {listing(absent)}. Where accelerate keeps them elsewhere, give "
-            "state_dict=accelerate.utils.get_state_dict_offloaded_model(model)"
+            "state_dict=accelerate.utils.modeling.get_state_dict_offloaded_model(model)"
         )
     tensors = {name: tensor.detach() for name, tensor in given.items()}
     # transformers ties again what config.json calls tied. If it does not say so, the decoder is written too.

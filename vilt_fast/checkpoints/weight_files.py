@@ -102,7 +102,7 @@ def open_weights(
     if use_safetensors is not None and path.suffix != ".json" and use_safetensors != (path.suffix == ".safetensors"):
         raise ValueError(f"use_safetensors={use_safetensors}: got the file {path}; leave the argument out to load it")
     with ExitStack() as stack:
-        if path.name.endswith(".index.json"):
+        if path.suffix == ".json" and ".index." in path.name:
             yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
         else:
             yield _open_file(path, stack)

@@ -216,7 +216,8 @@ class EmbeddingMixin(nn.Module):
         for name, old in module.named_parameters(recurse=False):
             new: Tensor = getattr(fresh, name).to(old)
             kept = min(len(old), len(new))
-            new[kept:] = old.float().mean(0) if mean else new[kept:]
+            if mean and old.ndim == 2:  # new biases are zero all the same
+                new[kept:] = old.float().mean(0)
             new[:kept] = old[:kept]
             setattr(module, name, nn.Parameter(new, old.requires_grad))
 
