@@ -98,7 +98,10 @@ def single_device(
     try:
         places = {place if place == "disk" else torch.device(place) for place in named}
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device_map: got {device_map!r}, wanted a device such as 'cpu', 'cuda:0' or 0") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device_map: got {device_map!r}, wanted a device that is there, such as 'cpu' or 'cuda:0': {reason}"
+        ) from error
     if len(places) != 1 or "disk" in places:
         raise ValueError(
             f"device_map: got {device_map!r}, wanted one device. For several, or the disk, load on the CPU, then "
