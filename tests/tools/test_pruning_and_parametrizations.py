@@ -73,7 +73,9 @@ ONE_OF_EACH = ("query", "down", "norm", "words", "patches")
 CHANGES = [
     *((pruned, name) for name in PATHS),
     *((change, name) for change in (own, weight_norm, new_weight_norm) for name in ONE_OF_EACH),
-    *((change, name) for change in (spectral_norm, new_spectral_norm) for name in ("value", "words", "patches")),
+    *((change, name) for change in (spectral_norm, new_spectral_norm) for name in ("value", "words")),
+    # Each reading of the new one's weight is a step of power iteration, and transformers reads this weight twice.
+    (spectral_norm, "patches"),
     *((change, name) for change in (pruned_rows, orthogonal) for name in ("up", "words")),
 ]
 

@@ -171,7 +171,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
-        self.gradient_checkpointing_kwargs: dict[str, Any] = {}
+        self.gradient_checkpointing_kwargs: dict[str, Any] = {}  # of torch.utils.checkpoint.checkpoint
 
     def forward(
         self,
@@ -216,6 +216,8 @@ class Encoder(nn.Module):
     def _call_layer(self, layer: nn.Module, x: Tensor, layout: Layout, options: dict[str, Any]) -> tuple[Tensor, ...]:
         if not (self.gradient_checkpointing and self.training):
             return layer(x, layout, **options)
+        if torch.is_grad_enabled() and not x.requires_grad:  # frozen embeddings: reentrant gives no gradients without
+            x = x.detach().requires_grad_()
         kwargs = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
         return torch.utils.checkpoint.checkpoint(partial(layer, layout=layout, **options), x, **kwargs)
 
