@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
     from vilt_fast.engine import Engine
     from vilt_fast.frozen import FrozenModel, freeze
+    from vilt_fast.models.base import ViltPreTrainedModel
     from vilt_fast.models.trainer import TrainerMixin
     from vilt_fast.models.vilt import (
         ViltForImageAndTextRetrieval,
@@ -43,6 +44,7 @@ _HOMES = {
     "ViltForMaskedLM": "models.vilt",
     "ViltForQuestionAnswering": "models.vilt",
     "ViltForTokenClassification": "models.vilt",
+    "ViltPreTrainedModel": "models.base",
     "Engine": "engine",
     "FrozenModel": "frozen",
     "freeze": "frozen",
@@ -78,6 +80,7 @@ __all__ = [
     "ViltForTokenClassification",
     "ViltImageProcessor",
     "ViltModel",
+    "ViltPreTrainedModel",
     "ViltProcessor",
     "backend",
     "freeze",

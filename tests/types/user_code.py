@@ -3,8 +3,14 @@
 import torch
 from typing_extensions import assert_type
 
-from vilt_fast import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor, ViltModel, ViltProcessor
-from vilt_fast.models.base import PreTrainedModel
+from vilt_fast import (
+    ViltConfig,
+    ViltForQuestionAnswering,
+    ViltImageProcessor,
+    ViltModel,
+    ViltPreTrainedModel,
+    ViltProcessor,
+)
 from vilt_fast.processing.batch import BatchEncoding, BatchFeature
 
 
@@ -37,7 +43,7 @@ model.save_pretrained("somewhere", variant=16)  # type: ignore[arg-type]
 model.resize_token_embeddings("30522")  # type: ignore[arg-type]
 
 
-class MyModel(PreTrainedModel):
+class MyModel(ViltPreTrainedModel):
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         self.vilt = ViltModel(config)

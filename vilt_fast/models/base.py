@@ -103,7 +103,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
             attn_implementation: "eager" or "sdpa": the numbers are the same. There is one attention; it runs packed,
                 keeps no score matrix, and gives attentions when they are asked for.
             **overrides: fields of the configuration, or arguments of the class (`add_pooling_layer`). transformers'
-                other arguments are listed in `vilt_fast.checkpoints.habits`: accepted where what they ask for is so
+                other arguments are listed in `vilt_fast.checkpoints.arguments`: accepted where what they ask for is so
                 already (`low_cpu_mem_usage`, ...), else refused by name (`quantization_config`, ...).
 
         Raises:
@@ -116,7 +116,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
         hub = vars(HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download))
         legacy_dtype = overrides.pop("torch_dtype", None)  # the name in transformers 4.37
         dtype = legacy_dtype if dtype is None else dtype
-        checkpoints.take_habits(overrides)
+        checkpoints.drop_unneeded(overrides)
         checkpoints.check_attention(attn_implementation)
         place = checkpoints.single_device(device, device_map)
         # What the constructor takes beside the configuration, such as add_pooling_layer.
@@ -303,6 +303,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
             module.reset_parameters()
 
 
+ViltPreTrainedModel = PreTrainedModel  # Hugging Face's name, from which people derive models of their own
 _OF_THE_HUB = ("commit_message", "commit_description", "private", "revision", "create_pr", "tags")
 
 
