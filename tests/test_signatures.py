@@ -140,10 +140,23 @@ SIGNATURES = {
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "image_token_type_idx output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltModel.from_pretrained": "name_or_path config dtype device strict revision cache_dir token local_files_only",
+    "ViltModel.from_pretrained": (
+        "name_or_path config dtype device strict revision cache_dir token local_files_only subfolder force_download "
+        "state_dict use_safetensors variant key_mapping ignore_mismatched_sizes output_loading_info device_map "
+        "attn_implementation"
+    ),
+    "ViltModel.get_memory_footprint": "return_buffers",
     "ViltModel.gradient_checkpointing_enable": "gradient_checkpointing_kwargs every_n_layers offload",
     "ViltModel.num_parameters": "only_trainable exclude_embeddings",
-    "ViltModel.save_pretrained": "directory max_shard_size safe_serialization",
+    "ViltModel.push_to_hub": (
+        "repo_id commit_message commit_description private token revision create_pr tags max_shard_size "
+        "safe_serialization variant"
+    ),
+    "ViltModel.resize_token_embeddings": "new_num_tokens pad_to_multiple_of mean_resizing",
+    "ViltModel.save_pretrained": (
+        "directory max_shard_size safe_serialization state_dict variant is_main_process save_function push_to_hub "
+        "repo_id token"
+    ),
     "ViltProcessor": "image_processor tokenizer device feature_extractor",
     "ViltProcessor.__call__": (
         "images text add_special_tokens padding truncation max_length stride pad_to_multiple_of "
@@ -154,7 +167,9 @@ SIGNATURES = {
     "ViltProcessor.save_pretrained": "save_directory",
     "backend": "default",
     "checkpoints.load_weights": "model name_or_path strict revision cache_dir token local_files_only",
-    "checkpoints.save_weights": "model directory max_shard_size safe_serialization companions",
+    "checkpoints.save_weights": (
+        "model directory max_shard_size safe_serialization companions state_dict variant save_function"
+    ),
     "checkpoints.stored_dtype": "name_or_path",
 }
 

@@ -8,12 +8,14 @@ Names are imported when they are first used, so that `vilt-fast --help` need not
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
     from vilt_fast.engine import Engine
     from vilt_fast.frozen import FrozenModel, freeze
+    from vilt_fast.models.base import PreTrainedModel as ViltPreTrainedModel
     from vilt_fast.models.trainer import TrainerMixin
     from vilt_fast.models.vilt import (
         ViltForImageAndTextRetrieval,
@@ -43,6 +45,7 @@ _HOMES = {
     "ViltForMaskedLM": "models.vilt",
     "ViltForQuestionAnswering": "models.vilt",
     "ViltForTokenClassification": "models.vilt",
+    "ViltPreTrainedModel": "models.base",
     "Engine": "engine",
     "FrozenModel": "frozen",
     "freeze": "frozen",
@@ -54,6 +57,25 @@ _HOMES = {
     "ViltProcessor": "processing.processor",
     "BertTokenizer": "processing.text",
     "BertTokenizerFast": "processing.text",
+}
+_OWN_NAMES = {"ViltPreTrainedModel": "PreTrainedModel"}  # where a name's home has another for it
+# What people look for under names that are not spelled alike, in lower case; and what there is instead.
+_INSTEAD = {
+    "viltforvqa": "ViltForQuestionAnswering",
+    "viltforvisualquestionanswering": "ViltForQuestionAnswering",
+    "viltformlm": "ViltForMaskedLM",
+    "viltforpretraining": "ViltForMaskedLM or ViltForImageTextMatching",
+    "viltfornlvr2": "ViltForImagesAndTextClassification",
+    "viltforitm": "ViltForImageTextMatching",
+    "viltforretrieval": "ViltForImageAndTextRetrieval",
+    "viltlayer": "vilt_fast.layers.encoder.Layer",
+    "viltencoder": "vilt_fast.layers.encoder.Encoder",
+    "viltpooler": "vilt_fast.layers.heads.Pooler",
+    "vilttokenizer": "BertTokenizer",
+    "viltimageprocessorpil": "ViltImageProcessor, whose pixels are that class's",
+    "viltimageprocessorfast": "ViltImageProcessor, or ViltProcessor(..., device='cuda'), which resizes on the GPU",
+    "automodel": "a class by its name, such as ViltForQuestionAnswering",
+    "autoprocessor": "ViltProcessor",
 }
 _ROOMS = (
     *("bench", "checkpoints", "configs", "demo", "engine", "frozen", "kernels", "models", "ops", "packing", "pixels"),
@@ -78,6 +100,7 @@ __all__ = [
     "ViltForTokenClassification",
     "ViltImageProcessor",
     "ViltModel",
+    "ViltPreTrainedModel",
     "ViltProcessor",
     "backend",
     "freeze",
@@ -86,12 +109,25 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        value = getattr(importlib.import_module(f"vilt_fast.{_HOMES[name]}"), name)
+        home = importlib.import_module(f"vilt_fast.{_HOMES[name]}")
+        value = getattr(home, _OWN_NAMES.get(name, name))
         globals()[name] = value  # the next access finds it without this function
         return value
     if name in _ROOMS:
         return importlib.import_module(f"vilt_fast.{name}")
-    raise AttributeError(f"module 'vilt_fast' has no attribute {name!r}")
+    meant = None if name.startswith("_") else _meant(name)
+    hint = f"; did you mean {meant}?" if meant else ""
+    # `from vilt_fast import X` would put its own text in place of an AttributeError's, and lose the hint.
+    if meant and sys._getframe(1).f_globals.get("__name__") == "importlib._bootstrap":
+        raise ImportError(f"cannot import name {name!r} from 'vilt_fast'{hint}", name="vilt_fast", path=__file__)
+    raise AttributeError(f"module 'vilt_fast' has no attribute {name!r}{hint}", name=name, obj=None)
+
+
+def _meant(name: str) -> str | None:
+    """What there is for someone who asked for `name`; None where nothing is near."""
+    from vilt_fast.configs.spelling import nearest
+
+    return _INSTEAD.get(name.lower()) or nearest(name, [*_HOMES, *_ROOMS], cutoff=0.8)
 
 
 def __dir__() -> list[str]:

@@ -304,7 +304,7 @@ def test_input_require_grads():
 # --- a user's own class --------------------------------------------------------------------------------------------
 
 
-class Backbone(vilt_fast.models.base.PreTrainedModel):
+class Backbone(vilt_fast.ViltPreTrainedModel):
     """As the guides of transformers write a model."""
 
     base_model_prefix = "backbone"

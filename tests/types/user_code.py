@@ -3,7 +3,14 @@
 import torch
 from typing_extensions import assert_type
 
-from vilt_fast import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor, ViltProcessor
+from vilt_fast import (
+    ViltConfig,
+    ViltForQuestionAnswering,
+    ViltImageProcessor,
+    ViltModel,
+    ViltPreTrainedModel,
+    ViltProcessor,
+)
 from vilt_fast.models.outputs import SequenceClassifierOutput
 from vilt_fast.processing.batch import BatchEncoding, BatchFeature
 
@@ -27,6 +34,24 @@ ViltConfig(hidden_size="48")  # type: ignore[arg-type]
 model = ViltForQuestionAnswering.from_pretrained("somewhere", token="secret", subfolder="inner", num_labels=3)
 assert_type(model, ViltForQuestionAnswering)
 ViltForQuestionAnswering.from_pretrained("somewhere", cache_dir=3)  # type: ignore[arg-type]
+assert_type(
+    ViltForQuestionAnswering.from_pretrained(None, config={}, state_dict={}, device_map="auto", load_in_8bit=False),
+    ViltForQuestionAnswering,
+)
+model.gradient_checkpointing_enable({"use_reentrant": False})
+model.save_pretrained("somewhere", state_dict=model.state_dict(), variant="fp16", push_to_hub=True, repo_id="me/it")
+model.save_pretrained("somewhere", variant=16)  # type: ignore[arg-type]
+model.resize_token_embeddings("30522")  # type: ignore[arg-type]
+
+
+class MyModel(ViltPreTrainedModel):
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__(config)
+        self.vilt = ViltModel(config)
+        self.post_init()
+
+
+assert_type(MyModel.from_pretrained("somewhere", strict=False), MyModel)
 
 images = ViltImageProcessor(True, {"shortest_edge": 384}, size_divisor=32, my_note="kept")
 assert_type(images.preprocess("photo.png", False, 384, return_tensors="pt"), BatchFeature)

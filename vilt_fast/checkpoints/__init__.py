@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from vilt_fast.checkpoints.habits import check_attention, single_device, take_habits
+    from vilt_fast.checkpoints.arguments import check_attention, drop_unneeded, single_device
     from vilt_fast.checkpoints.load import fill, load_weights, open_source, stored_dtype
     from vilt_fast.checkpoints.push import upload
     from vilt_fast.checkpoints.save import save_weights
@@ -17,21 +17,22 @@ if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.checkpoints.weight_files import weight_names
 
 _HOMES = {
-    "check_attention": "habits",
+    "check_attention": "arguments",
+    "drop_unneeded": "arguments",
     "fill": "load",
     "load_weights": "load",
     "open_source": "load",
     "read_original_fields": "vilt",
     "save_weights": "save",
-    "single_device": "habits",
+    "single_device": "arguments",
     "stored_dtype": "load",
-    "take_habits": "habits",
     "upload": "push",
     "weight_names": "weight_files",
 }
 
 __all__ = [
     "check_attention",
+    "drop_unneeded",
     "fill",
     "load_weights",
     "open_source",
@@ -39,7 +40,6 @@ __all__ = [
     "save_weights",
     "single_device",
     "stored_dtype",
-    "take_habits",
     "upload",
     "weight_names",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from vilt_fast.checkpoints.hub import HubOptions
-from vilt_fast.configs.base import Config, PreTrainedConfig
+from vilt_fast.configs.base import PreTrainedConfig
 
 
 class ViltConfig(PreTrainedConfig):
@@ -30,7 +31,7 @@ class ViltConfig(PreTrainedConfig):
         tie_word_embeddings: whether the masked-word decoder shares the word table.
         id2label, label2id, num_labels: names of the labels; num_labels alone gives LABEL_0, LABEL_1, ...
         output_attentions, output_hidden_states, return_dict: defaults of the forward arguments.
-        **kwargs: kept, and written back by `save_pretrained`.
+        **kwargs: become attributes, and are written back by `save_pretrained`; see `PreTrainedConfig`.
 
     Raises:
         ValueError: a size is not a positive integer, or hidden_size is not a multiple of num_attention_heads.
@@ -102,9 +103,11 @@ class ViltConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         self.num_images = num_images
         self.encoder_layer_norm_eps = encoder_layer_norm_eps
-        self._check()
+        self.validate()
 
-    def _check(self) -> None:
+    def validate(self) -> None:
+        """See the base class."""
+        super().validate()
         sizes = (
             "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size "
             "num_attention_heads intermediate_size num_channels"
@@ -152,23 +155,20 @@ class ViltConfig(PreTrainedConfig):
         return self.layer_norm_eps if self.encoder_layer_norm_eps is None else self.encoder_layer_norm_eps
 
     @classmethod
-    def from_pretrained(cls: type[Config], name_or_path: str | Path, **kwargs: Any) -> Config:
-        """Read config.json of a directory or a hub id, or find the sizes of an original checkpoint.
-
-        Args:
-            name_or_path: directory or hub id, or a `.ckpt` of the original repository.
-            **kwargs: those of `HubOptions`; anything else overrides a field.
+    def get_config_dict(
+        cls, name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in the base class; of a `.ckpt` of the original repository, the sizes and the task that it shows.
 
         Raises:
             FileNotFoundError: there is no config.json or `.ckpt`.
             ValueError: it is not JSON, or not of this architecture; or the checkpoint does not say enough.
         """
         if Path(name_or_path).suffix != ".ckpt" or Path(name_or_path).is_dir():
-            return super().from_pretrained(name_or_path, **kwargs)
+            return super().get_config_dict(name_or_path, **kwargs)
         from vilt_fast.checkpoints.vilt import read_original_fields  # here, because it needs PyTorch
 
-        _, overrides = HubOptions.split(kwargs)
-        return cls.from_dict(read_original_fields(name_or_path), **overrides)
+        return read_original_fields(name_or_path), HubOptions.split(kwargs)[1]
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a config.json that transformers 4.37 and 5.x read."""

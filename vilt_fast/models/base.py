@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import checkpoints
-from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
@@ -51,7 +50,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
                 f"{advice}"
             )
         self.config = config
-        self.name_or_path = ""  # where the weights came from; PEFT notes it down
+        self.name_or_path = config.name_or_path  # where the weights came from; PEFT notes it down
         self.warnings_issued: dict[str, bool] = {}  # trainers keep account here of what they said
 
     @classmethod
@@ -103,7 +102,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
             attn_implementation: "eager" or "sdpa": the numbers are the same. There is one attention; it runs packed,
                 keeps no score matrix, and gives attentions when they are asked for.
             **overrides: fields of the configuration, or arguments of the class (`add_pooling_layer`). transformers'
-                other arguments are listed in `vilt_fast.checkpoints.habits`: accepted where what they ask for is so
+                other arguments are listed in `vilt_fast.checkpoints.arguments`: accepted where what they ask for is so
                 already (`low_cpu_mem_usage`, ...), else refused by name (`quantization_config`, ...).
 
         Raises:
@@ -116,7 +115,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
         hub = vars(HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download))
         legacy_dtype = overrides.pop("torch_dtype", None)  # the name in transformers 4.37
         dtype = legacy_dtype if dtype is None else dtype
-        checkpoints.take_habits(overrides)
+        checkpoints.drop_unneeded(overrides)
         checkpoints.check_attention(attn_implementation)
         place = checkpoints.single_device(device, device_map)
         # What the constructor takes beside the configuration, such as add_pooling_layer.
@@ -127,7 +126,8 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
         with checkpoints.open_source(name_or_path, state_dict, key_mapping, **files) as stored:
             model = cls(config, **constructor).to(dtype=stored.dtype() if dtype == "auto" else _as_dtype(dtype))
             info = checkpoints.fill(model, stored, strict=strict and not ignore_mismatched_sizes)
-        model.name_or_path = str(name_or_path or "")
+        model.name_or_path = config.name_or_path = str(name_or_path or "")
+        config._attn_implementation = attn_implementation or config._attn_implementation
         model = model.to(device=place).eval()
         # A tuple, as in transformers, whose annotation does not say so either.
         return cast(Model, (model, info)) if output_loading_info else model
@@ -314,33 +314,30 @@ def _configuration(
     overrides: dict[str, Any],
 ) -> PreTrainedConfig:
     """The configuration that `config` is or names, else the one beside the weights; `overrides` are fields of it."""
-    unknown = sorted(set(overrides) - {*vars(config_class()), "num_labels"})
-    if unknown:
-        raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(unknown)}")
-    if isinstance(config, dict):
-        return config_class.from_dict(config, **overrides)
-    if config is None or isinstance(config, str | os.PathLike):
-        source = name_or_path if config is None else config
-        if source is None:
-            raise ValueError("config: got None, and no name_or_path whose configuration it could be")
-        return _read_config(config_class, source, hub, overrides)
-    if overrides:
-        raise ValueError(f"give config or fields of it, got both: config and {', '.join(sorted(overrides))}")
-    return copy.deepcopy(config)
+    if config is not None and not isinstance(config, dict | str | os.PathLike):
+        unused = {name: value for name, value in overrides.items() if not hasattr(config, name)}
+        if overrides and not unused:
+            raise ValueError(f"give config or fields of it, got both: config and {', '.join(sorted(overrides))}")
+        made = copy.deepcopy(config)
+    elif isinstance(config, dict):
+        made, unused = cast(Any, config_class.from_dict(config, return_unused_kwargs=True, **overrides))
+    elif (source := name_or_path if config is None else config) is not None:
+        made, unused = _read_config(config_class, source, return_unused_kwargs=True, **hub, **overrides)
+    else:
+        raise ValueError("config: got None, and no name_or_path whose configuration it could be")
+    if unused:
+        raise TypeError(f"from_pretrained() got unknown arguments: {', '.join(sorted(unused))}")
+    return made
 
 
-def _read_config(
-    config_class: type[PreTrainedConfig], source: str | Path, hub: dict[str, Any], overrides: dict[str, Any]
-) -> PreTrainedConfig:
+def _read_config(config_class: type[PreTrainedConfig], source: str | Path, **options: Any) -> Any:
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".json":
-        return config_class.from_dict(read_json(path), **overrides)
-    if path.is_file() and path.suffix != ".ckpt":
+    if path.is_file() and path.suffix not in (".json", ".ckpt"):
         source = path.parent
     try:
-        return config_class.from_pretrained(source, **hub, **overrides)
+        return config_class.from_pretrained(source, **options)
     except FileNotFoundError as error:
-        folder = path / (hub["subfolder"] or "")
+        folder = path / (options["subfolder"] or "")
         if not any((folder / name).is_file() for name in checkpoints.weight_names()):
             raise
         raise FileNotFoundError(

@@ -21,6 +21,7 @@ class TrainerMixin:
     def _save(self: Any, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Every way to save goes through here: checkpoints, `save_model`, `push_to_hub`."""
         model = self.accelerator.unwrap_model(self.model)
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
         if not isinstance(model, PreTrainedModel):  # PEFT's wrapper knows how
             return super()._save(output_dir, state_dict)  # type: ignore[misc]
         state_dict = model.state_dict() if state_dict is None else state_dict

@@ -15,7 +15,7 @@ from tokenizers.models import WordPiece
 
 from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
-from vilt_fast.spelling import nearest
+from vilt_fast.configs.spelling import nearest
 
 from .saving import find_json, to_json
 

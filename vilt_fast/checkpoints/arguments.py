@@ -54,7 +54,7 @@ _REFUSED = {
 _ATTENTIONS = (None, "eager", "sdpa")
 
 
-def take_habits(options: dict[str, Any]) -> None:
+def drop_unneeded(options: dict[str, Any]) -> None:
     """Remove from `options` what needs nothing done.
 
     Raises:
