@@ -233,10 +233,11 @@ def test_accelerate_with_mixed_precision(oracle, small_config) -> None:
     labels = draw(2, 3).sigmoid()
     with torch.no_grad():
         expected = model(**inputs, labels=labels, output_attentions=True)
+    accelerate.state.AcceleratorState._reset_state(True)  # it is one for the process: of another test, or a Trainer's
     try:
         prepared = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
         out = prepared(**inputs, labels=labels, output_attentions=True)
-    finally:  # it is one for the process
+    finally:
         accelerate.state.AcceleratorState._reset_state(True)
     assert type(out) is type(expected) and list(out) == list(expected)
     assert {leaf.dtype for leaf in _pytree.tree_leaves(out)} == {torch.float32}
