@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import huggingface_hub
+import pytest
 import transformers
 import transformers.utils
 
@@ -78,10 +79,13 @@ def mounted(tests: Path, classes: SimpleNamespace, source: Path | None = None) -
         stack.enter_context(mock.patch.object(sys, "path", [*sys.path]))  # their modules append to it
         stack.enter_context(mock.patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
         stack.enter_context(mock.patch.object(transformers.utils, "direct_transformers_import", lambda _: transformers))
+        # Not the name above: some modules of transformers make `transformers` anew when they are first imported.
+        imported = sys.modules["transformers"]
         for name, value in vars(classes).items():
-            stack.enter_context(mock.patch.object(transformers, name, value))
+            stack.enter_context(mock.patch.object(imported, name, value))
         if classes.ViltModel is vilt_fast.ViltModel:
             _lend(stack)
+        stack.enter_context(mock.patch.object(pytest, "mark", _Marks()))  # ours are strict
         # Every machine runs the same tests; read when transformers.testing_utils is first imported.
         stack.enter_context(mock.patch.dict(os.environ, {"TRANSFORMERS_TEST_DEVICE": "cpu", "RUN_SLOW": "no"}))
         sys.modules.update(added)
@@ -170,6 +174,16 @@ def _expand(cases: list[Any]) -> Callable[[Callable[..., None]], None]:
             namespace[f"{function.__name__}_{i}{suffix}"] = method
 
     return define
+
+
+class _Marks:
+    """In the place of `pytest.mark`: every mark leaves a test as it is, given with arguments or without."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def mark(*arguments: Any, **_: Any) -> Any:
+            return arguments[0] if arguments and callable(arguments[0]) else lambda test: test
+
+        return mark
 
 
 def _adapted(module: ModuleType, classes: SimpleNamespace) -> ModuleType:
