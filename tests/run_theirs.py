@@ -44,8 +44,10 @@ def main() -> int:
         if options.update:
             new[name] = table.updated(old.get(name, table.Suite()), note, outcomes, control[name][1])
         suite = new.get(name, table.Suite())
-        problems += [f"{name}.{line}" for line in table.differences(suite, outcomes) if options.only in line]
-        problems += [f"{name}.{test}: {row.line}" for test, row in suite.rows.items() if row.verdict == table.FAILED]
+        found = table.differences(suite, outcomes) if not options.only else []
+        problems += [f"{name}.{line}" for line in found]
+        failed = [test for test, row in suite.rows.items() if row.verdict == table.FAILED and test in outcomes]
+        problems += [f"{name}.{test}: {outcomes[test].line}" for test in failed if outcomes[test].kind != "passed"]
         if options.traces:
             print(running.traces(outcomes))
     if options.update:

@@ -26,6 +26,7 @@ _MODELS = [name for name in vilt_fast.__all__ if name.startswith("ViltFor") and 
 NAMES = ["ViltConfig", "ViltModel", *_MODELS, "ViltImageProcessor", "ViltProcessor", "BertTokenizer"]
 # What their tests read of their own base classes before they come to what they test, for a model that has no part of
 # it: lent to our classes, where these lack it, while the tests run.
+_GROUPS = ("text_kwargs", "images_kwargs")
 LENT: dict[str, dict[str, Any]] = {
     "models.base.PreTrainedModel": {
         "_can_set_attn_implementation": classmethod(lambda cls: False),
@@ -38,17 +39,18 @@ LENT: dict[str, dict[str, Any]] = {
         "_tied_weights_keys": None,
     },
     "configs.base.PreTrainedConfig": {
+        "__iter__": lambda self: iter(vars(self)),
         "base_model_tp_plan": None,
         "has_no_defaults_at_init": False,
         "sub_configs": {},
     },
     "processing.processor.ViltProcessor": {
-        "_merge_kwargs": lambda self, *_, **kwargs: {"text_kwargs": kwargs, "images_kwargs": kwargs},
+        "_merge_kwargs": lambda self, *_, tokenizer_init_kwargs, **kwargs: dict.fromkeys(_GROUPS, kwargs),
         "chat_template": None,
         "get_attributes": classmethod(lambda cls: cls.attributes),
         "replace_image_token": transformers.ProcessorMixin.replace_image_token,
         "replace_video_token": transformers.ProcessorMixin.replace_video_token,
-        "valid_processor_kwargs": None,
+        "valid_processor_kwargs": {},
     },
 }
 
@@ -103,7 +105,7 @@ def _lend(stack: ExitStack) -> None:
         room, name = path.rsplit(".", 1)
         owner = getattr(importlib.import_module(f"vilt_fast.{room}"), name)
         for attribute, value in attributes.items():
-            if not hasattr(owner, attribute):
+            if getattr(owner, attribute, None) is None:
                 stack.enter_context(mock.patch.object(owner, attribute, value, create=True))
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import random
 import re
+import sys
 import unittest
 import warnings
 from typing import Any, NamedTuple
@@ -83,26 +84,29 @@ def one_line(text: str, width: int = 100) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    disabled = logging.root.manager.disable
+    """No warnings, and nothing from the handlers of today's loggers; a test that listens brings its own."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler: handler.level for logger in loggers for handler in getattr(logger, "handlers", ())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
+        for handler in handlers:
+            handler.setLevel(logging.CRITICAL + 1)
         try:
             yield
         finally:
-            logging.disable(disabled)
+            for handler, level in handlers.items():
+                handler.setLevel(level)
 
 
 def _seed(test: Any) -> None:
-    """Their inputs come from four generators; the fourth is a global of their module."""
+    """Their inputs come from four generators; the fourth is a global of the module of their test class."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     for cls in type(test).__mro__:
-        for function in vars(cls).values():
-            generator = getattr(getattr(function, "__globals__", None), "get", lambda _: None)("global_rng")
-            if isinstance(generator, random.Random):
-                generator.seed(0)
+        generator = getattr(sys.modules.get(cls.__module__), "global_rng", None)
+        if isinstance(generator, random.Random):
+            generator.seed(0)
 
 
 def traces(outcomes: dict[str, Outcome]) -> str:

@@ -23,7 +23,7 @@ HEADS = (
     "ViltForMaskedLM",
     "ViltForTokenClassification",
 )
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] low er lower new newer up upper old older long longer string ##er ##s a b"
+WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] low lower new newer up upper old older long longer string ##er ##s a b"
 
 
 def suites(importer: Importer, classes: SimpleNamespace) -> dict[str, type[unittest.TestCase]]:
