@@ -6,13 +6,14 @@ JOBS ?= 2
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-triton36 lint types format report clean
+.PHONY: help demo test test-slow test-triton36 theirs lint types format report clean
 
 help:
 	@echo "make demo           answer questions about the bundled images and write demo.png"
 	@echo "make test           lint, then every test but the slow ones"
 	@echo "make test-slow      the tests that take too long for every change"
 	@echo "make test-triton36  compile and interpreter tests on Triton 3.6, in .venv-triton36"
+	@echo "make theirs         transformers' own tests on our classes, and tests/THEIRS.md anew"
 	@echo "make lint           ruff, its formatter's check, and mypy"
 	@echo "make format         let ruff lay out every file"
 	@echo "make report         README's performance section and its plots, from the files in bench/results"
@@ -33,6 +34,10 @@ test-slow: .venv/.dev
 # Triton 3.6 is what PyTorch 2.11 ships with. Its interpreter breaks on NumPy 2.4.
 test-triton36: .venv-triton36/.dev
 	$(QUIET) .venv-triton36/bin/pytest -q -n $(JOBS) tests/ops tests/models/test_kernels_end_to_end.py
+
+# A folder of transformers' per-model test files as well: make SOURCE=DIR theirs
+theirs: .venv/.dev
+	$(QUIET) $(BIN)/python tests/run_theirs.py --update $(if $(SOURCE),--source $(SOURCE))
 
 lint: types
 	$(BIN)/ruff check .
