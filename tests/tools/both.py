@@ -142,7 +142,7 @@ def check_tensors(what: str, got: dict[str, Tensor], wanted: dict[str, Tensor], 
     wrong = {}
     for name, value in wanted.items():
         # A gradient that is zero in exact arithmetic (of a key's bias, say) is rounding error on both sides.
-        scale = max(value.abs().max().item(), 1e-3 * largest)
+        scale = max(value.abs().max().item(), 1e-2 * largest)
         difference = float("inf") if got[name].shape != value.shape else (got[name] - value).abs().max().item() / scale
         if not difference <= tolerance:
             wrong[name] = f"{difference:.3g}"
