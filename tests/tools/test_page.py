@@ -1,5 +1,6 @@
 """TOOLS.md: every block of Python runs, and what it calls refused is refused in its words."""
 
+import functools
 import importlib.util
 import re
 import socket
@@ -72,10 +73,16 @@ def run(code, namespace):
     exec(compile(code, str(PAGE), "exec"), namespace)
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """torch.compile traces the model as ever; compiling the C++ of five layers takes minutes."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+
 @pytest.mark.parametrize(
     "code", [code for _, code in BLOCKS[1:]], ids=[f"{i} {title}" for i, (title, _) in enumerate(BLOCKS[1:], start=1)]
 )
-def test_a_block_runs(code, one_rank):
+def test_a_block_runs(code, one_rank, no_compiler):
     """In few lines, on the shipped model."""
     assert sum(bool(line.strip()) for line in code.splitlines()) <= 6
     torch.manual_seed(0)
