@@ -66,7 +66,7 @@ class OperationCase:
         floor: key of the operation's `floors`; "" if its result is integers, which are right or wrong.
         right: from the tensors to the right result; None: `ours` on the reference, in fp64.
         can_compile: whether the peers also take part under torch.compile.
-        peer_bounds: the largest relative error of peers that round in other places than we do, by name.
+        peer_bounds: the largest relative error of peers that round in other places or draw other numbers, by name.
         waiting: contestants that wait for the device, which no CUDA graph can hold.
         interpreted: whether the kernels take part without a GPU, in Triton's interpreter.
     """
@@ -126,10 +126,12 @@ class OperationCase:
             for side in ("kernels", "reference")
         ]
         for name, peer in self.peers.items():
-            plain = partial(_peer_calls, dtype=dtype, peer=peer)
-            found.append(Contestant(name, dtype, plain, "operation", bound=self.peer_bounds.get(name)))
+            bound, plain = self.peer_bounds.get(name), partial(_peer_calls, dtype=dtype, peer=peer)
+            found.append(Contestant(name, dtype, plain, "operation", bound=bound))
             compiled = partial(plain, compile=True)
-            found.append(Contestant(f"{name} + torch.compile", dtype, compiled, "operation", compiles=True))
+            found.append(
+                Contestant(f"{name} + torch.compile", dtype, compiled, "operation", compiles=True, bound=bound)
+            )
         return found
 
 

@@ -16,7 +16,6 @@ from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
 from vilt_fast.frozen.planning import plan_inputs
 from vilt_fast.models.inputs import Inputs
-from vilt_fast.models.vilt import Encoded
 
 
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
@@ -85,7 +84,7 @@ def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
             x, _, _ = model.vilt.encoder(tokens, layout)
-            return model.logits(Encoded(layout, x[layout.first]))
+            return model.score(model.vilt.pooler(model.vilt.layernorm(x[layout.first])))
 
     return [graphed(call, case.device) if graphs else call]
 

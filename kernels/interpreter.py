@@ -59,7 +59,8 @@ def _patch_cast(original: Callable) -> Callable:
     def cast(self, src, dst_type, *rounding):
         source, target = src.dtype.scalar, dst_type.scalar
         if tl.bfloat16 not in (source, target) or source.is_fp8() or target.is_fp8():
-            return original(self, src, dst_type, *rounding)
+            with np.errstate(all="ignore"):
+                return original(self, src, dst_type, *rounding)
         values = bf16_to_fp32(src.data) if _is_bf16(src) else src.data
         if target == tl.bfloat16:
             return _Handle(fp32_to_bf16(values.astype(np.float32)), target)

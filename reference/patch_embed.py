@@ -60,18 +60,17 @@ def patch_embed(
     patch = weight.shape[-1]
     if grid_size is None or pixel_offset is None:
         grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-    grid_height, grid_width = grid_size
     chosen = patch_index >= 0
-    cell = patch_index[chosen].long()
-    image, y, x = cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
+    image, y, x = cells(patch_index[chosen], grid_size)
 
     if pixel_offset is not None:
-        rows = _project_bytes(pixels, weight, pixel_offset[image], grid[image, 1], y, x) * pixel_scale
+        patches = gather_bytes(pixels, pixel_offset[image], grid[image, 1], y, x, patch=patch, channels=weight.shape[1])
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        wide = weight.permute(0, 2, 3, 1).flatten(1).to(dtype)
+        rows = torch.nn.functional.linear(patches.flatten(1).to(dtype) - 128, wide) * pixel_scale
         rows = rows if bias is None else rows + bias
     else:
-        tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
-        tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
-        patches = tiles.permute(0, 2, 4, 1, 3, 5)[image, y, x].flatten(1).to(weight.dtype)  # (N, C * p * p)
+        patches = gather_patches(pixels, image, y, x, patch=patch).flatten(1).to(weight.dtype)
         rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
     rows = rows + interpolate(position[1:], table_size, grid[image], y, x) + modality[pair_modality[image]]
 
@@ -81,19 +80,33 @@ def patch_embed(
     return tokens.index_copy(0, cls_row[has_cls].long(), cls[has_cls].to(tokens.dtype))
 
 
-def _project_bytes(pixels: Tensor, weight: Tensor, offset: Tensor, grid_width: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(N, d) in fp32 or fp64: weight . (u - 128) of the patch at cell (y, x) of the image that starts at `offset`.
+def cells(patch_index: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """(N,) int64 each: the image of each patch, and its cell (y, x), from a `patch_index` without -1."""
+    (grid_height, grid_width), cell = grid_size, patch_index.long()
+    return cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
+
+
+def gather_patches(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, *, patch: int) -> Tensor:
+    """(N, C, p, p): the patches at (N,) cells (y, x) of padded images (B, C, H, W)."""
+    grid_height, grid_width = pixels.shape[2] // patch, pixels.shape[3] // patch
+    tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
+    tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
+    return tiles.permute(0, 2, 4, 1, 3, 5)[image, y, x]
+
+
+def gather_bytes(
+    pixels: Tensor, offset: Tensor, grid_width: Tensor, y: Tensor, x: Tensor, *, patch: int, channels: int = 3
+) -> Tensor:
+    """(N, p, p, C) uint8: the patches at (N,) cells (y, x) of the ragged images that start at `offset`.
 
     The sides of an image are whole patches, so that a row of a patch is one of the runs of p * C bytes that the buffer
     falls into.
     """
-    channels, patch = weight.shape[1:3]
     run = patch * channels
     runs = pixels[: len(pixels) // run * run].view(-1, run)
     row = y[:, None] * patch + torch.arange(patch, device=pixels.device)  # (N, p), pixel rows of the image
-    patches = runs[(offset // run)[:, None] + row * grid_width[:, None] + x[:, None]].flatten(1)  # (N, p * p * C)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    return torch.nn.functional.linear(patches.to(dtype) - 128, weight.permute(0, 2, 3, 1).flatten(1).to(dtype))
+    patches = runs[(offset // run)[:, None] + row * grid_width[:, None] + x[:, None]]  # (N, p, p * C)
+    return patches.unflatten(2, (patch, channels))
 
 
 def interpolate(table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vilt_fast.contracts.plan import Plan, pixels_per_patch
 
-_MASK32 = 0xFFFFFFFF
+from .philox import MASK32, philox4x32
 
 
 def patch_sample(
@@ -112,20 +112,7 @@ def philox(seed: int, counter: Tensor, stream: Tensor) -> Tensor:
     Returns:
         int64 in [0, 2**32), the shape of `counter`. Equals `triton.language.philox(seed, ...)[0]`.
     """
-    key0, key1 = seed & _MASK32, seed >> 32 & _MASK32
-    c0, c1, c2, c3 = counter, stream & _MASK32, stream >> 32, torch.zeros_like(counter)
-    for _ in range(10):
-        high0, low0 = _multiply(0xD2511F53, c0)
-        high1, low1 = _multiply(0xCD9E8D57, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
-        key0, key1 = (key0 + 0x9E3779B9) & _MASK32, (key1 + 0xBB67AE85) & _MASK32
-    return c0
-
-
-def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of the product of two unsigned 32-bit numbers, without leaving int64."""
-    upper, lower = (a >> 16) * b, (a & 0xFFFF) * b
-    return (upper + (lower >> 16)) >> 16, (((upper & 0xFFFF) << 16) + lower) & _MASK32
+    return philox4x32((counter, stream & MASK32, stream >> 32, 0), (seed & MASK32, seed >> 32))[0]
 
 
 def _pad(values: Tensor, places: int) -> Tensor:

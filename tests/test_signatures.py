@@ -77,42 +77,42 @@ SIGNATURES = {
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForImageAndTextRetrieval.logits": "encoded",
+    "ViltForImageAndTextRetrieval.score": "rows",
     "ViltForImageAndTextRetrieval.output_class": "loss logits hidden_states attentions",
     "ViltForImageTextMatching": "config",
     "ViltForImageTextMatching.forward": (
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForImageTextMatching.logits": "encoded",
+    "ViltForImageTextMatching.score": "rows",
     "ViltForImageTextMatching.output_class": "loss logits hidden_states attentions",
     "ViltForImagesAndTextClassification": "config",
     "ViltForImagesAndTextClassification.forward": (
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForImagesAndTextClassification.logits": "encoded",
+    "ViltForImagesAndTextClassification.score": "rows",
     "ViltForImagesAndTextClassification.output_class": "loss logits hidden_states attentions",
     "ViltForMaskedLM": "config",
     "ViltForMaskedLM.forward": (
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForMaskedLM.logits": "encoded",
+    "ViltForMaskedLM.score": "rows",
     "ViltForMaskedLM.output_class": "loss logits hidden_states attentions",
     "ViltForQuestionAnswering": "config",
     "ViltForQuestionAnswering.forward": (
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForQuestionAnswering.logits": "encoded",
+    "ViltForQuestionAnswering.score": "rows",
     "ViltForQuestionAnswering.output_class": "loss logits hidden_states attentions",
     "ViltForTokenClassification": "config",
     "ViltForTokenClassification.forward": (
         "input_ids attention_mask token_type_ids pixel_values pixel_mask head_mask inputs_embeds image_embeds "
         "labels output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
-    "ViltForTokenClassification.logits": "encoded",
+    "ViltForTokenClassification.score": "rows",
     "ViltForTokenClassification.output_class": "loss logits hidden_states attentions",
     "ViltImageProcessor": (
         "do_resize size size_divisor resample do_rescale rescale_factor do_normalize image_mean image_std do_pad"
@@ -143,7 +143,6 @@ SIGNATURES = {
     "ViltModel.from_pretrained": "name_or_path config dtype device strict revision cache_dir token local_files_only",
     "ViltModel.gradient_checkpointing_enable": "enable",
     "ViltModel.num_parameters": "only_trainable",
-    "ViltModel.pooled": "encoded",
     "ViltModel.save_pretrained": "directory max_shard_size safe_serialization",
     "ViltProcessor": "image_processor tokenizer device feature_extractor",
     "ViltProcessor.__call__": (

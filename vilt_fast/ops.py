@@ -25,6 +25,7 @@ from torch import Tensor
 from vilt_fast.contracts.pillow import pillow_rule
 from vilt_fast.contracts.plan import Plan
 from vilt_fast.reference import attention as _attention
+from vilt_fast.reference import dropout as _dropout
 from vilt_fast.reference import layer_norm as _layer_norm
 from vilt_fast.reference import linear as _linear
 from vilt_fast.reference import patch_embed as _patch_embed
@@ -92,6 +93,8 @@ OPERATIONS = {
             "attention_rows": (0.0, 4 * _EPS),
         },
     ),
+    # None: both sides draw the same words, multiply in fp32 and round once.
+    "dropout": Operation(floors={"dropout": (0.0, 0.0)}),
 }
 BACKENDS = ("kernels", "reference")
 
@@ -206,6 +209,11 @@ def attention_rows(
     return side(_attention, qkv).attention_rows(
         qkv, cu_seqlens, query_rows, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale
     )
+
+
+def dropout(input: Tensor, p: float, seed: Tensor) -> Tensor:
+    """See `vilt_fast.reference.dropout`."""
+    return side(_dropout, input).dropout(input, p, seed)
 
 
 def text_embed(

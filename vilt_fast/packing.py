@@ -110,9 +110,7 @@ class Layout:
         lengths, words, patches = plan.cu_seqlens.diff(), plan.text_count, plan.patch_count
         counts = [plan.cu_seqlens[-1], words.sum(), patches.sum(), lengths.max(), patches.max()]
         read = torch.stack([value.to(torch.int64) for value in (*counts, *(wrong for wrong, _ in checks))]).tolist()
-        for wrong, (_, message) in zip(read[len(counts) :], checks, strict=True):
-            if wrong:
-                raise ValueError(message())
+        _raise_first(read[len(counts) :], checks)
         total_tokens, total_words, total_patches, max_seqlen, max_patches = read[: len(counts)]
         plan = plan._replace(patch_index=plan.patch_index[:total_patches], patch_row=plan.patch_row[:total_patches])
         return cls(
@@ -177,6 +175,22 @@ class Layout:
         image_row = (self.first + self.text_count)[:, None] + places
         return torch.cat((self.text_row, torch.where(places < image_count, image_row, -1)), 1).long()
 
+    @cached_property
+    def word_place(self) -> Tensor:
+        """(words,) int64: where in the flattened (B, L) text each row of `word_row` stands."""
+        return _places(self.text_row, len(self.word_row))
+
+    @property
+    def projected_patches(self) -> tuple[Tensor, Tensor]:
+        """`patch_index` and `patch_row` of the patches that need a projection of their own."""
+        if self.copies is None:
+            return self.patch_index, self.patch_row
+        return self.patch_index[self.copies.projected], self.patch_row[self.copies.projected]
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L + CLS + max_patches, d) to (total_tokens, d): the inverse of `unpack`."""
+        return padded.flatten(0, 1)[_places(self.padded_row, self.total_tokens)]
+
     def unpack(self, tokens: Tensor) -> Tensor:
         """(total_tokens, d) to (B, L + CLS + max_patches, d), zero where nothing stands."""
         return _place(tokens, self.padded_row)
@@ -187,9 +201,7 @@ class Layout:
 
     def unpack_words(self, values: Tensor) -> Tensor:
         """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
-        kept = self.text_row >= 0
-        ordinal = kept.flatten().cumsum(0).view_as(kept) - 1
-        return _place(values, torch.where(kept, ordinal, -1))
+        return place_words(values, self.text_row >= 0)
 
     def unpack_attention(self, rows: Tensor) -> Tensor:
         """(total_tokens, heads, max_seqlen) of `ops.attention_rows` for every row to (B, heads, places, places)."""
@@ -210,6 +222,24 @@ class Layout:
         return torch.where(row[..., None] >= 0, flat[row.clamp(min=0)], -1)
 
 
+def place_words(values: Tensor, kept: Tensor) -> Tensor:
+    """(words, n), one row for each True of (B, L), to (B, L, n), zero elsewhere."""
+    ordinal = kept.flatten().cumsum(0).view_as(kept) - 1
+    return _place(values, torch.where(kept, ordinal, -1))
+
+
+def raise_first(checks: Sequence[Check]) -> None:
+    """Read the outcome of all checks back to the host; ValueError with the message of the first that is wrong."""
+    if checks:
+        _raise_first(torch.stack([wrong for wrong, _ in checks]).tolist(), checks)
+
+
+def _raise_first(outcomes: Sequence[int], checks: Sequence[Check]) -> None:
+    for wrong, (_, message) in zip(outcomes, checks, strict=True):
+        if wrong:
+            raise ValueError(message())
+
+
 def top_left_mask(size: Tensor, shape: tuple[int, int]) -> Tensor:
     """(B, H, W) bool for (B, 2) sizes and shape (H, W): True in the top left size[b] = (height, width)."""
     y = torch.arange(shape[0], device=size.device)[:, None]
@@ -217,10 +247,14 @@ def top_left_mask(size: Tensor, shape: tuple[int, int]) -> Tensor:
     return (y < size[:, 0, None, None]) & (x < size[:, 1, None, None])
 
 
+def _places(row: Tensor, count: int) -> Tensor:
+    """(count,) int64: where entries are >= 0, in order. `count` is known: nothing is read back, as by nonzero()."""
+    return (row.flatten() < 0).to(torch.uint8).argsort(stable=True)[:count]
+
+
 def _leading(row: Tensor, count: int) -> Tensor:
-    """(count,) int64: the entries >= 0 in order. `count` is known, so nothing is read back, as nonzero() would."""
-    order = (row.flatten() < 0).to(torch.uint8).argsort(stable=True)
-    return row.flatten()[order[:count]].long()
+    """(count,) int64: the entries >= 0 in order."""
+    return row.flatten()[_places(row, count)].long()
 
 
 def _place(rows: Tensor, row: Tensor) -> Tensor:

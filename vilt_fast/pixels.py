@@ -128,6 +128,11 @@ class PackedPixels:
         first: dict[tuple[int, int], int] = {}
         return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.image_of_pair)]
 
+    def normalise(self, patches: Tensor) -> Tensor:
+        """(N, p, p, 3) bytes to (N, 3, p, p) float32, normalised."""
+        mean, std = (torch.tensor(values, device=patches.device) for values in (self.mean, self.std))
+        return ((patches * self.rescale_factor - mean) / std).permute(0, 3, 1, 2)
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedPixels:
         """The same images on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
         data = self.data.to(device, non_blocking=non_blocking)

@@ -17,6 +17,7 @@ KINDS = {
     "linear": ["linear", "linear + residual", "linear + GELU", "linear + residual"],
     "layer_norm": ["layer_norm"],
     "attention": ["attention"],
+    "dropout": ["dropout"],
     "text_embed": ["text_embed"],
     "patch_embed": ["patch_embed", "patch_embed, the product alone on ready patches"],
     "patch_sample": ["patch_sample", "patch_sample"],

@@ -278,14 +278,14 @@ def own_class(model):
     return "OwnForward has a forward of its own"
 
 
-class OwnLogits(vilt_fast.ViltForQuestionAnswering):
-    def logits(self, encoded):
-        return 2 * super().logits(encoded)
+class OwnScore(vilt_fast.ViltForQuestionAnswering):
+    def score(self, rows):
+        return 2 * super().score(rows)
 
 
 def own_method(model):
-    model.__class__ = OwnLogits
-    return "OwnLogits has a logits of its own"
+    model.__class__ = OwnScore
+    return "OwnScore has a score of its own"
 
 
 CHANGES = (hooked, pre_hooked, backward_hooked, adapted, replaced_norm, replaced_activation, own_forward, parametrised)

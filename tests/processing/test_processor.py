@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -226,3 +227,91 @@ def test_every_argument_goes_by_place(ours, pictures):
     assert packed["pixel_values"].picture == (0, 0, 0)
     with pytest.raises(TypeError, match=r"^ViltProcessor.__call__\(\) takes"):
         ours(pictures, TEXTS, *places, "cpu", [0, 0, 0], 1)
+
+
+def outcome(processor, *args, **kwargs):
+    """(None, error) or (batch, None); warnings are another test's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return processor(*args, **kwargs), None
+        except (TypeError, ValueError) as error:
+            return None, error
+
+
+# What the tokenizer is made with; what is asked for in the call.
+WITH_DEFAULTS = [
+    ({"padding": "max_length", "max_length": 10}, {}),
+    ({"padding": "max_length", "max_length": 10}, {"padding": False}),
+    ({"padding": "max_length", "max_length": 10}, {"padding": True}),
+    ({"padding": "max_length", "max_length": 10}, {"max_length": 12}),
+    ({"padding": "max_length", "max_length": 10}, {"text_kwargs": {"padding": True}}),
+    ({"padding": "max_length", "model_max_length": 9}, {"return_tensors": "pt"}),
+    ({"truncation": True, "max_length": 3}, {}),
+    ({"truncation": "only_first"}, {"max_length": 4}),
+    ({"max_length": 3}, {}),
+    ({"max_length": 3, "truncation": "do_not_truncate"}, {}),
+    ({"return_tensors": "pt", "padding": True}, {}),
+    ({"return_tensors": "pt", "padding": True}, {"return_tensors": "np"}),
+    ({"padding_side": "left", "truncation_side": "left", "padding": True, "max_length": 5}, {"truncation": True}),
+    ({"pad_to_multiple_of": 8}, {"padding": True}),
+    ({"return_length": True, "return_token_type_ids": False}, {}),
+    ({"return_offsets_mapping": True}, {"common_kwargs": {"return_tensors": "np"}, "padding": True}),
+    ({}, {"common_kwargs": {"return_tensors": "pt"}, "return_tensors": "np", "padding": True}),
+    ({}, {"common_kwargs": {"return_tensors": "pt"}, "text_kwargs": {"return_tensors": "np", "padding": True}}),
+    ({}, {"text_kwargs": {"padding": "max_length", "max_length": 9}, "return_tensors": "pt"}),
+    ({}, {"text_kwargs": {"padding": True}, "max_length": 5}),
+    ({}, {"images_kwargs": {"size": {"shortest_edge": 96}}, "do_rescale": False}),
+    ({}, {"images_kwargs": {"return_tensors": "np"}, "padding": True}),
+    ({}, {"text_kwargs": {"padding": True}, "padding": False}),
+    ({}, {"text_kwargs": {"padding": True}, "padding": True}),
+    ({}, {"images_kwargs": {"do_rescale": False}, "do_rescale": True}),
+    ({}, {"images_kwargs": {"return_tensors": "np"}, "return_tensors": "pt", "padding": True}),
+    ({"padding": "nonsense"}, {}),
+]
+
+
+@pytest.mark.parametrize(("made_with", "arguments"), WITH_DEFAULTS, ids=str)
+def test_defaults_and_groups_equal_transformers(made_with, arguments, vocab_file, pictures, assert_same):
+    """Which of the tokenizer's defaults, the groups and the keywords wins; and a conflict is refused by both."""
+    ours = ViltProcessor(ViltImageProcessor(**SMALL), BertTokenizer(vocab_file, **made_with))
+    theirs = Theirs(ViltImageProcessorPil(**SMALL), TheirTokenizer(str(vocab_file), **made_with))
+    (got, our_error), (expected, their_error) = (outcome(one, pictures, TEXTS, **arguments) for one in (ours, theirs))
+    assert type(our_error) is type(their_error), our_error
+    if expected is None:
+        return
+    assert list(got) == list(expected)
+    for key in expected:
+        assert type(got[key]) is type(expected[key]), key
+        rows = [[np.atleast_1d(row) for row in batch[key]] for batch in (got, expected)]
+        assert_same(dict(enumerate(rows[0])), dict(enumerate(rows[1])))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text_kwargs": {"padding": True}, "padding": False}, "padding: given twice, by keyword and in text_kwargs"),
+        ({"images_kwargs": {"do_pad": True}, "do_pad": True}, "do_pad: given twice, by keyword and in images_kwargs"),
+        ({"text_kwargs": {"paddding": True}}, "text_kwargs: got an unexpected argument 'paddding'"),
+        ({"text_kwargs": {"size": 32}}, "text_kwargs: got an unexpected argument 'size'"),
+        ({"images_kwargs": {"padding": True}}, "images_kwargs: got an unexpected argument 'padding'"),
+        ({"common_kwargs": {"nonsense": True}}, "common_kwargs: got an unexpected argument 'nonsense'"),
+        ({"videos_kwargs": {}}, "unexpected keyword argument 'videos_kwargs'"),
+        ({"text_kwargs": [("padding", True)]}, "text_kwargs: got list, wanted a dictionary"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("given", ["both", "text"])
+def test_what_no_group_takes_is_refused(arguments, message, given, ours, pictures):
+    with pytest.raises((TypeError, ValueError), match=message):
+        ours(pictures if given == "both" else None, TEXTS, **arguments)
+
+
+def test_defaults_of_the_tokenizer_survive_saving(tmp_path, vocab_file, pictures):
+    tokenizer = BertTokenizer(vocab_file, padding="max_length", max_length=11)
+    ViltProcessor(ViltImageProcessor(**SMALL), tokenizer).save_pretrained(tmp_path)
+    assert np.shape(ViltProcessor.from_pretrained(tmp_path)(pictures, TEXTS)["input_ids"]) == (3, 11)
+    changed = ViltProcessor.from_pretrained(tmp_path, max_length=13)
+    assert np.shape(changed(pictures, TEXTS)["input_ids"]) == (3, 13)
+    theirs = Theirs(ViltImageProcessorPil(**SMALL), TheirTokenizer.from_pretrained(tmp_path))
+    assert np.shape(theirs(pictures, TEXTS)["input_ids"]) == (3, 11)

@@ -453,3 +453,50 @@ def test_other_names_follow_what_a_subclass_overrides(vocab_file):
     )
     assert mine.vocab == {"mine": 0} and mine.added_tokens_encoder == {"added": 1}
     assert mine.additional_special_tokens == ["extra"]
+
+
+@pytest.mark.parametrize(
+    "made_with", [{"padding": "max_length", "max_length": 7}, {"truncation": True, "max_length": 3}, {"max_length": 3}]
+)
+def test_defaults_of_a_processor_are_none_of_the_tokenizer(made_with, vocab_file, theirs):
+    """A call of the tokenizer does not read them in transformers either; here it says so, once."""
+    ours, text = BertTokenizer(vocab_file, **made_with), "what colour is the cat"
+    with pytest.warns(UserWarning, match="max_length: given to the tokenizer's constructor"):
+        got = ours(text)
+    assert got == Theirs(str(vocab_file), **made_with)(text) == theirs(text)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours(text)
+        BertTokenizer(vocab_file, **made_with)(text, verbose=False)
+        BertTokenizer(vocab_file, **made_with)(text, padding=False, truncation=False, max_length=5)
+        BertTokenizer(vocab_file, padding_side="left", nonsense=3)(text)
+
+
+def test_settings_that_would_be_swallowed_are_refused_or_named(vocab_file, theirs):
+    for name in ("encode", "add_special_tokens"):
+        with pytest.raises(ValueError, match=f"{name}: is a method of BertTokenizer"):
+            BertTokenizer(vocab_file, **{name: False})
+        with pytest.raises(AttributeError):
+            Theirs(str(vocab_file), **{name: False})
+    for name, value in (("never_split", ["naive"]), ("do_basic_tokenize", False)):
+        with pytest.raises(ValueError, match=f"{name}: got .* slow tokenizer"):
+            BertTokenizer(vocab_file, **{name: value})
+    BertTokenizer(vocab_file, never_split=None, do_basic_tokenize=True)  # as that tokenizer saved them
+    for wrong, right in (
+        ("paddin", "padding"),
+        ("do_lowercase", "do_lower_case"),
+        ("model_max_len", "model_max_length"),
+    ):
+        with pytest.warns(UserWarning, match=f"{wrong}: no setting of BertTokenizer, .* meant {right}?"):
+            tokenizer = BertTokenizer(vocab_file, **{wrong: 3})
+        assert tokenizer.init_kwargs[wrong] == 3
+    for value in ("40", 0, -1, True):
+        with pytest.raises(ValueError, match="model_max_length: got .* positive number"):
+            BertTokenizer(vocab_file, model_max_length=value)
+    assert BertTokenizer(vocab_file, max_len=6).model_max_length == Theirs(str(vocab_file), max_len=6).model_max_length
+
+
+def test_unknown_settings_are_kept_and_saved(vocab_file, tmp_path):
+    BertTokenizer(vocab_file, my_note="kept", padding=True).save_pretrained(tmp_path)
+    assert BertTokenizer.from_pretrained(tmp_path).init_kwargs == {"my_note": "kept", "padding": True}
+    assert Theirs.from_pretrained(tmp_path).init_kwargs["my_note"] == "kept"

@@ -4,6 +4,7 @@ import torch
 from typing_extensions import assert_type
 
 from vilt_fast import ViltConfig, ViltForQuestionAnswering, ViltImageProcessor, ViltProcessor
+from vilt_fast.models.outputs import SequenceClassifierOutput
 from vilt_fast.processing.batch import BatchEncoding, BatchFeature
 
 
@@ -35,3 +36,7 @@ images.preprocess("photo.png", do_resize="no")  # type: ignore[arg-type]
 processor = ViltProcessor.from_pretrained("somewhere")
 assert_type(processor("photo.png", "what is it?", True, "max_length", device=torch.device("cpu")), BatchEncoding)
 processor("photo.png", "what is it?", max_length="40")  # type: ignore[arg-type]
+
+output = SequenceClassifierOutput(logits=torch.ones(2, 3))
+assert_type(output.logits, torch.Tensor | None)
+SequenceClassifierOutput(logit=torch.ones(2, 3))  # type: ignore[call-arg]

@@ -293,10 +293,11 @@ class FrozenModel:
         tables = self.weights.patches
         if pixels is None:
             assert image_embeds is not None
-            return place_image_embeds(rows, layout, image_embeds.to(self.dtype), tables.modality, pair_modality)
+            modality = tables.modality[pair_modality[layout.patch_index.long() // image_embeds.shape[1]]]
+            return place_image_embeds(rows, layout, image_embeds.to(self.dtype), modality)
         places: dict[str, Any] = vars(tables)
         options: dict[str, Any] = {}
-        copies = layout.copies
+        copies, (patch_index, patch_row) = layout.copies, layout.projected_patches
         if isinstance(pixels, PackedPixels):
             weight, bias, scale = self._fold(pixels)
             offset = pixels.pair_offset if pixel_offset is None else pixel_offset
@@ -307,8 +308,8 @@ class FrozenModel:
             pixels=pixels.data if isinstance(pixels, PackedPixels) else pixels,
             pair_modality=pair_modality,
             grid=layout.grid,
-            patch_index=layout.patch_index if copies is None else layout.patch_index[copies.projected],
-            patch_row=layout.patch_row if copies is None else layout.patch_row[copies.projected],
+            patch_index=patch_index,
+            patch_row=patch_row,
             cls_row=layout.cls_row,
             **places,
             **options,

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast import ops
+from vilt_fast.layers.activations import fused_name
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -208,9 +209,8 @@ class _Taker:
             norm_after=self.norm(layer.layernorm_after),
             up=self.affine(layer.intermediate.dense),
             down=self.affine(layer.output.dense),
-            num_heads=layer.num_heads,
-            activation=layer.activation,
-            activation_after=layer.activation_after,
+            num_heads=attention.num_attention_heads,
+            **_epilogue(layer.intermediate.intermediate_act_fn),
         )
 
     def head(self, model: Any) -> Affine | ClassifierHead | WordHead:
@@ -227,12 +227,17 @@ class _Taker:
                 transform = head.transform
                 return WordHead(
                     dense=self.affine(transform.dense),
-                    activation=transform.activation,
-                    activation_after=transform.activation_after,
+                    **_epilogue(transform.transform_act_fn),
                     norm=self.norm(transform.LayerNorm),
                     decoder=self.affine(head.decoder),
                 )
         raise ValueError(f"freeze: got a {type(model).__name__}, which has no head that can be frozen")
+
+
+def _epilogue(act: nn.Module) -> dict[str, Any]:
+    """What follows a product: a step of the product itself, or a module to call after it."""
+    fused = fused_name(act)
+    return {"activation": fused, "activation_after": None if fused is not None else act}
 
 
 def own_class(model: nn.Module) -> Any:

@@ -5,15 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import PackedPixels, fold_normalisation
+from vilt_fast.reference.patch_embed import cells, gather_bytes, gather_patches, interpolate
 
 
+@skippable(
+    word_embeddings=nn.Embedding,
+    position_embeddings=nn.Embedding,
+    token_type_embeddings=nn.Embedding,
+    LayerNorm=nn.LayerNorm,
+    dropout=Dropout,
+)
 class TextEmbeddings(nn.Module):
     """Tables of words, positions and types, and the normalisation of their sum."""
 
@@ -24,8 +33,20 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, position_ids: Tensor, input_ids: Tensor | None, token_type_ids: Tensor, inputs_embeds: Tensor | None
+    ) -> Tensor:
+        """The words that are not masked, (words,) indices each or (words, d) embeddings, to (words, d)."""
+        words = inputs_embeds
+        if words is None:
+            words = self.word_embeddings(input_ids)
+        rows = words + self.position_embeddings(position_ids) + self.token_type_embeddings(token_type_ids)
+        return self.dropout(self.LayerNorm(rows))
 
 
+@skippable(projection=nn.Conv2d)
 class PatchEmbeddings(nn.Module):
     """The patch projection, held as the convolution it is in a checkpoint."""
 
@@ -34,6 +55,20 @@ class PatchEmbeddings(nn.Module):
         patch = config.patch_shape
         self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
 
+    def forward(self, patches: Tensor) -> Tensor:
+        """(patches, C, p, p), each an image of its own, to (patches, d).
+
+        Raises:
+            ValueError: another module stands there, and makes something else of them than one pixel each.
+        """
+        projected = self.projection(patches)
+        if projected.ndim != 4 or projected.shape[2:] != (1, 1):
+            raise ValueError(
+                f"patch_embeddings.projection must make (patches, hidden_size, 1, 1) of {tuple(patches.shape)}, one "
+                f"patch each, got {tuple(projected.shape)}"
+            )
+        return projected.flatten(1)
+
 
 class ViltEmbeddings(nn.Module):
     """Both halves of the sequence, each row written at its place in the packed tensor."""
@@ -41,12 +76,13 @@ class ViltEmbeddings(nn.Module):
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
         rows, columns = self.table_size = config.table_size
+        self.patch = config.patch_shape[0]
         self.text_embeddings = TextEmbeddings(config)
         self.patch_embeddings = PatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
-        self.dropout_p = config.hidden_dropout_prob
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,
@@ -70,40 +106,63 @@ class ViltEmbeddings(nn.Module):
         Returns:
             (total_tokens, d).
         """
-        modality = self.token_type_embeddings.weight
-        # Dropout comes before the modality row is added, so with dropout that row has to come later.
-        dropping = self.training and self.dropout_p > 0
-        table = torch.zeros_like(modality) if dropping else modality
-        text = self.text_embeddings
-        tokens = ops.text_embed(
-            # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
-            modality.new_zeros(layout.total_tokens, modality.shape[1]),
-            text_row=layout.text_row,
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            word=text.word_embeddings.weight,
-            position=text.position_embeddings.weight,
-            token_type=text.token_type_embeddings.weight,
-            ln_weight=text.LayerNorm.weight,
-            ln_bias=text.LayerNorm.bias,
-            modality=table[0],
-            eps=text.LayerNorm.eps,
-        )
+        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
+        tokens = self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
+        tokens = self._embed_words(tokens, layout, input_ids, token_type_ids, inputs_embeds)
         if pixel_values is not None:
-            tokens = self._embed_patches(tokens, layout, pixel_values, table, pair_modality)
-        if dropping:
-            tokens = F.dropout(tokens, self.dropout_p)
-        if image_embeds is not None:  # not dropped, as in Hugging Face: whoever made them has done that
-            tokens = place_image_embeds(tokens, layout, image_embeds, table, pair_modality)
-        if dropping:
-            tokens = tokens + modality[_modality_of_rows(layout, pair_modality)]
-        return tokens
+            return self._embed_patches(tokens, layout, pixel_values, pair_modality)
+        # Not dropped, as in Hugging Face: whoever made them has done that.
+        assert image_embeds is not None
+        places = layout.patch_index.long()
+        modality = self.token_type_embeddings(pair_modality[places // image_embeds.shape[1]])
+        return place_image_embeds(tokens, layout, image_embeds, modality)
+
+    def _embed_words(
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        inputs_embeds: Tensor | None,
+    ) -> Tensor:
+        text, modality = self.text_embeddings, self.token_type_embeddings
+        tables = (text.word_embeddings, text.position_embeddings, text.token_type_embeddings, modality)
+        if self._is_one_step(text, TextEmbeddings, text.dropout) and all(map(_is_table, tables)):
+            return ops.text_embed(
+                tokens,
+                text_row=layout.text_row,
+                input_ids=input_ids,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                word=text.word_embeddings.weight,
+                position=text.position_embeddings.weight,
+                token_type=text.token_type_embeddings.weight,
+                ln_weight=text.LayerNorm.weight,
+                ln_bias=text.LayerNorm.bias,
+                modality=modality.weight[0],
+                eps=text.LayerNorm.eps,
+            )
+        place = layout.word_place
+        input_ids = None if input_ids is None else input_ids.flatten()[place]
+        inputs_embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)[place]
+        rows = text(place % layout.text_length, input_ids, token_type_ids.flatten()[place], inputs_embeds)
+        rows = rows + modality(torch.zeros_like(place))
+        return tokens.index_copy(0, layout.word_row, rows.to(tokens.dtype))
 
     def _embed_patches(
-        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, modality: Tensor, pair_modality: Tensor
+        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
     ) -> Tensor:
-        projection, copies = self.patch_embeddings.projection, layout.copies
+        is_one_step = self._is_one_step(self.patch_embeddings, PatchEmbeddings, self.dropout)
+        is_one_step = is_one_step and _is_table(self.token_type_embeddings)
+        is_one_step = is_one_step and _takes_patches(self.patch_embeddings.projection, self.patch)
+        embed = self._embed_patches_at_once if is_one_step else self._call_patch_modules
+        tokens, copies = embed(tokens, layout, pixels, pair_modality), layout.copies
+        return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
+
+    def _embed_patches_at_once(
+        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
+    ) -> Tensor:
+        projection = self.patch_embeddings.projection
         weight, bias = projection.weight, projection.bias
         options: dict[str, Any] = {}
         if isinstance(pixels, PackedPixels):
@@ -111,35 +170,63 @@ class ViltEmbeddings(nn.Module):
             # Folded anew in each call: it is one pass over the weight, and nothing goes stale.
             weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
             options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
-        tokens = ops.patch_embed(
+        patch_index, patch_row = layout.projected_patches
+        return ops.patch_embed(
             tokens,
             pixels=pixels,
             weight=weight,
             bias=bias,
             position=self.position_embeddings[0],
             cls_token=self.cls_token[0, 0],
-            modality=modality,
+            modality=self.token_type_embeddings.weight,
             pair_modality=pair_modality,
             grid=layout.grid,
-            patch_index=layout.patch_index if copies is None else layout.patch_index[copies.projected],
-            patch_row=layout.patch_row if copies is None else layout.patch_row[copies.projected],
+            patch_index=patch_index,
+            patch_row=patch_row,
             cls_row=layout.cls_row,
             table_size=self.table_size,
             **options,
         )
-        return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
+
+    def _call_patch_modules(
+        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
+    ) -> Tensor:
+        """The same as `reference.patch_embed`, each module called, and dropout before the modality rows."""
+        patch_index, patch_row = layout.projected_patches
+        image, y, x = cells(patch_index, layout.grid_size)
+        if isinstance(pixels, PackedPixels):
+            places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
+            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=self.patch))
+        else:
+            patches = gather_patches(pixels, image, y, x, patch=self.patch)
+        projected = self.patch_embeddings(patches.to(tokens.dtype))
+        position = self.position_embeddings[0]
+        projected = projected + interpolate(position[1:], self.table_size, layout.grid[image], y, x)
+        cls = (self.cls_token[0, 0] + position[0]).expand(len(pair_modality), -1)
+        rows = self.dropout(torch.cat((cls, projected.to(cls.dtype))))
+        rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
+        return tokens.index_copy(0, torch.cat((layout.cls_row, patch_row)).long(), rows.to(tokens.dtype))
+
+    def _is_one_step(self, part: nn.Module, kind: type[nn.Module], dropout: Any) -> bool:
+        """Whether nothing in a half of the embeddings was touched or drops, so that it can be one step."""
+        wanted = ((part, kind), (dropout, Dropout), (self.token_type_embeddings, nn.Embedding))
+        return all(is_untouched(module, its_kind) for module, its_kind in wanted) and not dropout.is_active
 
 
-def place_image_embeds(
-    tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor, pair_modality: Tensor
-) -> Tensor:
-    source = layout.patch_index.long()
-    rows = image_embeds.flatten(0, 1)[source] + modality[pair_modality[source // image_embeds.shape[1]]]
+def _is_table(embedding: Any) -> bool:
+    """Whether an untouched nn.Embedding gives its rows as they are, and nobody wants a gradient by its own rules."""
+    ruled = embedding.padding_idx is not None or embedding.sparse or embedding.scale_grad_by_freq
+    wants_grad = torch.is_grad_enabled() and embedding.weight.requires_grad
+    return embedding.max_norm is None and not (ruled and wants_grad)
+
+
+def _takes_patches(projection: Any, patch: int) -> bool:
+    """Whether an untouched nn.Conv2d is a product of each patch with the weight."""
+    sizes = (projection.kernel_size, projection.stride, projection.padding, projection.dilation, projection.groups)
+    return sizes == ((patch, patch), (patch, patch), (0, 0), (1, 1), 1)
+
+
+def place_image_embeds(tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor) -> Tensor:
+    """The rows of a caller's images, (B, places, d), and the modality row of each, (patches, d), at their places."""
+    rows = image_embeds.flatten(0, 1)[layout.patch_index.long()] + modality
     return tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
-
-
-def _modality_of_rows(layout: Layout, pair_modality: Tensor) -> Tensor:
-    """(total_tokens,) int64: 0 for words, the image's modality for everything else."""
-    lengths = layout.cu_seqlens.diff().long()
-    rows = pair_modality.repeat_interleave(lengths, output_size=layout.total_tokens)
-    return rows.index_fill(0, layout.word_row, 0)

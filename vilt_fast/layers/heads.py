@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.layers.activations import resolve
-from vilt_fast.layers.projection import normalise, project
+from vilt_fast.layers.activations import Activation, activation, fused_name
+from vilt_fast.layers.projection import call_layer_norm, call_linear, linear, normalise
+from vilt_fast.layers.untouched import is_untouched, skippable
 
 
+@skippable(dense=nn.Linear, activation=nn.Tanh)
 class Pooler(nn.Module):
     """tanh(W x + b) of the first word's row."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, d) to (B, d)."""
-        return project(self.dense, rows, activation="tanh")
+        return _activated(self.dense, self.activation, nn.Tanh, rows)
 
 
 class PredictionTransform(nn.Module):
@@ -30,15 +32,20 @@ class PredictionTransform(nn.Module):
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform_act_fn = activation(config.hidden_act)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.activation, self.activation_after = resolve(config.hidden_act)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(rows, d) to (rows, d)."""
-        rows = project(self.dense, rows, activation=self.activation)
-        if self.activation_after is not None:
-            rows = self.activation_after(rows)
-        return normalise(self.LayerNorm, rows)
+        return call_layer_norm(self.LayerNorm, _activated(self.dense, self.transform_act_fn, Activation, rows))
+
+
+def _activated(dense: nn.Module, act: nn.Module, act_kind: type[nn.Module], rows: Tensor) -> Tensor:
+    """act(dense(rows)), in one step where both are untouched and there is one."""
+    fused = fused_name(act) if is_untouched(act, act_kind) else None
+    if fused is not None and is_untouched(dense, nn.Linear):
+        return linear(dense, rows, activation=fused)
+    return act(call_linear(dense, rows))
 
 
 class MaskedLMHead(nn.Module):
@@ -51,7 +58,7 @@ class MaskedLMHead(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(rows, d) to (rows, vocabulary)."""
-        return project(self.decoder, self.transform(rows))
+        return call_linear(self.decoder, self.transform(rows))
 
 
 class MatchingHead(nn.Module):
@@ -63,7 +70,7 @@ class MatchingHead(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, d) to (B, 2)."""
-        return project(self.fc, rows)
+        return call_linear(self.fc, rows)
 
 
 class Classifier(nn.Sequential):
@@ -74,6 +81,12 @@ class Classifier(nn.Sequential):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, inputs) to (B, labels)."""
-        layers: Any = self
-        first, norm, _, last = layers
-        return project(last, F.gelu(normalise(norm, project(first, rows))))
+        layer: Any
+        for layer in self:
+            if is_untouched(layer, nn.Linear):
+                rows = linear(layer, rows)
+            elif is_untouched(layer, nn.LayerNorm):
+                rows = normalise(layer, rows)
+            else:
+                rows = layer(rows)
+        return rows

@@ -1,32 +1,30 @@
-"""Linear modules sent through `ops.linear`, unless someone has changed what the module does."""
+"""Linear and LayerNorm through `vilt_fast.ops`, where the module is untouched; else it is called."""
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any
 
 from torch import Tensor, nn
 
 from vilt_fast import ops
-from vilt_fast.reference.linear import ACTIVATIONS
+from vilt_fast.layers.untouched import is_untouched
 
 
-def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the module is nn.Linear as it came: not replaced (LoRA, quantisation), no forward hooks."""
-    return type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+def linear(module: Any, input: Tensor, *, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
+    """activation(module(input)) + residual in one step, of an untouched nn.Linear; see `vilt_fast.reference.linear`."""
+    return ops.linear(input, module.weight, module.bias, activation=activation, residual=residual)
 
 
-def project(
-    module: nn.Module, input: Tensor, *, activation: str | None = None, residual: Tensor | None = None
-) -> Tensor:
-    """activation(module(input)) + residual, as in `reference.linear`; a module that is not plain is called as it is."""
-    if is_plain(module):
-        return ops.linear(input, module.weight, module.bias, activation=activation, residual=residual)
-    output = module(input)
-    if activation is not None:
-        output = ACTIVATIONS[activation](output)
-    return output if residual is None else output + residual
-
-
-def normalise(module: nn.LayerNorm, input: Tensor) -> Tensor:
-    """LayerNorm of rows: (rows, d) to (rows, d)."""
+def normalise(module: Any, input: Tensor) -> Tensor:
+    """LayerNorm of rows, (rows, d) to (rows, d), of an untouched nn.LayerNorm."""
     return ops.layer_norm(input, module.weight, module.bias, module.eps)
+
+
+def call_linear(module: nn.Module, input: Tensor) -> Tensor:
+    """module(input) of rows."""
+    return linear(module, input) if is_untouched(module, nn.Linear) else module(input)
+
+
+def call_layer_norm(module: nn.Module, input: Tensor) -> Tensor:
+    """module(input) of rows."""
+    return normalise(module, input) if is_untouched(module, nn.LayerNorm) else module(input)

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.projection import normalise
+from vilt_fast.layers.untouched import stands_alone
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.inputs import Inputs
-from vilt_fast.models.outputs import Encoded, HeadOutput, SequenceClassifierOutput
-from vilt_fast.packing import Check, Layout
+from vilt_fast.models.outputs import HeadOutput, SequenceClassifierOutput
+from vilt_fast.packing import Check, place_words, raise_first
 from vilt_fast.pixels import PackedPixels
+
+
+class Seen(NamedTuple):
+    """What a head reads of a batch, and what it passes on."""
+
+    rows: Tensor  # (B, d), pooled; or (words, d), those that are not masked
+    kept: Tensor | None = None  # (B, L) bool: which words these are
+    hidden_states: Any = None
+    attentions: Any = None
 
 
 class ViltWithHead(PreTrainedModel):
@@ -61,16 +72,19 @@ class ViltWithHead(PreTrainedModel):
             seed=seed,
             image_index=image_index,
         )
-        encoded = self.vilt.encode(
-            inputs if self.slots is None else inputs.fold_images(self.slots),
-            want_attentions=output_attentions,
-            want_hidden_states=output_hidden_states,
-            first_rows_only=self.first_rows_only,
-            checks=[] if labels is None else self._check_labels(labels, inputs),
-        )
-        logits = self.logits(encoded)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device), encoded.layout)
-        output = self._output(encoded, loss, logits)
+        checks = [] if labels is None else self._check_labels(labels, inputs)
+        wanted = {
+            "output_attentions": either(output_attentions, self.config.output_attentions),
+            "output_hidden_states": either(output_hidden_states, self.config.output_hidden_states),
+        }
+        if self._can_stay_packed() and not any(wanted.values()):
+            seen = self._stay_packed(inputs, checks)
+        else:
+            raise_first(checks)
+            seen = self._call_vilt(inputs, wanted)
+        logits = self._logits(seen)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), seen)
+        output = self.output_class(loss, logits, seen.hidden_states, seen.attentions)
         return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
 
     @property
@@ -78,18 +92,34 @@ class ViltWithHead(PreTrainedModel):
         """Images per text, where inputs have a dimension of them."""
         return None
 
+    def _can_stay_packed(self) -> bool:
+        """Whether nobody would miss the call of `vilt`, or the rows that are not read."""
+        vilt = self.vilt
+        return stands_alone(vilt) and stands_alone(vilt.encoder) and stands_alone(vilt.layernorm)
+
+    def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
+        """What the head reads, without the rows that nobody reads."""
+        inputs = inputs if self.slots is None else inputs.fold_images(self.slots)
+        encoded = self.vilt.encode(inputs, first_rows_only=True, checks=checks)
+        return Seen(self.vilt.pooler(normalise(self.vilt.layernorm, encoded.tokens)))
+
+    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+        """The same from the output of `vilt`, called like any module."""
+        output = self.vilt(**inputs.given(), **wanted, return_dict=True)
+        return Seen(output[1], None, output.hidden_states, output.attentions)
+
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         raise NotImplementedError
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        """The head on an encoded batch: (B, labels), or (B, L, classes) for heads that read every word."""
+    def score(self, rows: Tensor) -> Tensor:
+        """The head on the rows that it reads: (B, d) to (B, labels), or (words, d) to (words, classes)."""
         raise NotImplementedError
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        return F.cross_entropy(logits, labels.flatten())
+    def _logits(self, seen: Seen) -> Tensor:
+        return self.score(seen.rows)
 
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
-        return self.output_class(loss, logits, encoded.hidden_states(), encoded.padded_attentions())
+    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
+        return F.cross_entropy(logits, labels.flatten())
 
 
 class ViltWithWordHead(ViltWithHead):
@@ -97,17 +127,25 @@ class ViltWithWordHead(ViltWithHead):
 
     first_rows_only = False
 
-    def _score(self, words: Tensor) -> Tensor:
-        """(words, d) to (words, classes)."""
-        raise NotImplementedError
-
-    def logits(self, encoded: Encoded) -> Tensor:
+    def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
+        encoded = self.vilt.encode(inputs, checks=checks)
         words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
-        return encoded.layout.unpack_words(self._score(words))
+        return Seen(words, encoded.layout.text_row >= 0)
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
-        labels = labels.masked_fill(layout.text_row < 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+        output = self.vilt(**inputs.given(), **wanted, return_dict=True)
+        (batch, length), mask = inputs.text_shape(), inputs.attention_mask
+        words = output[0][:, :length]
+        kept = torch.ones(batch, length, device=words.device) if mask is None else mask
+        return Seen(words[kept != 0], kept != 0, output.hidden_states, output.attentions)
+
+    def _logits(self, seen: Seen) -> Tensor:
+        assert seen.kept is not None
+        return place_words(self.score(seen.rows), seen.kept)
+
+    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
+        assert seen.kept is not None
+        return F.cross_entropy(logits.flatten(0, 1), labels.masked_fill(~seen.kept, -100).flatten())
 
 
 def either(value: bool | None, otherwise: bool) -> bool:

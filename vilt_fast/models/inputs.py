@@ -41,6 +41,11 @@ class Inputs:
                 moved[field.name] = value.to(device)
         return replace(self, **moved)
 
+    def given(self) -> dict[str, Any]:
+        """What a caller gave, as arguments of `ViltModel.forward`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "slots"}
+        return {name: value for name, value in values.items() if value is not None}
+
     def text_shape(self) -> tuple[int, int]:
         """(B, L)."""
         text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
@@ -49,6 +54,27 @@ class Inputs:
             wanted = "input_ids: (batch, words)" if rank == 2 else "inputs_embeds: (batch, words, hidden_size)"
             raise ValueError(f"{wanted}, none of them 0, is wanted, got shape {tuple(text.shape)}")
         return text.shape[0], text.shape[1]
+
+    def image_of_each(self, slot: int, num_images: int) -> Inputs:
+        """The pairs of every text with its image number `slot`, out of (B, num_images, ...)."""
+        folded = self.fold_images(num_images)
+        pixels, every = folded.pixel_values, slice(slot, None, num_images)
+        batch = self.text_shape()[0]
+        if isinstance(pixels, PackedPixels):
+            pixels = replace(pixels, picture=pixels.image_of_pair[every])
+            index = folded.image_index
+        else:
+            pixels = None if pixels is None else pixels[every]
+            index = torch.arange(batch * num_images) if folded.image_index is None else folded.image_index
+        return replace(
+            self,
+            pixel_values=pixels,
+            image_embeds=_every(folded.image_embeds, every),
+            pixel_mask=_every(folded.pixel_mask, every),
+            patch_mask=_every(folded.patch_mask, every),
+            image_index=_every(index, every),
+            image_token_type_idx=slot + 1,
+        )
 
     def fold_images(self, num_images: int) -> Inputs:
         """(B, num_images, ...) images as B * num_images pairs, the text repeated, image i with modality i + 1.
@@ -291,6 +317,10 @@ def _fold(name: str, extra: Tensor | None, batch: int, num_images: int) -> Tenso
             f"{name} must start with (batch, num_images) = ({batch}, {num_images}), got shape {tuple(extra.shape)}"
         )
     return extra.flatten(0, 1)
+
+
+def _every(tensor: Tensor | None, places: slice) -> Tensor | None:
+    return None if tensor is None else tensor[places]
 
 
 def _repeat(text: Tensor | None, num_images: int) -> Tensor | None:

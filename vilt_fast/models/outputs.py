@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections import OrderedDict
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,35 +15,53 @@ from vilt_fast.packing import Layout
 
 @dataclass
 class Encoded:
-    """A batch after the encoder, packed: what the heads make their outputs of."""
+    """A batch after the encoder."""
 
     layout: Layout
     tokens: Tensor  # (total_tokens, d), or (B, d) where only the first rows were wanted; before the last LayerNorm
-    states: list[Tensor] = field(default_factory=list)  # (total_tokens, d) each
-    attentions: list[Tensor] = field(default_factory=list)  # (total_tokens, heads, max_seqlen) each
-
-    def hidden_states(self) -> tuple[Tensor, ...] | None:
-        """(B, places, d) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack, self.states)) if self.states else None
-
-    def padded_attentions(self) -> tuple[Tensor, ...] | None:
-        """(B, heads, places, places) each, or None where they were not wanted."""
-        return tuple(map(self.layout.unpack_attention, self.attentions)) if self.attentions else None
+    hidden_states: tuple[Tensor, ...] | None  # (B, places, d) each, where they were wanted
+    attentions: tuple[Tensor, ...] | None  # (B, heads, places, places) each, where they were wanted
 
 
 @dataclass(eq=False)
-class ModelOutput(Mapping):
-    """Base of the outputs: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`; fields that are None do not count."""
+class ModelOutput(OrderedDict[str, Any]):
+    """Base of the outputs: `out.logits`, `out["logits"]`, `out[0]`, `out[:2]`; fields that are None do not count.
+
+    Made of keywords, of a mapping, or of (name, value) pairs. A field is changed by `out.logits = x` or
+    `out["logits"] = x`, and taken out by `out.logits = None`; the order is always that of the fields.
+
+    Raises:
+        ValueError: a name that is no field; an iterator of something else than pairs.
+        TypeError: from the other methods that change a dict.
+    """
 
     def __init_subclass__(cls) -> None:
-        # Lets torch.compile, torch.export and DataParallel look inside.
+        # Lets torch.compile, torch.export and DistributedDataParallel look inside.
         pytree.register_pytree_node(
             cls,
             lambda output: (list(output.values()), list(output)),
-            lambda values, keys: cls(**dict(zip(keys, values, strict=True))),
+            lambda values, keys: cls._of(zip(keys, values, strict=True)),
             serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
             flatten_with_keys_fn=lambda output: ([(pytree.MappingKey(k), v) for k, v in output.items()], list(output)),
         )
+
+    def __post_init__(self) -> None:
+        if len(self) != 1:
+            return
+        first = next(iter(self.__dataclass_fields__))
+        pairs = _pairs(getattr(self, first))
+        if pairs is not None:
+            setattr(self, first, None)
+            for name, value in pairs:
+                self[name] = value
+
+    @classmethod
+    def _of(cls, pairs: Iterable[tuple[str, Any]]) -> ModelOutput:
+        """An output with these values, which may be anything: a mapping in the first field, too."""
+        output = cls()
+        for name, value in pairs:
+            output[name] = value
+        return output
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
@@ -53,18 +72,64 @@ class ModelOutput(Mapping):
         return self.to_tuple()
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        if not isinstance(key, str):
-            return self.to_tuple()[key]
-        value = getattr(self, key, None) if key in {f.name for f in fields(self)} else None
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__:
+            known = ", ".join(self.__dataclass_fields__)
+            raise ValueError(f"{type(self).__name__} has the fields {known}, got {name!r}")
+        setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
         if value is None:
-            raise KeyError(key)
-        return value
+            if name in self:
+                super().__delitem__(name)
+        elif name in self:
+            super().__setitem__(name, value)  # in its place, so that a loop over the fields may change them
+        elif name in self.__dataclass_fields__:
+            self._insert(name, value)
 
-    def __iter__(self) -> Iterator[str]:
-        return (f.name for f in fields(self) if getattr(self, f.name) is not None)
+    def _insert(self, name: str, value: Any) -> None:
+        later: list[tuple[str, Any]] = []
+        if self:
+            names = list(self.__dataclass_fields__)
+            later = [(key, held) for key, held in self.items() if names.index(key) > names.index(name)]
+        for key, _ in later:
+            super().__delitem__(key)
+        super().__setitem__(name, value)
+        for key, held in later:
+            super().__setitem__(key, held)
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    def __delattr__(self, name: str) -> None:
+        if name in self.__dataclass_fields__:
+            self._refuse()
+        super().__delattr__(name)
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"the fields of a {type(self).__name__} stay; set one to None, or change a copy: dict(output)")
+
+    __delitem__ = pop = popitem = clear = update = setdefault = move_to_end = __ior__ = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = {name: value for name, value in vars(self).items() if name not in self.__dataclass_fields__}
+        return type(self), (), own or None, None, iter(self.items())
+
+
+def _pairs(value: Any) -> list[tuple[str, Any]] | None:
+    """The (name, value) pairs of a mapping, an iterator or a sequence of pairs; None where it is a field's value."""
+    if value is None or isinstance(value, Tensor):
+        return None
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if not isinstance(value, (list, tuple, ItemsView, Iterator)):
+        return None
+    pairs = list(value)
+    if all(isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        return pairs
+    if isinstance(value, Iterator):
+        raise ValueError(f"an output can be made of (name, value) pairs, got an iterator of {pairs[0]!r}")
+    return None
 
 
 @dataclass(eq=False)

@@ -12,29 +12,32 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.embeddings import ViltEmbeddings
 from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
-from vilt_fast.layers.projection import normalise, project
+from vilt_fast.layers.projection import call_layer_norm, call_linear
+from vilt_fast.layers.untouched import skippable
 from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.heads import ViltWithHead, ViltWithWordHead, either
+from vilt_fast.models.heads import Seen, ViltWithHead, ViltWithWordHead, either
 from vilt_fast.models.inputs import Inputs, check_labels, check_modality
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
-    HeadOutput,
     MaskedLMOutput,
     TokenClassifierOutput,
     ViltForImagesAndTextClassificationOutput,
 )
-from vilt_fast.packing import Check, Layout
+from vilt_fast.packing import Check
 from vilt_fast.pixels import PackedPixels
 
 
+@skippable()
 class ViltModel(PreTrainedModel):
     """Text and image in, one contextual row per token and one per pair out.
 
@@ -115,13 +118,13 @@ class ViltModel(PreTrainedModel):
             image_index=image_index,
         )
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
-        tokens = normalise(self.layernorm, encoded.tokens)
+        tokens = call_layer_norm(self.layernorm, encoded.tokens)
         pooled = None if self.pooler is None else self.pooler(tokens[encoded.layout.first])
         output = BaseModelOutputWithPooling(
             last_hidden_state=encoded.layout.unpack(tokens),
             pooler_output=pooled,
-            hidden_states=encoded.hidden_states(),
-            attentions=encoded.padded_attentions(),
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
 
@@ -162,12 +165,7 @@ class ViltModel(PreTrainedModel):
             want_hidden_states=either(want_hidden_states, config.output_hidden_states),
             first_rows_only=first_rows_only,
         )
-        return Encoded(layout, tokens, states, attentions)
-
-    def pooled(self, encoded: Encoded) -> Tensor:
-        """(B, d) of a batch that was encoded with `first_rows_only`."""
-        assert self.pooler is not None
-        return self.pooler(normalise(self.layernorm, encoded.tokens))
+        return Encoded(layout, tokens, tuple(states) or None, tuple(attentions) or None)
 
 
 class ViltForMaskedLM(ViltWithWordHead):
@@ -199,8 +197,9 @@ class ViltForMaskedLM(ViltWithWordHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
 
-    def _score(self, words: Tensor) -> Tensor:
-        return self.mlm_score(words)
+    def score(self, rows: Tensor) -> Tensor:
+        """(words, d) to (words, vocabulary)."""
+        return self.mlm_score(rows)
 
 
 class ViltForQuestionAnswering(ViltWithHead):
@@ -216,10 +215,11 @@ class ViltForQuestionAnswering(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, (inputs.text_shape()[0], self.num_labels))
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        return self.classifier(self.vilt.pooled(encoded))
+    def score(self, rows: Tensor) -> Tensor:
+        """(B, d) to (B, answers)."""
+        return self.classifier(rows)
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         # Times the number of answers: the sum over answers, not their mean (Kim et al. 2018, bilinear attention).
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * labels.shape[1]
 
@@ -246,10 +246,11 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
         one_sided = (labels == labels[0]).all()
         return [*checks, (one_sided, lambda: "labels must hold at least one match (1) and one non-match (0)")]
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        return project(self.rank_output, self.vilt.pooled(encoded))
+    def score(self, rows: Tensor) -> Tensor:
+        """(B, d) to (B, 1)."""
+        return call_linear(self.rank_output, rows)
 
-    def _loss(self, logits: Tensor, labels: Tensor, layout: Layout) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         score, match = logits[:, 0], labels.bool()
         excess = F.relu(self.margin - score[:, None] + score)  # (match, non-match)
         pairs = match[:, None] & ~match
@@ -268,8 +269,9 @@ class ViltForImageTextMatching(ViltWithHead):
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape()[:1], classes=2)
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        return self.itm_score(self.vilt.pooled(encoded))
+    def score(self, rows: Tensor) -> Tensor:
+        """(B, d) to (B, 2)."""
+        return self.itm_score(rows)
 
 
 class ViltForImagesAndTextClassification(ViltWithHead):
@@ -308,23 +310,20 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             labels = labels[:, 0]
         return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
 
-    def logits(self, encoded: Encoded) -> Tensor:
-        pooled = self.vilt.pooled(encoded)  # (B * num_images, d)
-        return self.classifier(pooled.view(-1, self.config.num_images * pooled.shape[1]))
-
-    def _output(self, encoded: Encoded, loss: Tensor | None, logits: Tensor) -> HeadOutput:
-        states, attentions = encoded.hidden_states(), encoded.padded_attentions()
-        step, layout = self.config.num_images, encoded.layout
-        # Hugging Face runs image by image: the i-th images are padded to the longest among them alone.
-        longest = 1 + layout.patch_count.view(-1, step).amax(0)  # with its CLS
-        longest = longest if layout.has_cls else longest.new_full((step,), layout.grid_size[1])
-        cuts = list(enumerate((layout.text_length + longest).tolist())) if states or attentions else []
-        return self.output_class(
-            loss=loss,
-            logits=logits,
-            hidden_states=states and [tuple(t[i::step, :n] for t in states) for i, n in cuts],
-            attentions=attentions and [tuple(t[i::step, :, :n, :n] for t in attentions) for i, n in cuts],
+    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+        """Image by image, as Hugging Face runs it: the i-th images are padded to the longest among them alone."""
+        slots = self.config.num_images
+        call = super()._call_vilt
+        seen = [call(inputs.image_of_each(slot, slots), wanted) for slot in range(slots)]
+        return Seen(
+            rows=torch.stack([one.rows for one in seen], 1).flatten(0, 1),  # the images of the first text, and so on
+            hidden_states=[one.hidden_states for one in seen] if wanted["output_hidden_states"] else None,
+            attentions=[one.attentions for one in seen] if wanted["output_attentions"] else None,
         )
+
+    def score(self, rows: Tensor) -> Tensor:
+        """(B * num_images, d) to (B, labels)."""
+        return self.classifier(rows.reshape(-1, self.config.num_images * rows.shape[1]))
 
 
 class ViltForTokenClassification(ViltWithWordHead):
@@ -336,12 +335,13 @@ class ViltForTokenClassification(ViltWithWordHead):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vilt = ViltModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._init_weights()
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
 
-    def _score(self, words: Tensor) -> Tensor:
-        return project(self.classifier, self.dropout(words))
+    def score(self, rows: Tensor) -> Tensor:
+        """(words, d) to (words, labels)."""
+        return call_linear(self.classifier, self.dropout(rows))

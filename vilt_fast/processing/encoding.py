@@ -36,7 +36,7 @@ def choose_strategy(
     """Turn the arguments of a call, or raise, into one `Strategy`, with Hugging Face's defaults and warnings."""
     if max_length is not None and (not isinstance(max_length, int) or isinstance(max_length, bool) or max_length < 1):
         raise ValueError(f"max_length: got {max_length!r}, wanted a positive number of tokens")
-    if max_length is not None and padding is False and truncation is None:
+    if max_length is not None and padding in (None, False) and truncation is None:
         truncation = "longest_first"  # max_length alone truncates, as it always did
         _warn(verbose, "max_length is given without truncation: truncation=True is assumed")
     pad, cut = _one_of("padding", padding, PADDING), _one_of("truncation", truncation, TRUNCATION)
@@ -153,6 +153,13 @@ def check_side(value: Any, argument: str) -> str:
     """`value` if it is "right" or "left", else ValueError."""
     if value not in ("right", "left"):
         raise ValueError(f'{argument}: got {value!r}, wanted "right" or "left"')
+    return value
+
+
+def check_limit(value: Any) -> Any:
+    """`value` if it can be a `model_max_length`, else ValueError. transformers writes 1e30 for "no limit"."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"model_max_length: got {value!r}, wanted a positive number of tokens")
     return value
 
 

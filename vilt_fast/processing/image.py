@@ -23,7 +23,7 @@ from .saving import find_json, split_options, to_json, write_files
 from .settings import SETTINGS, Settings, check_setting, target_size
 
 # Arguments of Hugging Face's classes that their PIL class of ViLT does not act on either.
-_WITHOUT_EFFECT = (
+WITHOUT_EFFECT = (
     "crop_size default_to_square device disable_grouping do_center_crop do_convert_rgb image_seq_length pad_size"
 ).split()
 # What transformers writes into a config beside the settings.
@@ -204,7 +204,7 @@ class ViltImageProcessor(Settings):
         """The settings of one call, checked: attributes may have been assigned since the constructor."""
         if _OLD_DO_PAD in given:
             given["do_pad"] = given.pop(_OLD_DO_PAD)
-        unknown = sorted(set(given) - {*SETTINGS, *_WITHOUT_EFFECT})
+        unknown = sorted(set(given) - {*SETTINGS, *WITHOUT_EFFECT})
         if unknown:
             raise TypeError(f"{method}() got an unexpected keyword argument {unknown[0]!r}")
         chosen = {name: getattr(self, name) if given.get(name) is None else given[name] for name in SETTINGS}
@@ -250,7 +250,7 @@ class ViltImageProcessor(Settings):
             ValueError: a setting is out of range.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        known = {*SETTINGS, *_WITHOUT_EFFECT, *image_processor_dict, _OLD_DO_PAD}
+        known = {*SETTINGS, *WITHOUT_EFFECT, *image_processor_dict, _OLD_DO_PAD}
         unused = {name: value for name, value in kwargs.items() if name not in known}
         if unused and not wants_unused:
             raise TypeError(f"from_dict() got an unexpected keyword argument {min(unused)!r}")

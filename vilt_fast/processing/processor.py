@@ -12,14 +12,21 @@ import torch
 
 from .batch import BatchEncoding, tensor_kind
 from .decoding import check_data_format
-from .image import ViltImageProcessor
+from .image import WITHOUT_EFFECT, ViltImageProcessor
 from .saving import split_options, write_files
 from .settings import SETTINGS
 from .text import BertTokenizer
 
-_TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self"}
-# Hugging Face 5.x's way to say which argument is whose.
-_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+_TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self", "text"}
+_IMAGE_ARGUMENTS = frozenset([*SETTINGS, "pad_and_return_pixel_mask", "data_format", "input_data_format"])
+# Hugging Face 5.x's way to say which argument is whose, and what each may hold.
+_GROUPS = {
+    "text_kwargs": _TEXT_ARGUMENTS,
+    "images_kwargs": _IMAGE_ARGUMENTS | {*WITHOUT_EFFECT, "return_tensors"},
+    "common_kwargs": _TEXT_ARGUMENTS | _IMAGE_ARGUMENTS,
+}
+# What a tokenizer that was made with them has as attributes, and looks up itself.
+_OWN_DEFAULTS = frozenset(["padding_side", "split_special_tokens"])
 
 
 class ViltProcessor:
@@ -65,19 +72,19 @@ class ViltProcessor:
         self,
         images: Any = None,
         text: Any = None,
-        add_special_tokens: bool = True,
-        padding: bool | str = False,
+        add_special_tokens: bool | None = None,
+        padding: bool | str | None = None,
         truncation: bool | str | None = None,
         max_length: int | None = None,
-        stride: int = 0,
+        stride: int | None = None,
         pad_to_multiple_of: int | None = None,
         return_token_type_ids: bool | None = None,
         return_attention_mask: bool | None = None,
-        return_overflowing_tokens: bool = False,
-        return_special_tokens_mask: bool = False,
-        return_offsets_mapping: bool = False,
-        return_length: bool = False,
-        verbose: bool = True,
+        return_overflowing_tokens: bool | None = None,
+        return_special_tokens_mask: bool | None = None,
+        return_offsets_mapping: bool | None = None,
+        return_length: bool | None = None,
+        verbose: bool | None = None,
         return_tensors: str | None = None,
         device: torch.device | str | int | None = None,
         picture: Any = None,
@@ -92,9 +99,11 @@ class ViltProcessor:
                 bytes without padding, see `ViltImageProcessor.pack`.
             picture: with a device, which image each text is about, (batch,) or (batch, num_images); None: text i is
                 about image i. An image is prepared and embedded once, however many texts are about it.
-            add_special_tokens, ..., return_tensors: as for `BertTokenizer.__call__`.
+            add_special_tokens, ..., return_tensors: as for `BertTokenizer.__call__`; None: what the tokenizer was made
+                with (`BertTokenizer(..., padding="max_length", max_length=40)`), or else that call's own default.
             kwargs: further arguments of either (`size`, `do_resize`, `text_pair`, ...); or `text_kwargs`,
-                `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x.
+                `images_kwargs` and `common_kwargs`, dictionaries of them, as in transformers 5.x. A keyword goes
+                before the common ones, and what the tokenizer was made with comes last.
 
         Returns:
             `input_ids`, `token_type_ids`, `attention_mask` (batch, length) and `pixel_values` (N, 3, H, W),
@@ -102,8 +111,9 @@ class ViltProcessor:
             texts and images go together is the model's to say.
 
         Raises:
-            FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None.
-            TypeError: an argument that neither has.
+            FileNotFoundError, ValueError: as from the two; ValueError also where both inputs are None, or an argument
+                is given twice, by keyword and in its group.
+            TypeError: an argument that neither has, or not the one whose group holds it.
         """
         device = self.device if device is None else device
         if images is None and text is None:
@@ -124,7 +134,8 @@ class ViltProcessor:
             "verbose": verbose,
             "return_tensors": return_tensors,
         }
-        for_text, for_images = _split_arguments({**arguments, **kwargs})
+        made_with = getattr(self.tokenizer, "init_kwargs", {})
+        for_text, for_images = _split_arguments({**arguments, **kwargs}, made_with)
         kind = tensor_kind(for_text.get("return_tensors"))
         if device is not None:
             kind = for_text["return_tensors"] = _check_packed(kind, for_images)
@@ -217,14 +228,38 @@ def _check_packed(kind: str | None, for_images: dict[str, Any]) -> str:
     return "pt"
 
 
-def _split_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tokenizer's arguments and the image processor's, out of flat ones and Hugging Face's groups."""
-    flat = dict(arguments)
-    text_group, images_group, common = ({**(flat.pop(group, None) or {})} for group in _GROUPS)
-    known = {*_TEXT_ARGUMENTS, *SETTINGS, "return_tensors", "data_format", "input_data_format"}
-    unknown = sorted(set(flat) - known - {"pad_and_return_pixel_mask"})
+def _split_arguments(
+    arguments: Mapping[str, Any], made_with: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tokenizer's arguments and the image processor's, out of flat ones and Hugging Face's groups.
+
+    made_with: what the tokenizer was made with; its arguments of a call are defaults.
+    """
+    flat = {name: value for name, value in arguments.items() if value is not None}
+    groups = {group: _take_group(flat, group) for group in _GROUPS}
+    unknown = sorted(flat.keys() - _TEXT_ARGUMENTS - _IMAGE_ARGUMENTS)
     if unknown:
         raise TypeError(f"ViltProcessor() got an unexpected keyword argument {unknown[0]!r}")
-    flat.update((name, value) for name, value in common.items() if name in known)
-    for_text = {name: flat.pop(name) for name in _TEXT_ARGUMENTS & flat.keys()}
-    return {**for_text, **text_group}, {**flat, **images_group}
+    for group in ("text_kwargs", "images_kwargs"):
+        twice = sorted(flat.keys() & groups[group].keys())
+        if twice:
+            raise ValueError(f"{twice[0]}: given twice, by keyword and in {group}; give it once")
+    text_group, images_group, common = groups.values()
+    defaults = {name: made_with[name] for name in _TEXT_ARGUMENTS - _OWN_DEFAULTS if made_with.get(name) is not None}
+    for_text = {**defaults, **_only(_TEXT_ARGUMENTS, common), **text_group, **_only(_TEXT_ARGUMENTS, flat)}
+    return for_text, {**_only(_IMAGE_ARGUMENTS, common), **images_group, **_only(_IMAGE_ARGUMENTS, flat)}
+
+
+def _take_group(flat: dict[str, Any], group: str) -> dict[str, Any]:
+    """One of Hugging Face's groups, out of the keywords."""
+    given = flat.pop(group, {})
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{group}: got {type(given).__name__}, wanted a dictionary of arguments")
+    unknown = sorted(map(str, given.keys() - _GROUPS[group]))
+    if unknown:
+        raise TypeError(f"{group}: got an unexpected argument {unknown[0]!r}")
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _only(names: frozenset[str], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name in names}

@@ -15,6 +15,7 @@ from .encoding import (
     Strategy,
     check_flags,
     check_lengths,
+    check_limit,
     check_side,
     check_texts,
     choose_strategy,
@@ -26,7 +27,7 @@ from .encoding import (
 )
 from .saving import split_options, write_files
 from .tokens import TokenTable
-from .vocabulary import SPECIAL_NAMES, make_backend, read_saved, saved_files, to_added_token
+from .vocabulary import SPECIAL_NAMES, check_settings, make_backend, read_saved, saved_files, to_added_token
 
 # Hugging Face's value for "no limit", which it writes into tokenizer_config.json.
 UNLIMITED = int(1e30)
@@ -50,11 +51,14 @@ class BertTokenizer(TokenTable):
         extra_special_tokens: more special tokens (`additional_special_tokens` in 4.37).
         added_tokens_decoder: id -> token, as tokenizer_config.json holds it.
         split_special_tokens: treat special tokens in the text as plain text.
-        kwargs: other settings from a tokenizer_config.json, kept and saved again.
+        kwargs: other settings from a tokenizer_config.json, kept and saved again. Those that are arguments of a call
+            (`padding`, `truncation`, `max_length`, ...) become the defaults of a `ViltProcessor`'s call; a call of the
+            tokenizer itself takes its own arguments alone, as in transformers, and warns.
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: no or two vocabularies, a vocabulary without `unk_token`, or a setting out of range.
+        ValueError: no or two vocabularies, a vocabulary without `unk_token`, a setting out of range, or one that
+            transformers' slow tokenizer had and that is not done here (`never_split`, `do_basic_tokenize=False`).
     """
 
     model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
@@ -83,6 +87,7 @@ class BertTokenizer(TokenTable):
         split_special_tokens: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_settings(kwargs, type(self))
         names = (unk_token, sep_token, pad_token, cls_token, mask_token)
         special = {
             name: to_added_token(value, name)
@@ -101,13 +106,14 @@ class BertTokenizer(TokenTable):
         cut, pad = backend.truncation or {}, backend.padding or {}  # of the last call before a tokenizer.json was saved
         self.padding_side = check_side(padding_side or pad.get("direction", "right"), "padding_side")
         self.truncation_side = check_side(truncation_side or cut.get("direction", "right"), "truncation_side")
-        self.model_max_length = UNLIMITED if model_max_length is None else model_max_length
+        longest = kwargs.pop("max_len", None) if model_max_length is None else model_max_length
+        self.model_max_length = UNLIMITED if longest is None else check_limit(longest)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.split_special_tokens = split_special_tokens
         self.model_input_names = list(kwargs.pop("model_input_names", self.model_input_names))
         self.name_or_path = kwargs.pop("name_or_path", "")
         self.init_kwargs = kwargs
-        self._warned_too_long = False
+        self._warned_too_long = self._warned_of_defaults = False
         self._lock = threading.Lock()
         super().__init__(
             backend, special, [to_added_token(token, "extra_special_tokens") for token in extra], added_tokens_decoder
@@ -118,7 +124,7 @@ class BertTokenizer(TokenTable):
         text: str | Sequence[Any],
         text_pair: str | Sequence[Any] | None = None,
         add_special_tokens: bool = True,
-        padding: bool | str = False,
+        padding: bool | str | None = None,
         truncation: bool | str | None = None,
         max_length: int | None = None,
         stride: int = 0,
@@ -139,8 +145,8 @@ class BertTokenizer(TokenTable):
 
         Args:
             text, text_pair: a string or a list of strings; with is_split_into_words, lists of words instead of strings.
-            padding: False, True or "longest", "max_length".
-            truncation: False, True or "longest_first", "only_first", "only_second".
+            padding: None or False, True or "longest", "max_length".
+            truncation: None or False, True or "longest_first", "only_first", "only_second".
             max_length: tokens in a row, special ones included; default: `model_max_length`.
             stride: how many tokens an overflowing row repeats of the row before.
             pad_to_multiple_of: rows are padded to a multiple of it.
@@ -159,6 +165,7 @@ class BertTokenizer(TokenTable):
         check_flags(
             add_special_tokens=add_special_tokens, is_split_into_words=is_split_into_words, split_special_tokens=split
         )
+        self._warn_of_defaults(verbose, padding=padding, truncation=truncation, max_length=max_length)
         rows, is_batch = check_texts(text, text_pair, is_split_into_words)
         side = self.padding_side if padding_side is None else check_side(padding_side, "padding_side")
         strategy = choose_strategy(padding, truncation, max_length, self.model_max_length, verbose)
@@ -335,6 +342,17 @@ class BertTokenizer(TokenTable):
                 cut = f"truncation: got {strategy.truncation!r}"
                 cause = cut if isinstance(error, Exception) else f"stride: got {strategy.stride}"
                 raise ValueError(f"{cause} with max_length={strategy.max_length}: {error}") from error
+
+    def _warn_of_defaults(self, verbose: bool, **given: Any) -> None:
+        """Say once what was given to the constructor and not to this call, which is as in transformers."""
+        left = [n for n, value in given.items() if value is None and self.init_kwargs.get(n) is not None]
+        if left and verbose and not self._warned_of_defaults:
+            self._warned_of_defaults = True
+            warnings.warn(
+                f"{', '.join(left)}: given to the tokenizer's constructor, where they are defaults of ViltProcessor's "
+                "calls; a call of the tokenizer does not read them. Pass them to the call.",
+                stacklevel=3,
+            )
 
     def _warn_if_too_long(self, rows: list[list[int]], strategy: Strategy, verbose: bool) -> None:
         longest = max(map(len, rows))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from tokenizers.models import WordPiece
 
 from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.spelling import nearest
 
 from .saving import find_json, to_json
 
@@ -138,6 +141,26 @@ def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
         flags = {key: value[key] for key in _TOKEN_FLAGS if key in value}
         return AddedToken(**{"special": special, "normalized": not special, **flags})
     raise ValueError(f"{name}: got {value!r}, wanted a string or an AddedToken")
+
+
+def check_settings(settings: Mapping[str, Any], kind: type) -> None:
+    """What a tokenizer's constructor got beside its arguments: warn of a slip of the pen.
+
+    Raises:
+        ValueError: the name of a method, or what only transformers 4.37's slow tokenizer does.
+    """
+    for name in settings:
+        if callable(getattr(kind, name, None)):
+            raise ValueError(f"{name}: is a method of {kind.__name__}, no setting; arguments of a call go to the call")
+        meant = nearest(name, [*inspect.signature(kind).parameters, "padding", "truncation", "max_length"])
+        if meant not in (None, name):
+            warnings.warn(f"{name}: no setting of {kind.__name__}, kept without effect; meant {meant}?", stacklevel=4)
+    if settings.get("do_basic_tokenize", True) is False or settings.get("never_split"):
+        name = "never_split" if settings.get("never_split") else "do_basic_tokenize"
+        raise ValueError(
+            f"{name}: got {settings[name]!r}, which only transformers 4.37's slow tokenizer acts on; words that must "
+            "stay whole go to add_tokens([...])"
+        )
 
 
 def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:

@@ -1,0 +1,112 @@
+"""Multi-head attention inside each pair of a packed batch (Vaswani et al. 2017, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vilt_fast import ops
+from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.untouched import is_untouched, skippable
+from vilt_fast.packing import Layout
+
+
+@skippable(query=nn.Linear, key=nn.Linear, value=nn.Linear, dropout=Dropout)
+class SelfAttention(nn.Module):
+    """Query, key and value, and the attention over them."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
+        self.attention_head_size = d // config.num_attention_heads
+        self.query = nn.Linear(d, d, bias=config.qkv_bias)
+        self.key = nn.Linear(d, d, bias=config.qkv_bias)
+        self.value = nn.Linear(d, d, bias=config.qkv_bias)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
+
+    @property
+    def all_head_size(self) -> int:
+        """Columns of query, key and value each."""
+        return self.num_attention_heads * self.attention_head_size
+
+    def forward(
+        self, x: Tensor, layout: Layout, *, head_scale: Tensor | None = None, want_attention: bool = False
+    ) -> tuple[Tensor, ...]:
+        """(total_tokens, d) to the same; and the probabilities (B, heads, places, places) where they are wanted."""
+        qkv = torch.cat((self.query(x), self.key(x), self.value(x)), -1)
+        return self.attend(qkv, layout, head_scale, want_attention)
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        """(rows, d) to (rows, 3 * d), side by side, in one product of the untouched three."""
+        # Copied side by side at each call: a third of a millisecond on a CPU, and nothing goes stale.
+        query, key, value = self.query, self.key, self.value
+        weight, bias = torch.cat((query.weight, key.weight, value.weight)), query.bias
+        return ops.linear(x, weight, None if bias is None else torch.cat((bias, key.bias, value.bias)))
+
+    def attend(
+        self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
+    ) -> tuple[Tensor, ...]:
+        """`forward` behind the projections."""
+        dropout = self.dropout
+        lends = is_untouched(dropout, Dropout)  # its p and mode to the operation, which drops by itself
+        if not lends or want_attention and (dropout.is_active or torch.is_grad_enabled() and qkv.requires_grad):
+            return self._attend_by_scores(qkv, layout, head_scale, want_attention)
+        heads, spans = self.num_attention_heads, layout.cu_seqlens
+        options: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
+        context = ops.attention(qkv, spans, heads, dropout_p=dropout.p if dropout.is_active else 0.0, **options)
+        if not want_attention:
+            return (context,)
+        every_row = torch.arange(layout.total_tokens, device=qkv.device)
+        rows = ops.attention_rows(qkv, spans, every_row, heads, **options)
+        return context, layout.unpack_attention(rows)
+
+    def _attend_by_scores(
+        self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
+    ) -> tuple[Tensor, ...]:
+        """As the paper writes it, padded: what is returned as probabilities is what the values are weighed with."""
+        padded = layout.unpack(qkv).unflatten(-1, (3, self.num_attention_heads, self.attention_head_size))
+        query, key, value = padded.permute(2, 0, 3, 1, 4)  # (B, heads, places, head_size) each
+        scores = query @ key.transpose(-1, -2) * self.attention_head_size**-0.5
+        stands = layout.padded_row >= 0
+        probabilities = scores.masked_fill(~stands[:, None, None, :], -torch.inf).softmax(-1)
+        probabilities = self.dropout(probabilities.masked_fill(~stands[:, None, :, None], 0))
+        if head_scale is not None:
+            probabilities = probabilities * head_scale[:, None, None]
+        context = layout.pack((probabilities @ value).transpose(1, 2).flatten(2))
+        return (context, probabilities) if want_attention else (context,)
+
+
+@skippable(dense=nn.Linear, dropout=Dropout)
+class SelfOutput(nn.Module):
+    """The projection of the heads; the block adds the residual."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(rows, d) to (rows, d)."""
+        return self.dropout(self.dense(context))
+
+
+@skippable(attention=SelfAttention, output=SelfOutput)
+class Attention(nn.Module):
+    """Attention and its projection."""
+
+    def __init__(self, config: ViltConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.output = SelfOutput(config)
+        self.pruned_heads: set[int] = set()
+
+    def forward(
+        self, x: Tensor, layout: Layout, *, head_scale: Tensor | None = None, want_attention: bool = False
+    ) -> tuple[Tensor, ...]:
+        """(total_tokens, d) to the same; and the probabilities where they are wanted."""
+        context, *rest = self.attention(x, layout, head_scale=head_scale, want_attention=want_attention)
+        return (self.output(context), *rest)
