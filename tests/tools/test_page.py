@@ -75,7 +75,7 @@ def run(code, namespace):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    """torch.compile traces the model as ever; compiling the C++ of five layers takes minutes."""
+    """torch.compile traces as ever; the C++ compiler takes minutes."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
 
@@ -89,6 +89,8 @@ def test_a_block_runs(code, one_rank, no_compiler):
     torch._dynamo.reset()
     namespace = {}
     run(SETUP, namespace)
+    if "compile()" in code:  # tracing takes seconds for each layer
+        namespace["model"].vilt.encoder.layer = namespace["model"].vilt.encoder.layer[:1]
     run(code, namespace)
     for name in ("logits", "uncertainty"):
         assert namespace.get(name, torch.zeros(1)).isfinite().all()

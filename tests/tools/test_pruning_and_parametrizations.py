@@ -73,7 +73,9 @@ ONE_OF_EACH = ("query", "down", "norm", "words", "patches")
 CHANGES = [
     *((pruned, name) for name in PATHS),
     *((change, name) for change in (own, weight_norm, new_weight_norm) for name in ONE_OF_EACH),
-    *((change, name) for change in (spectral_norm, new_spectral_norm) for name in ("value", "words", "patches")),
+    *((spectral_norm, name) for name in ("value", "words", "patches")),
+    # Not of the patches: the new one iterates at each reading of the weight, and transformers reads its shape, too.
+    *((new_spectral_norm, name) for name in ("value", "words")),
     *((change, name) for change in (pruned_rows, orthogonal) for name in ("up", "words")),
 ]
 
