@@ -141,8 +141,8 @@ SIGNATURES = {
         "image_token_type_idx output_attentions output_hidden_states return_dict patch_mask seed image_index"
     ),
     "ViltModel.from_pretrained": "name_or_path config dtype device strict revision cache_dir token local_files_only",
-    "ViltModel.gradient_checkpointing_enable": "enable",
-    "ViltModel.num_parameters": "only_trainable",
+    "ViltModel.gradient_checkpointing_enable": "gradient_checkpointing_kwargs every_n_layers offload",
+    "ViltModel.num_parameters": "only_trainable exclude_embeddings",
     "ViltModel.save_pretrained": "directory max_shard_size safe_serialization",
     "ViltProcessor": "image_processor tokenizer device feature_extractor",
     "ViltProcessor.__call__": (

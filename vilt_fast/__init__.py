@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
     from vilt_fast.engine import Engine
     from vilt_fast.frozen import FrozenModel, freeze
+    from vilt_fast.models.trainer import TrainerMixin
     from vilt_fast.models.vilt import (
         ViltForImageAndTextRetrieval,
         ViltForImagesAndTextClassification,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ViltConfig": "configs.vilt",
+    "TrainerMixin": "models.trainer",
     "ViltModel": "models.vilt",
     "ViltForImageAndTextRetrieval": "models.vilt",
     "ViltForImageTextMatching": "models.vilt",
@@ -65,6 +67,7 @@ __all__ = [
     "FrozenModel",
     "Layout",
     "PackedPixels",
+    "TrainerMixin",
     "ViltConfig",
     "ViltFeatureExtractor",
     "ViltForImageAndTextRetrieval",

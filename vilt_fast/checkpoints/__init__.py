@@ -9,13 +9,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
-    from vilt_fast.checkpoints.load import load_weights, stored_dtype
+    from vilt_fast.checkpoints.habits import check_attention, single_device, take_habits
+    from vilt_fast.checkpoints.load import fill, load_weights, open_source, stored_dtype
+    from vilt_fast.checkpoints.push import upload
     from vilt_fast.checkpoints.save import save_weights
     from vilt_fast.checkpoints.vilt import read_original_fields
+    from vilt_fast.checkpoints.weight_files import weight_names
 
-_HOMES = {"load_weights": "load", "read_original_fields": "vilt", "save_weights": "save", "stored_dtype": "load"}
+_HOMES = {
+    "check_attention": "habits",
+    "fill": "load",
+    "load_weights": "load",
+    "open_source": "load",
+    "read_original_fields": "vilt",
+    "save_weights": "save",
+    "single_device": "habits",
+    "stored_dtype": "load",
+    "take_habits": "habits",
+    "upload": "push",
+    "weight_names": "weight_files",
+}
 
-__all__ = ["load_weights", "read_original_fields", "save_weights", "stored_dtype"]
+__all__ = [
+    "check_attention",
+    "fill",
+    "load_weights",
+    "open_source",
+    "read_original_fields",
+    "save_weights",
+    "single_device",
+    "stored_dtype",
+    "take_habits",
+    "upload",
+    "weight_names",
+]
 
 
 def __getattr__(name: str) -> Any:

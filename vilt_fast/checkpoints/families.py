@@ -26,7 +26,14 @@ def family_of(model: nn.Module) -> ModuleType:
     return next((_FAMILIES[kind] for kind in kinds if kind in _FAMILIES), vilt)
 
 
+def family_name(model: nn.Module, name: str) -> str:
+    """A tensor's name as the family has it, where the model's class has a `base_model_prefix` of its own."""
+    own, usual = f"{getattr(model, 'base_model_prefix', '')}.", family_of(model).PREFIX
+    return usual + name[len(own) :] if own != "." and name.startswith(own) else name
+
+
 def shares_words(model: nn.Module) -> bool:
     """Whether the masked-word decoder is the word table itself."""
-    family, state = family_of(model), model.state_dict(keep_vars=True)
+    family = family_of(model)
+    state = {family_name(model, name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
     return family.DECODER in state and state[family.DECODER] is state.get(family.WORDS)

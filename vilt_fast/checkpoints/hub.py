@@ -28,6 +28,7 @@ class HubOptions:
         token: access token; default: the one huggingface_hub knows.
         local_files_only: look only in the cache (so does HF_HUB_OFFLINE=1). HF_ENDPOINT chooses another hub.
         subfolder: of the directory or repository.
+        force_download: whether to download again what is in the cache.
     """
 
     revision: str | None = None
@@ -35,6 +36,7 @@ class HubOptions:
     token: str | bool | None = None
     local_files_only: bool = False
     subfolder: str | None = None
+    force_download: bool = False
 
     @classmethod
     def split(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -52,6 +54,7 @@ def find_file(
     token: str | bool | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    force_download: bool = False,
     required: bool = True,
 ) -> Any:
     """Return the `Path` of one file of a model, downloading it into the hub's cache where needed.
@@ -61,13 +64,13 @@ def find_file(
             hub, nor is a `pathlib.Path` or a string that can only be a path ("./model", an absolute path).
         filename: the file's name inside the directory or repository.
         required: False returns None where the model has no such file. A model that does not exist raises either way.
-        revision, cache_dir, token, local_files_only, subfolder: see `HubOptions`.
+        revision, cache_dir, token, local_files_only, subfolder, force_download: see `HubOptions`.
 
     Raises:
         FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
         OSError: the hub answered with another error, or the download failed.
     """
-    hub = HubOptions(revision, cache_dir, token, local_files_only)
+    hub = HubOptions(revision, cache_dir, token, local_files_only, force_download=force_download)
     if subfolder:
         filename = f"{subfolder}/{filename}"
     if not isinstance(name_or_path, str | os.PathLike):

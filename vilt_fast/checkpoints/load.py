@@ -7,21 +7,21 @@ import logging
 import os
 import re
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from vilt_fast.checkpoints.families import family_of, shares_words
+from vilt_fast.checkpoints.families import family_name, family_of, shares_words
 from vilt_fast.checkpoints.files import listing
 from vilt_fast.checkpoints.hub import HubOptions
-from vilt_fast.checkpoints.weight_files import WEIGHT_NAMES, StoredTensor, StoredWeights, open_weights
+from vilt_fast.checkpoints.weight_files import FLOATS, StoredTensor, StoredWeights, hold_weights, open_weights
 
 logger = logging.getLogger(__name__)
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # What the names of other architectures look like.
 _ARCHITECTURES = {
     r"visual_bert\.|(.*\.)?embeddings\.visual_projection\.": "VisualBERT",
@@ -43,6 +43,7 @@ def load_weights(
     token: str | bool | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    force_download: bool = False,
 ) -> None:
     """Copy the weights of a checkpoint into a model, cast to the dtype and moved to the device of its parameters.
 
@@ -55,21 +56,15 @@ def load_weights(
             .safetensors, .bin or .ckpt file, also of the original repository.
         strict: True: every parameter must be there and every tensor must fit, except those of the family's heads
             that the model lacks (a warning names them). False: what does not fit is left out, and named in a warning.
-        revision, cache_dir, token, local_files_only, subfolder: of the hub, see `HubOptions`.
+        revision, cache_dir, token, local_files_only, subfolder, force_download: of the hub, see `HubOptions`.
 
     Raises:
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
             another shape or not floating point; it names them.
     """
-    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder)
+    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download)
     with open_weights(name_or_path, **vars(hub)) as stored:
-        fit = _fit(model, stored)
-        fit.refuse(model, stored, strict)
-        _tie(model, fit)
-        with torch.no_grad():
-            for name, parameter in _parameters(model).items():
-                if name in fit.tensors:
-                    parameter.copy_(fit.tensors[name].read())
+        fill(model, stored, strict=strict)
 
 
 def stored_dtype(
@@ -80,11 +75,63 @@ def stored_dtype(
     token: str | bool | None = None,
     local_files_only: bool = False,
     subfolder: str | None = None,
+    force_download: bool = False,
 ) -> torch.dtype:
     """The dtype that the first floating-point tensor of a checkpoint is stored in; arguments as for `load_weights`."""
-    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder)
+    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download)
     with open_weights(name_or_path, **vars(hub)) as stored:
-        return next((t.dtype for t in stored.tensors.values() if t.dtype in _FLOATS), torch.float32)
+        return stored.dtype()
+
+
+@contextmanager
+def open_source(
+    name_or_path: str | os.PathLike[str] | None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    key_mapping: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Iterator[StoredWeights]:
+    """The weights that a `from_pretrained` is to read: those of `state_dict`, else those of `name_or_path`.
+
+    Args:
+        name_or_path, options: as for `open_weights`.
+        state_dict: in place of the stored weights.
+        key_mapping: regular expression -> replacement, for the names of the tensors.
+
+    Raises:
+        ValueError: there is neither; and as `open_weights` does.
+    """
+    with ExitStack() as stack:
+        if state_dict is not None:
+            stored = hold_weights(state_dict)
+        elif name_or_path is not None:
+            stored = stack.enter_context(open_weights(name_or_path, **options))
+        else:
+            raise ValueError("name_or_path is None: give state_dict= and config=, or where the weights are")
+        for pattern, new in (key_mapping or {}).items():
+            stored.tensors = {re.sub(pattern, new, name): tensor for name, tensor in stored.tensors.items()}
+        yield stored
+
+
+def fill(model: nn.Module, stored: StoredWeights, *, strict: bool) -> dict[str, Any]:
+    """Copy opened weights into a model, see `load_weights`.
+
+    Returns:
+        What did not fit, as `output_loading_info` of transformers: `missing_keys`, `unexpected_keys` and
+        `mismatched_keys` (name, stored shape, wanted shape), sets; and `error_msgs`, an empty list.
+    """
+    fit = _fit(model, stored)
+    fit.refuse(model, stored, strict)
+    _tie(model, fit)
+    with torch.no_grad():
+        for name, parameter in _parameters(model).items():
+            if name in fit.tensors:
+                parameter.copy_(fit.tensors[name].read())
+    return {
+        "missing_keys": {*fit.problems["missing"]},
+        "unexpected_keys": {*fit.problems["unexpected"], *fit.skipped},
+        "mismatched_keys": fit.mismatched,
+        "error_msgs": [],
+    }
 
 
 @dataclass
@@ -95,6 +142,7 @@ class _Fit:
     matched: bool  # whether any of the encoder or the embeddings is known
     tensors: dict[str, StoredTensor] = field(default_factory=dict)  # those that fit
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # kind -> names
+    mismatched: set[tuple] = field(default_factory=set)  # (own name, stored shape, wanted shape)
     skipped: list[str] = field(default_factory=list)  # of heads that the model lacks
 
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
@@ -123,12 +171,13 @@ def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
     meta = [name for name, parameter in wanted.items() if parameter.is_meta]
     if meta:
         raise ValueError(f"model: got parameters on the meta device, wanted memory to load into: {listing(meta)}")
-    tensors = family.full_names(stored.tensors)
+    tensors = family.full_names({family_name(model, name): tensor for name, tensor in stored.tensors.items()})
     fit = _Fit(
         lacks_decoder=family.DECODER not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors),
         matched=any(name in wanted and name.startswith(family.PREFIX) for name in tensors),
     )
-    for name, own_name in zip(wanted, model.state_dict(), strict=True):
+    own_names = dict(zip(wanted, model.state_dict(), strict=True))
+    for name, own_name in own_names.items():
         if name not in tensors and not (name == family.DECODER and fit.lacks_decoder):
             fit.problems["missing"].append(own_name)
     for name, tensor in tensors.items():
@@ -137,11 +186,12 @@ def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
             is_skipped = head is not None and not any(w.startswith(head) for w in wanted)
             if not tensor.derived:
                 (fit.skipped if is_skipped else fit.problems["unexpected"]).append(tensor.name)
-        elif tensor.dtype not in _FLOATS:
+        elif tensor.dtype not in FLOATS:
             fit.problems["not floating point"].append(f"{tensor.name} ({str(tensor.dtype).removeprefix('torch.')})")
         elif tensor.shape != tuple(wanted[name].shape):
-            got = f"{tensor.name} (got {tensor.shape}, wanted {tuple(wanted[name].shape)})"
-            fit.problems["of another shape"].append(got)
+            shapes = tensor.shape, tuple(wanted[name].shape)
+            fit.mismatched.add((own_names[name], *shapes))
+            fit.problems["of another shape"].append("{} (got {}, wanted {})".format(tensor.name, *shapes))
         else:
             fit.tensors[name] = tensor
     return fit
@@ -149,7 +199,8 @@ def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
 
 def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters under the full names: those of a model with a head."""
-    state, prefix = model.state_dict(keep_vars=True), family_of(model).PREFIX
+    state = {family_name(model, name): parameter for name, parameter in model.state_dict(keep_vars=True).items()}
+    prefix = family_of(model).PREFIX
     bare = not any(name.startswith(prefix) for name in state)
     return {(prefix + name if bare else name): parameter for name, parameter in state.items()}
 
@@ -157,7 +208,7 @@ def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
     """What a checkpoint is, if its config.json or its names say that it is not the model's kind."""
     wanted = getattr(getattr(model, "config", None), "model_type", "vilt")
-    if stored.path.name in WEIGHT_NAMES:  # else a config.json beside it need not be its own
+    if re.match(r"(pytorch_)?model\.", stored.path.name):  # else a config.json beside it need not be its own
         with suppress(OSError, ValueError, AttributeError):
             config = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8"))
             found = config.get("model_type", wanted)
@@ -178,7 +229,7 @@ def _tie(model: Any, fit: _Fit) -> None:
     tied = fit.lacks_decoder
     if not tied and getattr(model.config, "tie_word_embeddings", False) and words in fit.tensors:
         tied = torch.equal(fit.tensors[decoder].read(), fit.tensors[words].read())
+    # What is saved next must say how it is; and it is what `tie_weights` goes by.
+    model.config.tie_word_embeddings = tied
     if tied != shares_words(model):
         (model.tie_weights if tied else model.untie_weights)()
-    # What is saved next must say how it is.
-    model.config.tie_word_embeddings = tied

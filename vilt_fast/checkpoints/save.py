@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_of, shares_words
-from vilt_fast.checkpoints.files import Content, write_together
-from vilt_fast.checkpoints.weight_files import SAFE_NAME, TORCH_NAME, earlier_files, split, write_tensors
+from vilt_fast.checkpoints.files import Content, listing, write_together
+from vilt_fast.checkpoints.weight_files import (
+    SAFE_NAME,
+    TORCH_NAME,
+    earlier_files,
+    split,
+    with_variant,
+    write_tensors,
+)
 
 
 def save_weights(
@@ -23,7 +31,10 @@ def save_weights(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     companions: Mapping[str, Content] | None = None,
-) -> None:
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    variant: str | None = None,
+    save_function: Callable[[dict[str, torch.Tensor], Path], Any] | None = None,
+) -> list[str]:
     """Write a model's weights under the names that transformers 4.37 and 5.x read.
 
     All files are written beside the old ones first and named last, then the weight files of an earlier save go; a
@@ -35,33 +46,46 @@ def save_weights(
         max_shard_size: bytes, or a text such as "200MB"; larger models are split, with an index.
         safe_serialization: safetensors where True, else PyTorch's .bin.
         companions: further files of the same save, by name: published with the weights or not at all.
+        state_dict: what to write in place of `model.state_dict()`, under the model's names.
+        variant: part of the files' names: "fp16" gives model.fp16.safetensors. Those of other variants stay.
+        save_function: writes a .bin in place of `torch.save`: called with a dictionary of tensors and a path.
+
+    Returns:
+        The names of the files, of the companions too.
 
     Raises:
         OSError: the disk is full, the directory cannot be written, or one of the files is a directory. ValueError:
-            `directory` is a file, or `max_shard_size` is no size.
+            `directory` is a file, `max_shard_size` is no size, or tensors have no data.
     """
     directory = Path(directory)
     if directory.is_file():
         raise ValueError(f"directory: got the file {directory}, wanted a directory")
-    tensors = _to_save(model)
-    name = SAFE_NAME if safe_serialization else TORCH_NAME
+    tensors = _to_save(model, state_dict)
+    name = with_variant(SAFE_NAME if safe_serialization else TORCH_NAME, variant)
     shards = split(tensors, max_shard_size)
     directory.mkdir(parents=True, exist_ok=True)
-    earlier = earlier_files(directory)
-    files = _files(tensors, shards, directory / name, safe_serialization, companions or {})
+    earlier = earlier_files(directory, variant)
+    write = partial(write_tensors, safe_serialization=safe_serialization, save_function=save_function)
+    index = directory / with_variant(f"{SAFE_NAME if safe_serialization else TORCH_NAME}.index.json", variant)
+    files = _files(tensors, shards, directory / name, index, write, companions or {})
     # Shards of an earlier save may bear the new names: without its index they cannot be taken for a whole.
-    index = directory / f"{name}.index.json"
     withdrawn = [index] if len(shards) > 1 and set(files) & set(earlier) - {index} else []
     write_together(files, withdrawn, [path for path in earlier if path not in {*files, *withdrawn}])
+    return [path.name for path in files]
 
 
 def _files(
-    tensors: dict[str, torch.Tensor], shards: list[list[str]], path: Path, safe: bool, companions: Mapping[str, Content]
+    tensors: dict[str, torch.Tensor],
+    shards: list[list[str]],
+    path: Path,
+    index_path: Path,
+    write_tensors: Callable[[dict[str, torch.Tensor], Path], None],
+    companions: Mapping[str, Content],
 ) -> dict[Path, Content]:
     """What to write, in the order in which it gets its name: companions, shards, their index."""
 
     def write(names: list[str], path: Path) -> None:
-        write_tensors({name: tensors[name] for name in names}, path, safe_serialization=safe)
+        write_tensors({name: tensors[name] for name in names}, path)
 
     directory = path.parent
     files: dict[Path, Content] = {directory / name: content for name, content in companions.items()}
@@ -76,15 +100,23 @@ def _files(
         },
         "weight_map": {name: file for file, shard in named.items() for name in shard},
     }
-    return {**files, directory / f"{path.name}.index.json": json.dumps(index, indent=2, sort_keys=True) + "\n"}
+    return {**files, index_path: json.dumps(index, indent=2, sort_keys=True) + "\n"}
 
 
-def _to_save(model: nn.Module) -> dict[str, torch.Tensor]:
+def _to_save(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
     decoder = family_of(model).DECODER
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    given = model.state_dict() if state_dict is None else state_dict
+    absent = [name for name, tensor in given.items() if not isinstance(tensor, torch.Tensor) or tensor.is_meta]
+    if absent:
+        raise ValueError(
+            f"these are no tensors with data: {listing(absent)}. Where accelerate keeps them elsewhere, give "
+            "state_dict=accelerate.utils.modeling.get_state_dict_offloaded_model(model)"
+        )
+    tensors = {name: tensor.detach() for name, tensor in given.items()}
     # transformers ties again what config.json calls tied. If it does not say so, the decoder is written too.
-    if shares_words(model) and getattr(model.config, "tie_word_embeddings", False):
-        del tensors[decoder]
-    elif shares_words(model):
-        tensors[decoder] = tensors[decoder].clone()
+    if decoder in tensors and shares_words(model):
+        if getattr(model.config, "tie_word_embeddings", False):
+            del tensors[decoder]
+        else:
+            tensors[decoder] = tensors[decoder].clone()
     return tensors

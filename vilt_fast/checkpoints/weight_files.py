@@ -25,10 +25,8 @@ from vilt_fast.checkpoints.files import listing
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
-# In this order, as in transformers: the first that is there holds the weights.
-WEIGHT_NAMES = (SAFE_NAME, SAFE_NAME + ".index.json", TORCH_NAME, TORCH_NAME + ".index.json")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_SHARD = re.compile(r"(model-\d{5}-of-\d{5}\.safetensors)|(pytorch_model-\d{5}-of-\d{5}\.bin)")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # A trainer's checkpoint names classes of these packages (PyTorch Lightning: its callbacks). They stay names here.
 _TRAINERS = (
@@ -55,37 +53,81 @@ class StoredWeights:
     tensors: dict[str, StoredTensor]
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point tensor; float32 where there is none."""
+        return next((t.dtype for t in self.tensors.values() if t.dtype in FLOATS), torch.float32)
+
+
+def weight_names(use_safetensors: bool | None = None, variant: str | None = None) -> list[str]:
+    """The names that weights may have, in the order of transformers: the first that is there holds them.
+
+    Args:
+        use_safetensors: True: safetensors alone; False: PyTorch's .bin alone.
+        variant: as in model.fp16.safetensors, "fp16".
+
+    Raises:
+        ValueError: variant cannot be part of a file's name.
+    """
+    names = [] if use_safetensors is False else [SAFE_NAME, SAFE_NAME + ".index.json"]
+    names += [] if use_safetensors else [TORCH_NAME, TORCH_NAME + ".index.json"]
+    return [with_variant(name, variant) for name in names]
+
+
+def with_variant(name: str, variant: str | None) -> str:
+    """model.safetensors to model.fp16.safetensors."""
+    if not variant:
+        return name
+    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", variant):
+        raise ValueError(f"variant: got {variant!r}, wanted a part of a file's name, such as 'fp16'")
+    stem, suffix = name.rsplit(".", 1)
+    return f"{stem}.{variant}.{suffix}"
+
 
 @contextmanager
-def open_weights(name_or_path: str | os.PathLike[str], **hub: Any) -> Iterator[StoredWeights]:
+def open_weights(
+    name_or_path: str | os.PathLike[str], *, use_safetensors: bool | None = None, variant: str | None = None, **hub: Any
+) -> Iterator[StoredWeights]:
     """Open the weights of a directory, a hub id or one file; tensors can be read until the context ends.
 
     Args:
-        name_or_path: a directory or hub id that holds one of `WEIGHT_NAMES`, or a file (.safetensors, .bin, .ckpt).
+        name_or_path: a directory or hub id that holds one of `weight_names`, or a file (.safetensors, .bin, .ckpt).
+        use_safetensors, variant: which of the names, see `weight_names`.
         **hub: those of `HubOptions`.
 
     Raises:
         FileNotFoundError: nothing there, or a shard that the index names is absent.
         ValueError: a file is truncated or no weight file, or holds Python objects; names the file.
     """
-    path = _weight_file(name_or_path, HubOptions(**hub))
+    path = _weight_file(name_or_path, weight_names(use_safetensors, variant), HubOptions(**hub))
+    if use_safetensors is not None and path.suffix != ".json" and use_safetensors != (path.suffix == ".safetensors"):
+        raise ValueError(f"use_safetensors={use_safetensors}: got the file {path}; leave the argument out to load it")
     with ExitStack() as stack:
-        if path.name.endswith(".index.json"):
+        if path.suffix == ".json" and ".index." in path.name:
             yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
         else:
             yield _open_file(path, stack)
 
 
-def _weight_file(name_or_path: str | os.PathLike[str], hub: HubOptions) -> Path:
+def hold_weights(state_dict: Mapping[str, torch.Tensor]) -> StoredWeights:
+    """The weights of a state dict, as those of a file.
+
+    Raises:
+        ValueError: it is no dictionary of dense tensors.
+    """
+    path = Path("state_dict")  # what messages name in place of a file
+    return StoredWeights(path, *_state_dict(state_dict, path))
+
+
+def _weight_file(name_or_path: str | os.PathLike[str], names: list[str], hub: HubOptions) -> Path:
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    for name in WEIGHT_NAMES:
+    for name in names:
         found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
     held = f", which holds: {listing(sorted(os.listdir(path))) or 'nothing'}" if path.is_dir() else ""
-    raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(WEIGHT_NAMES)})")
+    raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(names)})")
 
 
 def _open_file(path: Path, stack: ExitStack) -> StoredWeights:
@@ -200,8 +242,14 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict
     return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, t.detach) for n, t in usable.items()}, extra
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: Path, *, safe_serialization: bool) -> None:
-    """Write tensors to one file, as safetensors or with `torch.save`.
+def write_tensors(
+    tensors: dict[str, torch.Tensor],
+    path: Path,
+    *,
+    safe_serialization: bool,
+    save_function: Callable[[dict[str, torch.Tensor], Path], Any] | None = None,
+) -> None:
+    """Write tensors to one file, as safetensors; or with `torch.save`, or `save_function(tensors, path)` in its place.
 
     Raises:
         OSError: the file could not be written.
@@ -209,6 +257,8 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: Path, *, safe_serializ
     try:
         if safe_serialization:
             save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+        elif save_function is not None:
+            save_function({n: _alone(t) for n, t in tensors.items()}, path)
         else:
             with open(path, "wb") as file:
                 torch.save({n: _alone(t) for n, t in tensors.items()}, file)
@@ -253,7 +303,12 @@ def _bytes(size: int | str) -> int:
     return value
 
 
-def earlier_files(directory: Path) -> list[Path]:
-    """Indices and weight files that lie in a directory, in the order in which they can go: no index without shards."""
-    found = [path for path in directory.iterdir() if path.name in WEIGHT_NAMES or _SHARD.fullmatch(path.name)]
+def earlier_files(directory: Path, variant: str | None = None) -> list[Path]:
+    """Indices and weight files of a variant in a directory, in the order in which they can go: no index without shards.
+
+    The files of other variants are not among them.
+    """
+    names, part = weight_names(variant=variant), re.escape(f".{variant}") if variant else ""
+    shard = re.compile(rf"(model{part}-\d{{5}}-of-\d{{5}}\.safetensors)|(pytorch_model{part}-\d{{5}}-of-\d{{5}}\.bin)")
+    found = [path for path in directory.iterdir() if path.name in names or shard.fullmatch(path.name)]
     return sorted(found, key=lambda path: (not path.name.endswith(".index.json"), path.name))

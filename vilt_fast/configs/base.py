@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import vilt_fast
 from vilt_fast.checkpoints.files import read_json, write_atomically
@@ -31,6 +31,7 @@ class PreTrainedConfig:
     """
 
     model_type: ClassVar[str]
+    sub_configs: ClassVar[dict[str, Any]] = {}  # transformers' AutoModel asks for it
 
     def __init__(
         self,
@@ -69,10 +70,18 @@ class PreTrainedConfig:
     def from_dict(cls: type[Config], config: dict[str, Any], **overrides: Any) -> Config:
         """A configuration from the content of a config.json; `overrides` win.
 
+        With `return_unused_kwargs=True`, as transformers' AutoConfig asks: the configuration and a dictionary of the
+        overrides that are no fields of it.
+
         Raises:
             ValueError: `config` is of another architecture.
         """
-        config = dict(config)
+        config = {name: value for name, value in config.items() if name != "_commit_hash"}
+        overrides.pop("name_or_path", None)  # like _commit_hash, AutoConfig's note of where it read
+        if overrides.pop("return_unused_kwargs", False):
+            known = (overrides.keys() & {*config, *vars(cls()), "num_labels"}) - {"dtype", "torch_dtype"}
+            unused = {name: overrides.pop(name) for name in overrides.keys() - known}
+            return cast(Config, (cls.from_dict(config, **overrides), unused))
         found = config.pop("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(f"config.json must have model_type {cls.model_type!r}, got {found!r}")

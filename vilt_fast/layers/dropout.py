@@ -1,10 +1,11 @@
-"""Dropout whose mask follows from a seed (Srivastava et al. 2014)."""
+"""Dropout as a module over `ops.dropout` (Srivastava et al. 2014)."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
+from vilt_fast import ops
 from vilt_fast.layers.untouched import skippable
 
 
@@ -14,7 +15,11 @@ class Dropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Elementwise, any shape."""
-        return F.dropout(input, self.p) if self.is_active else input
+        if not self.is_active:
+            return input
+        # Drawn from PyTorch's default generator, on the device, where nothing waits for it.
+        seed = torch.randint(2**63 - 1, (), device=input.device)
+        return ops.dropout(input, self.p, seed)
 
     @property
     def is_active(self) -> bool:

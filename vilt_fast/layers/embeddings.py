@@ -94,7 +94,7 @@ class ViltEmbeddings(nn.Module):
         pixel_values: Tensor | PackedPixels | None = None,
         image_embeds: Tensor | None = None,
         pair_modality: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Layout]:
         """Embed a batch.
 
         Args:
@@ -104,18 +104,18 @@ class ViltEmbeddings(nn.Module):
             pair_modality: (B,) int64, the modality row of each pair's image.
 
         Returns:
-            (total_tokens, d).
+            (total_tokens, d), and the layout, in the place of Hugging Face's mask.
         """
         # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
         tokens = self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
         tokens = self._embed_words(tokens, layout, input_ids, token_type_ids, inputs_embeds)
         if pixel_values is not None:
-            return self._embed_patches(tokens, layout, pixel_values, pair_modality)
+            return self._embed_patches(tokens, layout, pixel_values, pair_modality), layout
         # Not dropped, as in Hugging Face: whoever made them has done that.
         assert image_embeds is not None
         places = layout.patch_index.long()
         modality = self.token_type_embeddings(pair_modality[places // image_embeds.shape[1]])
-        return place_image_embeds(tokens, layout, image_embeds, modality)
+        return place_image_embeds(tokens, layout, image_embeds, modality), layout
 
     def _embed_words(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.utils.checkpoint
@@ -155,6 +155,14 @@ class Layer(nn.Module):
         return linear(self.output.dense, hidden, residual=residual)
 
 
+class EncoderOutput(NamedTuple):
+    """What `Encoder` gives."""
+
+    last_hidden_state: Tensor  # (total_tokens, d), or (B, d) where first rows were enough
+    hidden_states: tuple[Tensor, ...] | None  # (B, places, d) each: the input of every block, and the last output
+    attentions: tuple[Tensor, ...] | None  # (B, heads, places, places) each
+
+
 @skippable()
 class Encoder(nn.Module):
     """The blocks."""
@@ -163,7 +171,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False
-        self.gradient_checkpointing_kwargs: dict[str, Any] = {}
+        self.gradient_checkpointing_kwargs: dict[str, Any] = {}  # of torch.utils.checkpoint.checkpoint
 
     def forward(
         self,
@@ -174,7 +182,7 @@ class Encoder(nn.Module):
         want_attentions: bool = False,
         want_hidden_states: bool = False,
         first_rows_only: bool = False,
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    ) -> EncoderOutput:
         """All blocks.
 
         Args:
@@ -184,10 +192,6 @@ class Encoder(nn.Module):
             want_attentions, want_hidden_states: what to keep.
             first_rows_only: whether the rows `layout.first` are enough: the projection and MLP of an untouched last
                 block then run on these alone.
-
-        Returns:
-            (total_tokens or B, d); the input of every block and the last output, (B, places, d) each, where wanted;
-            the probabilities of every block, (B, heads, places, places) each, where wanted.
         """
         states: list[Tensor] = []
         attentions: list[Tensor] = []
@@ -206,11 +210,14 @@ class Encoder(nn.Module):
             attentions += rest
         if want_hidden_states:
             x = _show(x, layout, states)
-        return x[layout.first] if first_rows_only and not narrows else x, states, attentions
+        x = x[layout.first] if first_rows_only and not narrows else x
+        return EncoderOutput(x, tuple(states) or None, tuple(attentions) or None)
 
     def _call_layer(self, layer: nn.Module, x: Tensor, layout: Layout, options: dict[str, Any]) -> tuple[Tensor, ...]:
         if not (self.gradient_checkpointing and self.training):
             return layer(x, layout, **options)
+        if torch.is_grad_enabled() and not x.requires_grad:  # frozen embeddings: reentrant gives no gradients without
+            x = x.detach().requires_grad_()
         kwargs = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
         return torch.utils.checkpoint.checkpoint(partial(layer, layout=layout, **options), x, **kwargs)
 

@@ -105,8 +105,12 @@ class ViltWithHead(PreTrainedModel):
 
     def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         """The same from the output of `vilt`, called like any module."""
-        output = self.vilt(**inputs.given(), **wanted, return_dict=True)
+        output = self._output_of_vilt(inputs, wanted)
         return Seen(output[1], None, output.hidden_states, output.attentions)
+
+    def _output_of_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Any:
+        given = inputs.given()
+        return self.vilt(given.pop("input_ids", None), **given, **wanted, return_dict=True)
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         raise NotImplementedError
@@ -133,7 +137,7 @@ class ViltWithWordHead(ViltWithHead):
         return Seen(words, encoded.layout.text_row >= 0)
 
     def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
-        output = self.vilt(**inputs.given(), **wanted, return_dict=True)
+        output = self._output_of_vilt(inputs, wanted)
         (batch, length), mask = inputs.text_shape(), inputs.attention_mask
         words = output[0][:, :length]
         kept = torch.ones(batch, length, device=words.device) if mask is None else mask

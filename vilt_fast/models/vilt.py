@@ -55,11 +55,15 @@ class ViltModel(PreTrainedModel):
         self.encoder = Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.block_layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer else None
-        self._init_weights()
+        self.post_init()
 
-    def get_input_embeddings(self) -> nn.Embedding:
+    def get_input_embeddings(self) -> Any:
         """The word table."""
         return self.embeddings.text_embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Put another module in the place of the word table."""
+        self.embeddings.text_embeddings.word_embeddings = value
 
     def forward(
         self,
@@ -156,7 +160,7 @@ class ViltModel(PreTrainedModel):
             pixel_values=batch.pixel_values,
             image_embeds=batch.image_embeds,
             pair_modality=batch.pair_modality,
-        )
+        )[0]
         tokens, states, attentions = self.encoder(
             tokens,
             layout,
@@ -165,34 +169,28 @@ class ViltModel(PreTrainedModel):
             want_hidden_states=either(want_hidden_states, config.output_hidden_states),
             first_rows_only=first_rows_only,
         )
-        return Encoded(layout, tokens, tuple(states) or None, tuple(attentions) or None)
+        return Encoded(layout, tokens, states, attentions)
 
 
 class ViltForMaskedLM(ViltWithWordHead):
     """Masked words. labels (B, L) integers: the word's id, -100 where there is nothing to learn."""
 
     output_class = MaskedLMOutput
+    _tied_weights_keys = {"mlm_score.decoder.weight": "vilt.embeddings.text_embeddings.word_embeddings.weight"}
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__(config)
         self.vilt = ViltModel(config)
         self.mlm_score = MaskedLMHead(config)
-        self._init_weights()
-        if config.tie_word_embeddings:
-            self.tie_weights()
+        self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> Any:
         """The decoder."""
         return self.mlm_score.decoder
 
-    def tie_weights(self) -> None:
-        """Make the decoder's weight and the word table one parameter."""
-        self.mlm_score.decoder.weight = self.vilt.get_input_embeddings().weight
-
-    def untie_weights(self) -> None:
-        """Give the decoder a weight of its own, equal to the word table's."""
-        if self.mlm_score.decoder.weight is self.vilt.get_input_embeddings().weight:
-            self.mlm_score.decoder.weight = nn.Parameter(self.mlm_score.decoder.weight.detach().clone())
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Put another module in the place of the decoder."""
+        self.mlm_score.decoder = new_embeddings
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.config.vocab_size, ignore=True)
@@ -210,7 +208,7 @@ class ViltForQuestionAnswering(ViltWithHead):
         self.num_labels = config.num_labels
         self.vilt = ViltModel(config)
         self.classifier = Classifier(config.hidden_size, config.hidden_size * 2, config.num_labels)
-        self._init_weights()
+        self.post_init()
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, (inputs.text_shape()[0], self.num_labels))
@@ -239,7 +237,7 @@ class ViltForImageAndTextRetrieval(ViltWithHead):
         super().__init__(config)
         self.vilt = ViltModel(config)
         self.rank_output = nn.Linear(config.hidden_size, 1)
-        self._init_weights()
+        self.post_init()
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         checks = check_labels(labels, inputs.text_shape()[:1], classes=2)
@@ -264,7 +262,7 @@ class ViltForImageTextMatching(ViltWithHead):
         super().__init__(config)
         self.vilt = ViltModel(config)
         self.itm_score = MatchingHead(config)
-        self._init_weights()
+        self.post_init()
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape()[:1], classes=2)
@@ -298,7 +296,7 @@ class ViltForImagesAndTextClassification(ViltWithHead):
         self.vilt = ViltModel(config)
         width = config.hidden_size * config.num_images
         self.classifier = Classifier(width, width, config.num_labels)
-        self._init_weights()
+        self.post_init()
 
     @property
     def slots(self) -> int:
@@ -337,7 +335,7 @@ class ViltForTokenClassification(ViltWithWordHead):
         self.vilt = ViltModel(config, add_pooling_layer=False)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self._init_weights()
+        self.post_init()
 
     def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
         return check_labels(labels, inputs.text_shape(), classes=self.num_labels, ignore=True)
