@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def attention(
@@ -40,16 +41,19 @@ def attention(
     """
     lengths = cu_seqlens.diff().tolist()
     total, context = sum(lengths), []
+    spells_out = head_scale is not None or _is_transformed()
     for span in qkv[:total].split(lengths):
         query, key, value = span.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)  # (num_heads, length, head_dim)
-        if head_scale is None:
+        if not spells_out:
             # F.scaled_dot_product_attention is equation 1; the spelled-out form below is what it computes.
             batch_of_one = (query[None], key[None], value[None])
             out = F.scaled_dot_product_attention(*batch_of_one, dropout_p=dropout_p, scale=scale)[0]
         else:
             probabilities = _probabilities(query, key, scale)
             probabilities = F.dropout(probabilities, dropout_p, training=dropout_p > 0)
-            out = (probabilities * head_scale[:, None, None]) @ value
+            if head_scale is not None:
+                probabilities = probabilities * head_scale[:, None, None]
+            out = probabilities @ value
         context.append(out.transpose(0, 1).flatten(1))  # (length, d)
     context.append(qkv.new_zeros(qkv.shape[0] - total, qkv.shape[1] // 3))
     return torch.cat(context)
@@ -98,6 +102,13 @@ def attention_rows(
             probabilities = probabilities * head_scale[:, None, None]
         result = result.index_copy(0, chosen, F.pad(probabilities.transpose(0, 1), (0, max_seqlen - len(keys))))
     return result
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward mode runs, for which PyTorch's fused attention has no rules."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def _probabilities(query: Tensor, key: Tensor, scale: float | None) -> Tensor:

@@ -149,6 +149,11 @@ class ViltModel(PreTrainedModel):
             first_rows_only: whether the caller reads the first word's row of each pair alone.
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "torch.jit.trace would keep the lengths of this batch for every other; use torch.compile or "
+                "vilt_fast.freeze"
+            )
         config = self.config
         batch = inputs.check(config, self.device)
         layout = batch.layout(config, self.training, checks or [])
