@@ -135,3 +135,24 @@ def test_a_parametrization_under_cached(both, pair):
     with parametrize.cached():
         both.check_same_scores("scores", (ours, theirs, inputs))
         both.check_same_scores("scores, cached", (ours, theirs, inputs))
+
+
+def test_pruned_heads(both, pair, tmp_path):
+    """`prune_heads`, as BERT's tools call it: scores and steps are those of a model whose heads are masked."""
+    ours, theirs, inputs = pair()
+    plain = both.scores(theirs, inputs)
+    ours.prune_heads({0: [1]})
+    ours.prune_heads({0: [1]})  # a head that is gone already
+    keep = torch.tensor([1.0, 0.0]).view(2, 1, 1)
+    dropout = theirs.vilt.encoder.layer[0].attention.attention.dropout
+    dropout.register_forward_hook(lambda module, args, probabilities: probabilities * keep)
+    attention = ours.vilt.encoder.layer[0].attention
+    assert attention.attention.value.weight.shape == (12, 24) and attention.output.dense.weight.shape == (24, 12)
+    wanted = both.check_same_scores("scores", (ours, theirs, inputs))
+    assert both.off(wanted, plain) > 1e-3
+    for model in (ours, theirs):
+        both.train_steps(model.train(), inputs)
+    both.check_same_scores("scores after training", (ours.eval(), theirs.eval(), inputs), 1e-4)
+    ours.save_pretrained(tmp_path)
+    again = type(ours).from_pretrained(tmp_path)
+    assert torch.equal(both.scores(again, inputs), both.scores(ours, inputs))
