@@ -336,7 +336,7 @@ class FrozenModel:
                 cu_seqlens=spans.cu_seqlens,
                 num_heads=block.num_heads,
                 max_seqlen=spans.max_seqlen,
-                head_scale=None if head_mask is None else head_mask[i].to(tokens.dtype),
+                head_scale=None if head_mask is None else block.scale_of(head_mask[i]).to(tokens.dtype),
             )
             narrows = self._first_rows_only and i + 1 == len(blocks)
             tokens = walk_block(block, tokens, attend, spans.first if narrows else None)

@@ -56,8 +56,13 @@ class Block:
     up: Affine
     down: Affine
     num_heads: int
+    kept_heads: list[int] | None  # of those in a `head_mask`; None: all
     activation: str | None
     activation_after: Callable[[Tensor], Tensor] | None
+
+    def scale_of(self, head_mask: Tensor) -> Tensor:
+        """(heads,) of the whole model to those that are left."""
+        return head_mask if self.kept_heads is None else head_mask[self.kept_heads]
 
     def query_key_value(self, x: Tensor) -> Tensor:
         return self.joined(self.norm_before(x))
@@ -210,6 +215,7 @@ class _Taker:
             up=self.affine(layer.intermediate.dense),
             down=self.affine(layer.output.dense),
             num_heads=attention.num_attention_heads,
+            kept_heads=attention.kept_heads,
             **_epilogue(layer.intermediate.intermediate_act_fn),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(d, d, bias=config.qkv_bias)
         self.value = nn.Linear(d, d, bias=config.qkv_bias)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
+        self.kept_heads: list[int] | None = None  # None: all of them
 
     @property
     def all_head_size(self) -> int:
@@ -51,6 +53,8 @@ class SelfAttention(nn.Module):
         self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
     ) -> tuple[Tensor, ...]:
         """`forward` behind the projections."""
+        if head_scale is not None and self.kept_heads is not None:
+            head_scale = head_scale[self.kept_heads]
         dropout = self.dropout
         lends = is_untouched(dropout, Dropout)  # its p and mode to the operation, which drops by itself
         if not lends or want_attention and (dropout.is_active or torch.is_grad_enabled() and qkv.requires_grad):
@@ -110,3 +114,35 @@ class Attention(nn.Module):
         """(total_tokens, d) to the same; and the probabilities where they are wanted."""
         context, *rest = self.attention(x, layout, head_scale=head_scale, want_attention=want_attention)
         return (self.output(context), *rest)
+
+    def prune_heads(self, heads: Iterable[int]) -> None:
+        """Keep all but these, by the numbers that they had at first; see `PreTrainedModel.prune_heads`."""
+        attention = self.attention
+        held = attention.kept_heads or range(attention.num_attention_heads)
+        places = [place for place, head in enumerate(held) if head not in heads]
+        size = attention.attention_head_size
+        rows = torch.tensor([place * size + column for place in places for column in range(size)])
+        for linear in (attention.query, attention.key, attention.value):
+            _keep(linear, rows, 0)
+        _keep(self.output.dense, rows, 1)
+        attention.kept_heads, attention.num_attention_heads = [held[place] for place in places], len(places)
+        self.pruned_heads.update(heads)
+
+    def check_prunable(self) -> None:
+        """Raise ValueError unless the four projections are as they were made."""
+        attention = self.attention
+        for linear in (attention.query, attention.key, attention.value, self.output.dense):
+            if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
+                raise ValueError(
+                    f"prune_heads: got a {type(linear).__name__} with weights of another kind: prune first"
+                )
+
+
+@torch.no_grad()
+def _keep(linear: nn.Linear, rows: Tensor, dimension: int) -> None:
+    """Keep some outputs (dimension 0) or inputs (1) of a linear map."""
+    names = ("weight", "bias") if dimension == 0 and linear.bias is not None else ("weight",)
+    for name in names:
+        old = getattr(linear, name)
+        setattr(linear, name, nn.Parameter(old.index_select(dimension, rows.to(old.device)), old.requires_grad))
+    linear.out_features, linear.in_features = linear.weight.shape

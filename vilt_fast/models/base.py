@@ -17,12 +17,12 @@ from vilt_fast import checkpoints
 from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.models.mixins import EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
+from vilt_fast.models.mixins import EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin):
+class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin):
     """A model with a configuration, that reads and writes checkpoints. Parameter names are Hugging Face's."""
 
     config: Any  # an instance of config_class
@@ -280,11 +280,15 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, ParameterMixin
     def post_init(self) -> None:
         """The last line of a model's `__init__`: fresh weights, tied where the configuration says so."""
         self.init_weights()
+        if getattr(self.config, "gradient_checkpointing", False):  # of configurations before transformers 4.17
+            self.gradient_checkpointing_enable()
 
     def init_weights(self) -> None:
-        """Draw fresh weights for every module, and tie what the configuration ties."""
+        """Draw fresh weights for every module that has not had any, and tie what the configuration ties."""
         for module in self.modules():
-            self._init_weights(module)
+            if not module.__dict__.get("_has_weights", False):  # a part may have been loaded before
+                self._init_weights(module)
+                module._has_weights = True  # type: ignore[assignment]
         self.tie_weights()
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -171,15 +171,15 @@ class EmbeddingMixin(nn.Module):
         self,
         new_num_tokens: int | None = None,
         pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = False,
+        mean_resizing: bool = True,
     ) -> nn.Module:
         """Give the word table, and a masked-word head's decoder, other numbers of rows; the first ones are kept.
 
         Args:
             new_num_tokens: how many; None: as many as there are. `config.vocab_size` follows.
             pad_to_multiple_of: the number is rounded up to a multiple of this.
-            mean_resizing: False: new rows are drawn as fresh weights are, as in transformers 4.37. True: they are the
-                mean of the old ones, as in 5.x.
+            mean_resizing: True: new rows are the mean of the old ones, as in transformers 5. False: they are drawn as
+                fresh weights are, as in 4.37.
 
         Returns:
             The word table.
@@ -206,7 +206,7 @@ class EmbeddingMixin(nn.Module):
             self._resize(decoder, nn.Linear(decoder.in_features, rows, bias=decoder.bias is not None), mean_resizing)
             decoder.out_features = rows
             decoder.weight = words.weight if tied else decoder.weight
-        self.config.vocab_size = rows
+        self.config.vocab_size = self.vocab_size = rows
         return words
 
     @torch.no_grad()
@@ -223,6 +223,38 @@ class EmbeddingMixin(nn.Module):
 
     def _init_weights(self, module: nn.Module) -> None:
         raise NotImplementedError
+
+
+class HeadPruningMixin(nn.Module):
+    """Attention heads taken out, and their work with them (Michel et al. 2019)."""
+
+    config: Any
+    base_model: Any
+
+    def prune_heads(self, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+        """Take heads out for good; `config.pruned_heads` says which, and files made from here on lack them.
+
+        Args:
+            heads_to_prune: block -> heads, by the numbers that they had in the whole model. One that is gone already
+                is passed over.
+
+        Raises:
+            ValueError: there is no such block or head, a block would be left without one, or a projection is not as
+                the model made it; nothing is changed then.
+        """
+        blocks, count = self.base_model.encoder.layer, self.config.num_attention_heads
+        gone = {index: {*self.config.pruned_heads.get(index, ()), *heads} for index, heads in heads_to_prune.items()}
+        for index, heads in gone.items():
+            if index not in range(len(blocks)):
+                raise ValueError(f"heads_to_prune: got block {index!r}, wanted 0..{len(blocks) - 1}")
+            wrong = [head for head in heads if head not in range(count)]
+            if wrong or len(heads) == count:
+                got = f"head {wrong[0]!r}, wanted 0..{count - 1}" if wrong else "all heads, wanted one at least to stay"
+                raise ValueError(f"heads_to_prune: block {index}: got {got}")
+            blocks[index].attention.check_prunable()
+        for index, heads in gone.items():
+            blocks[index].attention.prune_heads(heads)
+            self.config.pruned_heads[index] = sorted(heads)
 
 
 def _rounded(rows: int | None, multiple: int | None, held: int) -> int:

@@ -55,6 +55,7 @@ class ViltModel(PreTrainedModel):
         self.encoder = Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.block_layer_norm_eps)
         self.pooler = Pooler(config) if add_pooling_layer else None
+        self.prune_heads(config.pruned_heads)
         self.post_init()
 
     def get_input_embeddings(self) -> Any:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vilt_fast import ops
-from vilt_fast.checkpoints.files import read_json
+from vilt_fast.checkpoints.files import read_json, write_atomically
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
@@ -267,6 +267,15 @@ class ViltImageProcessor(Settings):
     def to_json_string(self) -> str:
         """The settings as JSON text."""
         return to_json(self.to_dict())
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """A processor from a JSON file of any name; errors as from `from_dict`, and ValueError where it is no JSON."""
+        return cls.from_dict(read_json(json_file))
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string` into a file, whole or not at all."""
+        write_atomically(json_file_path, self.to_json_string())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write preprocessor_config.json, whole or not at all, and return the path.

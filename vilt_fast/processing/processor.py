@@ -13,7 +13,7 @@ import torch
 from .batch import BatchEncoding, tensor_kind
 from .decoding import check_data_format
 from .image import WITHOUT_EFFECT, ViltImageProcessor
-from .saving import split_options, write_files
+from .saving import split_options, to_json, write_files
 from .settings import SETTINGS
 from .text import BertTokenizer
 
@@ -208,10 +208,18 @@ class ViltProcessor:
             OSError: a file could not be written; every old one stays whole.
         """
         files = {
-            **self.tokenizer.files_to_save(type(self).__name__),
             **self.image_processor.files_to_save(save_directory),
+            **self.tokenizer.files_to_save(type(self).__name__),
         }
         return write_files(save_directory, files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values; those of the tokenizer are in its own files."""
+        return {"processor_class": type(self).__name__, "image_processor": self.image_processor.to_dict()}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON text."""
+        return to_json(self.to_dict())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(\n{self.image_processor!r},\n{self.tokenizer!r})"
