@@ -25,7 +25,6 @@ KINDS = (
     "register_full_backward_hook",
 )
 TYPES = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Dropout, nn.Sequential, nn.ModuleList)
-QUERY = "vilt.encoder.layer.0.attention.attention.query"
 
 
 @pytest.fixture(params=CLASSES)
