@@ -21,7 +21,7 @@ DEMO = ROOT / "vilt_fast" / "demo"
 TOP_LEVEL = {
     *("vilt_fast", "kernels", "reference", "bench", "tests", ".ci"),
     *("setup.py", "pyproject.toml", "Makefile", "constraints.txt", "LICENSE", "README.md"),
-    *("CONTRIBUTING.md", "CHANGELOG.md", ".gitignore"),
+    *("CONTRIBUTING.md", "CHANGELOG.md", "TOOLS.md", ".gitignore"),
 }
 
 
