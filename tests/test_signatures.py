@@ -152,6 +152,7 @@ SIGNATURES = {
         "repo_id commit_message commit_description private token revision create_pr tags max_shard_size "
         "safe_serialization variant"
     ),
+    "ViltModel.prune_heads": "heads_to_prune",
     "ViltModel.resize_token_embeddings": "new_num_tokens pad_to_multiple_of mean_resizing",
     "ViltModel.save_pretrained": (
         "directory max_shard_size safe_serialization state_dict variant is_main_process save_function push_to_hub "
