@@ -182,7 +182,7 @@ class Case:
             inputs = inputs if model.slots is None else inputs.fold_images(model.slots)
             batch = inputs.check(self.config, self.device)
             layout = batch.layout(self.config, False, [])
-            tokens = model.vilt.embeddings(
+            tokens, _ = model.vilt.embeddings(
                 layout,
                 input_ids=batch.input_ids,
                 token_type_ids=batch.token_type_ids,
