@@ -152,17 +152,6 @@ def fused_name(module: nn.Module) -> str | None:
     return "relu" if kind is nn.ReLU else "tanh"
 
 
-def resolve(name: str | Callable[[Tensor], Tensor]) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
-    """(activation for `ops.linear`, function to call after it); one of them is None.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if callable(name):
-        return None, name
-    return FUSED.get(_known(name)), SEPARATE.get(name)
-
-
 def _known(name: str) -> str:
     """The name, where it is one of `ACTIVATIONS`."""
     if name in _WITH_PARAMETERS:
