@@ -56,6 +56,37 @@ def new_linear(_):
     return nn.Linear(24, 4)
 
 
+class TwoWords(nn.Module):
+    """A pooler as transformers' are written: it gets padded states."""
+
+    def forward(self, states):
+        return states[:, :2].mean(1).tanh()
+
+
+def without(kind):
+    """The same kind of module without what it can do without."""
+
+    def make(module):
+        if kind == "bias" and isinstance(module, nn.Linear):
+            new = nn.Linear(module.in_features, module.out_features, bias=False)
+        elif kind == "bias":
+            new = nn.LayerNorm(module.normalized_shape, eps=1e-6, bias=False)
+        else:
+            return nn.LayerNorm(module.normalized_shape, eps=1e-6, elementwise_affine=False)
+        new.weight.data.copy_(module.weight.data)
+        return new
+
+    return make
+
+
+def plain_weight(module):
+    """A weight that is no parameter: a leftover of tools that computed it."""
+    weight = module.weight.detach() * 2
+    del module.weight
+    module.weight = weight
+    return module
+
+
 LAYER = "vilt.encoder.layer.0"
 WORDS = "vilt.embeddings.text_embeddings"
 QA, MLM = "ViltForQuestionAnswering", "ViltForMaskedLM"
@@ -79,6 +110,11 @@ REPLACED = [
     (QA, f"{LAYER}.attention.output", Scaled, "wrapped"),
     (QA, f"{LAYER}.output", Scaled, "wrapped"),
     (QA, f"{LAYER}.intermediate", Scaled, "wrapped"),
+    # A key's bias moves every score of a query alike: without it nothing changes.
+    *((QA, path, without("bias"), "without bias") for path in (*NORMS, *LINEARS) if not path.endswith("key")),
+    *((QA, path, without("weight"), "without weights") for path in NORMS),
+    *((QA, path, plain_weight, "weight no parameter") for path in (*NORMS, *LINEARS)),
+    (QA, "vilt.pooler", lambda _: TwoWords(), "of padded states"),
     (MLM, "mlm_score.transform.LayerNorm", rms_norm, "RMSNorm"),
     (MLM, "mlm_score.transform.transform_act_fn", lambda _: nn.ReLU(), "ReLU"),
     (MLM, "mlm_score.transform", Scaled, "wrapped"),

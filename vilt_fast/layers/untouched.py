@@ -25,7 +25,8 @@ class _Kind(NamedTuple):
 
 
 _kinds: dict[type[nn.Module], _Kind] = {}
-_PLAIN = (nn.Parameter, Tensor, type(None))
+_CALL = nn.Module.__call__
+_PLAIN = (nn.Parameter, Tensor)
 
 
 def skippable(**children: type[nn.Module]) -> Callable[[Kind], Kind]:
@@ -45,7 +46,8 @@ for _kind in (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Tanh, nn.GELU
 def is_watched() -> bool:
     """Whether something looks at every module that is called, or changes what operations compute (autocast)."""
     return bool(
-        torch_module._global_forward_hooks
+        nn.Module.__call__ is not _CALL
+        or torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
@@ -83,7 +85,11 @@ def _is_bare(module: nn.Module, forward: Callable[..., Any]) -> bool:
         return False
     if "forward" in own or "_compiled_call_impl" in own or type(module).forward is not forward:
         return False
+    if "weight" in own or "bias" in own:  # something stands before the parameter
+        return False
     for parameter in own["_parameters"].values():
         if type(parameter) not in _PLAIN:
-            return False
+            # No fused step does without a LayerNorm's weight or bias; that of a product may lack.
+            if parameter is not None or type(module) is nn.LayerNorm:
+                return False
     return True

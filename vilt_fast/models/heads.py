@@ -95,7 +95,9 @@ class ViltWithHead(PreTrainedModel):
     def _can_stay_packed(self) -> bool:
         """Whether nobody would miss the call of `vilt`, or the rows that are not read."""
         vilt = self.vilt
-        return stands_alone(vilt) and stands_alone(vilt.encoder) and stands_alone(vilt.layernorm)
+        if not (stands_alone(vilt) and stands_alone(vilt.encoder) and stands_alone(vilt.layernorm)):
+            return False
+        return vilt.pools_first_rows or not self.first_rows_only
 
     def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
         """What the head reads, without the rows that nobody reads."""

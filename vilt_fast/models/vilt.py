@@ -124,14 +124,22 @@ class ViltModel(PreTrainedModel):
         )
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         tokens = call_layer_norm(self.layernorm, encoded.tokens)
-        pooled = None if self.pooler is None else self.pooler(tokens[encoded.layout.first])
+        states = encoded.layout.unpack(tokens)
+        pooled = None
+        if self.pooler is not None:
+            pooled = self.pooler(tokens[encoded.layout.first] if self.pools_first_rows else states)
         output = BaseModelOutputWithPooling(
-            last_hidden_state=encoded.layout.unpack(tokens),
+            last_hidden_state=states,
             pooler_output=pooled,
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
+
+    @property
+    def pools_first_rows(self) -> bool:
+        """Whether our pooler is there, bare or wrapped; another gets the padded states, as in Hugging Face."""
+        return self.pooler is not None and any(isinstance(module, Pooler) for module in self.pooler.modules())
 
     def encode(
         self,
