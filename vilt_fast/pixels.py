@@ -128,10 +128,11 @@ class PackedPixels:
         first: dict[tuple[int, int], int] = {}
         return [first.setdefault((index, pair % slots), pair) for pair, index in enumerate(self.image_of_pair)]
 
-    def normalise(self, patches: Tensor) -> Tensor:
-        """(N, p, p, 3) bytes to (N, 3, p, p) float32, normalised."""
-        mean, std = (torch.tensor(values, device=patches.device) for values in (self.mean, self.std))
-        return ((patches * self.rescale_factor - mean) / std).permute(0, 3, 1, 2)
+    def normalise(self, patches: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, p, p, 3) bytes to (N, 3, p, p), normalised in fp32 or fp64 and rounded once to `dtype`."""
+        wide = torch.promote_types(dtype, torch.float32)
+        mean, std = (torch.tensor(values, dtype=wide, device=patches.device) for values in (self.mean, self.std))
+        return ((patches.to(wide) * self.rescale_factor - mean) / std).permute(0, 3, 1, 2).to(dtype)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedPixels:
         """The same images on `device`; with `non_blocking`, the copy from pinned memory is not waited for."""
@@ -176,8 +177,11 @@ def _per_channel(name: str, value: Any) -> tuple[float, ...]:
 
 
 def _flat_integers(values: Any) -> Iterable[int]:
-    for value in values.tolist() if hasattr(values, "tolist") else values:
-        if isinstance(value, Iterable):
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"picture: got {values!r}, wanted integers")
+    for value in values:
+        if isinstance(value, Iterable) and not isinstance(value, str):
             yield from _flat_integers(value)
         elif isinstance(value, Integral) and not isinstance(value, bool):
             yield int(value)

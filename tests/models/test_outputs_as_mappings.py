@@ -140,13 +140,8 @@ def test_what_would_break_an_output_is_refused() -> None:
     ):
         with pytest.raises(TypeError, match="SequenceClassifierOutput stay; set one to None"):
             change()
-    for change in (
-        lambda: out.__setitem__("logit", draw(1)),
-        lambda: SequenceClassifierOutput({"logit": draw(1)}),
-        lambda: SequenceClassifierOutput([("logits", draw(1)), ("logit", draw(1))]),
-    ):
-        with pytest.raises(ValueError, match="fields loss, logits, hidden_states, attentions, got 'logit'"):
-            change()
+    with pytest.raises(ValueError, match="the keys of a SequenceClassifierOutput are names, got 3"):
+        out[3] = draw(1)
     with pytest.raises(ValueError, match="pairs, got an iterator of 3"):
         SequenceClassifierOutput(iter([3, 4]))
     with pytest.raises(TypeError, match="unexpected keyword argument 'logit'"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
@@ -80,7 +80,7 @@ def freeze(
     if not isinstance(graphs, bool):
         raise ValueError(f"freeze: graphs: got {graphs!r}, wanted True or False")
     for name, value in (("max_tokens", max_tokens), ("max_seqlen", max_seqlen)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"freeze: {name}: got {value!r}, wanted a positive integer")
     found = {parameter.dtype for parameter in model.parameters()}
     if dtype is None and len(found) > 1:
@@ -373,12 +373,16 @@ class FrozenModel:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"is_stale: model: got {type(model).__name__}, wanted a model of vilt_fast")
         try:
-            if own_class(model) is not self.model_class:
-                return True
+            if (
+                own_class(model) is not self.model_class
+                or model.config.max_image_length != self.config.max_image_length
+            ):
+                return True  # of the configuration, all else was read when the model was made
             now = collect(model, self.dtype, self.device)
         except ValueError:  # something hangs on it
             return True
-        return not all(_is_same(*pair) for pair in zip(_leaves(self.weights), _leaves(now), strict=True))
+        before, after = [*_leaves(self.weights)], [*_leaves(now)]
+        return len(before) != len(after) or not all(map(_is_same, before, after))
 
     def eval(self) -> FrozenModel:
         """Itself: it is always in evaluation mode."""
@@ -440,6 +444,10 @@ def _leaves(weights: Any) -> Iterator[Any]:
     elif isinstance(weights, tuple):
         for part in weights:
             yield from _leaves(part)
+    elif isinstance(weights, nn.Module):  # an activation
+        yield repr(weights)
+        yield from weights.state_dict().values()
+        yield getattr(weights, "function", None)
     else:
         yield weights
 

@@ -6,6 +6,7 @@ its own computes something that its weights do not say, and is refused by name.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,15 +14,18 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from vilt_fast import ops
 from vilt_fast.layers.activations import fused_name
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
+from vilt_fast.layers.untouched import has_own, has_usual_settings, is_patched
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ADVICE = "undo the change (remove a hook, merge an adapter), or call the live model"
 # What a user's class may define without computing anything else.
 _HARMLESS = {"__module__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__init__", "config_class"}
+_HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotations_cache__"}  # Python 3.13
 
 
 class Affine(NamedTuple):
@@ -205,6 +209,14 @@ class _Taker:
     def norm(self, norm: Any) -> Norm:
         return Norm(self(norm.weight), self(norm.bias), norm.eps)
 
+    def epilogue(self, act: nn.Module) -> dict[str, Any]:
+        """What follows a product: a step of the product itself, or a module to call after it."""
+        fused = fused_name(act)
+        if fused is not None:
+            return {"activation": fused, "activation_after": None}
+        place = {name: self.options[name] for name in ("dtype", "device")}
+        return {"activation": None, "activation_after": copy.deepcopy(act).to(**place).eval().requires_grad_(False)}
+
     def block(self, layer: Any) -> Block:
         attention = layer.attention.attention
         return Block(
@@ -216,7 +228,7 @@ class _Taker:
             down=self.affine(layer.output.dense),
             num_heads=attention.num_attention_heads,
             kept_heads=attention.kept_heads,
-            **_epilogue(layer.intermediate.intermediate_act_fn),
+            **self.epilogue(layer.intermediate.intermediate_act_fn),
         )
 
     def head(self, model: Any) -> Affine | ClassifierHead | WordHead:
@@ -233,17 +245,11 @@ class _Taker:
                 transform = head.transform
                 return WordHead(
                     dense=self.affine(transform.dense),
-                    **_epilogue(transform.transform_act_fn),
+                    **self.epilogue(transform.transform_act_fn),
                     norm=self.norm(transform.LayerNorm),
                     decoder=self.affine(head.decoder),
                 )
         raise ValueError(f"freeze: got a {type(model).__name__}, which has no head that can be frozen")
-
-
-def _epilogue(act: nn.Module) -> dict[str, Any]:
-    """What follows a product: a step of the product itself, or a module to call after it."""
-    fused = fused_name(act)
-    return {"activation": fused, "activation_after": None if fused is not None else act}
 
 
 def own_class(model: nn.Module) -> Any:
@@ -279,19 +285,29 @@ def refuse_changed(model: Any) -> None:
         plain = kind(
             model.config, **({"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {})
         )
-    wanted = dict(plain.named_modules())
+    if _has_any_global_hook():
+        raise ValueError("freeze: a hook of all modules is registered, which a frozen model would not call; remove it")
+    blocks, said = len(getattr(model, "vilt", model).encoder.layer), model.config.num_hidden_layers
+    if blocks != said:
+        raise ValueError(f"freeze: the model has {blocks} blocks, config.num_hidden_layers is {said}; make them agree")
+    wanted = dict(plain.named_modules(remove_duplicate=False))
     found = dict(model.named_modules(remove_duplicate=False))
     for name, module in found.items():
         if name not in wanted:
             raise _refusal(name, f"is a {type(module).__name__} that {kind.__name__} does not have")
         if type(module) is not type(wanted[name]) and module is not model:
             raise _refusal(name, f"is a {_full_name(module)}, not a {type(wanted[name]).__name__}")
-        if "forward" in vars(module) or "__call__" in vars(module):
-            raise _refusal(name, "has a forward of its own")
         hooks = next((hooks for hooks in _HOOKS if getattr(module, hooks)), None)
         if hooks is not None:
             raise _refusal(name, f"has {hooks.strip('_').replace('_', ' ')}")
-    for name in wanted.keys() - found.keys():
+        own = sorted(name for name in vars(module) if name != "extra_repr" and has_own(module, name))
+        if own or is_patched(type(module)):
+            raise _refusal(name, f"has a {[*own, 'forward'][0]} of its own")
+        if module._buffers.keys() != wanted[name]._buffers.keys():
+            raise _refusal(name, "has a buffer of its own")
+        if not has_usual_settings(module):
+            raise _refusal(name, f"is a {module!r}, which the model does not make")
+    for name in sorted(wanted.keys() - found.keys()):
         raise _refusal(name, "is missing")
     _refuse_parameters(model, plain)
 

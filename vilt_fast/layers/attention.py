@@ -46,7 +46,8 @@ class SelfAttention(nn.Module):
         """(rows, d) to (rows, 3 * d), side by side, in one product of the untouched three."""
         # Copied side by side at each call: a third of a millisecond on a CPU, and nothing goes stale.
         query, key, value = self.query, self.key, self.value
-        weight, biases = torch.cat((query.weight, key.weight, value.weight)), [query.bias, key.bias, value.bias]
+        weight = torch.cat((query.weight, key.weight, value.weight))
+        biases: list[Any] = [query.bias, key.bias, value.bias]
         absent = [bias is None for bias in biases]
         if all(absent):
             return ops.linear(x, weight)
@@ -62,7 +63,8 @@ class SelfAttention(nn.Module):
             head_scale = head_scale[self.kept_heads]
         dropout = self.dropout
         lends = is_untouched(dropout, Dropout)  # its p and mode to the operation, which drops by itself
-        if not lends or want_attention and (dropout.is_active or torch.is_grad_enabled() and qkv.requires_grad):
+        scored = torch.is_grad_enabled() and (qkv.requires_grad or head_scale is not None and head_scale.requires_grad)
+        if not lends or want_attention and (dropout.is_active or scored):
             return self._attend_by_scores(qkv, layout, head_scale, want_attention)
         heads, spans = self.num_attention_heads, layout.cu_seqlens
         options: dict[str, Any] = {"max_seqlen": layout.max_seqlen, "head_scale": head_scale}
@@ -136,7 +138,10 @@ class Attention(nn.Module):
     def check_prunable(self) -> None:
         """Raise ValueError unless the four projections are as they were made."""
         attention = self.attention
-        for linear in (attention.query, attention.key, attention.value, self.output.dense):
+        linears = (attention.query, attention.key, attention.value, self.output.dense)
+        if len({id(linear.weight) for linear in linears if hasattr(linear, "weight")}) != len(linears):
+            raise ValueError("prune_heads: query, key, value and output.dense must be modules of their own weights")
+        for linear in linears:
             if type(linear) is not nn.Linear or type(linear.weight) is not nn.Parameter:
                 raise ValueError(
                     f"prune_heads: got a {type(linear).__name__} with weights of another kind: prune first"

@@ -35,6 +35,21 @@ class TextEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
 
+    @property
+    def position_ids(self) -> Tensor:
+        """(1, positions) int64: word l of a text has position l.
+
+        Raises:
+            ValueError: on assignment; other positions go into `inputs_embeds`.
+        """
+        return torch.arange(self.position_embeddings.num_embeddings, device=self.position_embeddings.weight.device)[
+            None
+        ]
+
+    @position_ids.setter
+    def position_ids(self, value: Tensor) -> None:
+        raise ValueError("text_embeddings.position_ids cannot be set: word l has position l")
+
     def forward(
         self, position_ids: Tensor, input_ids: Tensor | None, token_type_ids: Tensor, inputs_embeds: Tensor | None
     ) -> Tensor:
@@ -61,7 +76,13 @@ class PatchEmbeddings(nn.Module):
         Raises:
             ValueError: another module stands there, and makes something else of them than one pixel each.
         """
-        projected = self.projection(patches)
+        projection, patch = self.projection, patches.shape[2:]
+        if isinstance(projection, nn.Conv2d) and (projection.stride != patch or projection.padding != (0, 0)):
+            raise ValueError(
+                f"patch_embeddings.projection must not reach over its patch: got stride {projection.stride} and "
+                f"padding {projection.padding}, wanted {tuple(patch)} and (0, 0)"
+            )
+        projected = projection(patches)
         if projected.ndim != 4 or projected.shape[2:] != (1, 1):
             raise ValueError(
                 f"patch_embeddings.projection must make (patches, hidden_size, 1, 1) of {tuple(patches.shape)}, one "
@@ -75,14 +96,29 @@ class ViltEmbeddings(nn.Module):
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
-        rows, columns = self.table_size = config.table_size
-        self.patch = config.patch_shape[0]
+        self.config = config
+        rows, columns = config.table_size
         self.text_embeddings = TextEmbeddings(config)
         self.patch_embeddings = PatchEmbeddings(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
         self.dropout = Dropout(config.hidden_dropout_prob)
+
+    @property
+    def table_size(self) -> tuple[int, int]:
+        """Rows and columns of `position_embeddings`, as the configuration says now.
+
+        Raises:
+            ValueError: it says otherwise.
+        """
+        rows, columns = self.config.table_size
+        if self.position_embeddings.shape[1] != rows * columns + 1:
+            raise ValueError(
+                f"embeddings.position_embeddings has {self.position_embeddings.shape[1]} rows, config.image_size and "
+                f"config.patch_size ask for {rows} x {columns} + 1"
+            )
+        return rows, columns
 
     def forward(
         self,
@@ -154,7 +190,7 @@ class ViltEmbeddings(nn.Module):
     ) -> Tensor:
         is_one_step = self._is_one_step(self.patch_embeddings, PatchEmbeddings, self.dropout)
         is_one_step = is_one_step and _is_table(self.token_type_embeddings)
-        is_one_step = is_one_step and _takes_patches(self.patch_embeddings.projection, self.patch)
+        is_one_step = is_one_step and self.patch_embeddings.projection.kernel_size == self.config.patch_shape
         embed = self._embed_patches_at_once if is_one_step else self._call_patch_modules
         tokens, copies = embed(tokens, layout, pixels, pair_modality), layout.copies
         return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
@@ -193,12 +229,12 @@ class ViltEmbeddings(nn.Module):
     ) -> Tensor:
         """The same as `reference.patch_embed`, each module called, and dropout before the modality rows."""
         patch_index, patch_row = layout.projected_patches
-        image, y, x = cells(patch_index, layout.grid_size)
+        (image, y, x), patch = cells(patch_index, layout.grid_size), self.config.patch_shape[0]
         if isinstance(pixels, PackedPixels):
             places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
-            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=self.patch))
+            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), tokens.dtype)
         else:
-            patches = gather_patches(pixels, image, y, x, patch=self.patch)
+            patches = gather_patches(pixels, image, y, x, patch=patch)
         projected = self.patch_embeddings(patches.to(tokens.dtype))
         position = self.position_embeddings[0]
         projected = projected + interpolate(position[1:], self.table_size, layout.grid[image], y, x)
@@ -214,16 +250,9 @@ class ViltEmbeddings(nn.Module):
 
 
 def _is_table(embedding: Any) -> bool:
-    """Whether an untouched nn.Embedding gives its rows as they are, and nobody wants a gradient by its own rules."""
+    """Whether nobody wants a gradient of an untouched nn.Embedding by rules of its own."""
     ruled = embedding.padding_idx is not None or embedding.sparse or embedding.scale_grad_by_freq
-    wants_grad = torch.is_grad_enabled() and embedding.weight.requires_grad
-    return embedding.max_norm is None and not (ruled and wants_grad)
-
-
-def _takes_patches(projection: Any, patch: int) -> bool:
-    """Whether an untouched nn.Conv2d is a product of each patch with the weight."""
-    sizes = (projection.kernel_size, projection.stride, projection.padding, projection.dilation, projection.groups)
-    return sizes == ((patch, patch), (patch, patch), (0, 0), (1, 1), 1)
+    return not (ruled and torch.is_grad_enabled() and embedding.weight.requires_grad)
 
 
 def place_image_embeds(tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.attention import Attention
 from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.projection import linear, normalise
-from vilt_fast.layers.untouched import is_untouched, skippable
+from vilt_fast.layers.untouched import is_untouched, remembered, skippable
 from vilt_fast.packing import Layout
 
 
@@ -218,8 +217,14 @@ class Encoder(nn.Module):
             return layer(x, layout, **options)
         if torch.is_grad_enabled() and not x.requires_grad:  # frozen embeddings: reentrant gives no gradients without
             x = x.detach().requires_grad_()
+        verdicts: list[bool] = []
+
+        def run(x: Tensor) -> tuple[Tensor, ...]:
+            with remembered(verdicts):
+                return layer(x, layout, **options)
+
         kwargs = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
-        return torch.utils.checkpoint.checkpoint(partial(layer, layout=layout, **options), x, **kwargs)
+        return torch.utils.checkpoint.checkpoint(run, x, **kwargs)
 
 
 def _show(x: Tensor, layout: Layout, states: list[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
-from vilt_fast.layers.projection import call_layer_norm, call_linear, linear, normalise
+from vilt_fast.layers.projection import call_layer_norm, call_linear, linear
 from vilt_fast.layers.untouched import is_untouched, skippable
 
 
@@ -83,10 +83,10 @@ class Classifier(nn.Sequential):
         """(B, inputs) to (B, labels)."""
         layer: Any
         for layer in self:
-            if is_untouched(layer, nn.Linear):
-                rows = linear(layer, rows)
-            elif is_untouched(layer, nn.LayerNorm):
-                rows = normalise(layer, rows)
+            if type(layer) is nn.Linear:
+                rows = call_linear(layer, rows)
+            elif type(layer) is nn.LayerNorm:
+                rows = call_layer_norm(layer, rows)
             else:
                 rows = layer(rows)
         return rows

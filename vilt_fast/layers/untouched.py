@@ -9,7 +9,10 @@ stale.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -22,10 +25,11 @@ Kind = TypeVar("Kind", bound=type[nn.Module])
 class _Kind(NamedTuple):
     forward: Callable[..., Any]  # as it was defined
     children: dict[str, type[nn.Module]]
+    settings: Callable[[Any], bool] | None = None  # whether those that no step reads are the usual ones
 
 
 _kinds: dict[type[nn.Module], _Kind] = {}
-_CALL = nn.Module.__call__
+_CALL, _CALL_IMPL, _DROP = nn.Module.__call__, nn.Module._call_impl, nn.Dropout.forward
 _PLAIN = (nn.Parameter, Tensor)
 
 
@@ -39,14 +43,67 @@ def skippable(**children: type[nn.Module]) -> Callable[[Kind], Kind]:
     return register
 
 
-for _kind in (nn.Linear, nn.LayerNorm, nn.Embedding, nn.Conv2d, nn.Tanh, nn.GELU):
-    skippable()(_kind)
+def _never(*_: Any) -> None:
+    """The forward of no class."""
+
+
+_SETTINGS: dict[type[nn.Module], Callable[[Any], bool] | None] = {
+    nn.Linear: None,
+    nn.LayerNorm: None,
+    nn.Tanh: None,
+    nn.Embedding: lambda it: it.max_norm is None,
+    nn.Conv2d: lambda it: it.stride == it.kernel_size and (it.padding, it.dilation, it.groups) == ((0, 0), (1, 1), 1),
+    nn.GELU: lambda it: it.approximate == "none",
+}
+for _kind, _settings in _SETTINGS.items():
+    # One whose forward was patched before it came here is never skipped.
+    _is_patched = _kind.forward.__code__.co_filename != inspect.getfile(_kind)
+    _kinds[_kind] = _Kind(_never if _is_patched else _kind.forward, {}, _settings)
+
+# The verdicts of a step that will be computed again, in order; see `remembered`.
+_verdicts: ContextVar[tuple[list[bool], Iterator[bool]] | None] = ContextVar("verdicts", default=None)
+
+
+@contextmanager
+def remembered(verdicts: list[bool]) -> Iterator[None]:
+    """Note the verdicts inside the block in an empty list; with a list that was noted, give those again.
+
+    For activation checkpointing, whose second run must take the path of the first one, whatever hooks came or went.
+    """
+    token = _verdicts.set((verdicts, iter(tuple(verdicts))))
+    try:
+        yield
+    finally:
+        _verdicts.reset(token)
+
+
+def is_patched(kind: type[nn.Module]) -> bool:
+    """Whether a `skippable` class has another forward than it was made with."""
+    return kind in _kinds and (kind.forward is not _kinds[kind].forward or kind.__call__ is not _CALL)
+
+
+def has_own(module: nn.Module, name: str) -> bool:
+    """Whether an attribute stands in the place of a method of the module's class."""
+    method, found = getattr(type(module), name, None), vars(module)[name]
+    if not callable(method):
+        return False
+    # accelerate leaves the class's own behind, and wraps a model's forward for mixed precision in training.
+    found = vars(module).get("_original_forward", found) if name == "forward" else found
+    return not (getattr(found, "__func__", None) is method and found.__self__ is module)
+
+
+def has_usual_settings(module: nn.Module) -> bool:
+    """Whether what no fused or frozen step reads of a module of PyTorch's is as usual."""
+    settings = _kinds[type(module)].settings if type(module) in _kinds else None
+    return settings is None or settings(module)
 
 
 def is_watched() -> bool:
     """Whether something looks at every module that is called, or changes what operations compute (autocast)."""
     return bool(
         nn.Module.__call__ is not _CALL
+        or nn.Module._call_impl is not _CALL_IMPL
+        or nn.Dropout.forward is not _DROP
         or torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
@@ -57,20 +114,27 @@ def is_watched() -> bool:
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether `module` and all below it are what `kind`, a `skippable` class, makes of them, and nobody watches."""
-    return not is_watched() and _is_as_made(module, kind)
+    noted = _verdicts.get()
+    if noted is None:
+        return not is_watched() and _is_as_made(module, kind)
+    verdicts, again = noted
+    verdict = next(again, None)
+    if verdict is None:
+        verdict = not is_watched() and _is_as_made(module, kind)
+        verdicts.append(verdict)
+    return verdict
 
 
-def stands_alone(module: nn.Module) -> bool:
-    """`is_untouched` of a module of whatever `skippable` class, but not of what is below it."""
-    kind = _kinds.get(type(module))
-    return kind is not None and not is_watched() and _is_bare(module, kind.forward)
+def stands_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """`is_untouched` of the module, but not of what is below it."""
+    return not is_watched() and type(module) is kind and _is_bare(module, _kinds[kind])
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    if type(module) is not kind or not _is_bare(module, _kinds[kind].forward):
+    if type(module) is not kind or not _is_bare(module, _kinds[kind]):
         return False
     children, wanted = module.__dict__["_modules"], _kinds[kind].children
-    if children.keys() != wanted.keys():
+    if children.keys() != wanted.keys() or not wanted.keys().isdisjoint(module.__dict__):
         return False
     for name in wanted:  # a loop, and not all(): this runs for every module at every call
         if not _is_as_made(children[name], wanted[name]):
@@ -78,18 +142,20 @@ def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     return True
 
 
-def _is_bare(module: nn.Module, forward: Callable[..., Any]) -> bool:
-    """Whether the module has the forward of its class, no hook, and plain weights."""
+def _is_bare(module: nn.Module, kind: _Kind) -> bool:
+    """Whether the module has the forward of its class, no hook, plain weights and the usual settings."""
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
-    if "forward" in own or "_compiled_call_impl" in own or type(module).forward is not forward:
+    if type(module).forward is not kind.forward or type(module).__call__ is not _CALL:
         return False
-    if "weight" in own or "bias" in own:  # something stands before the parameter
+    if "_call_impl" in own or "_compiled_call_impl" in own or "forward" in own and has_own(module, "forward"):
+        return False
+    if "weight" in own or "bias" in own or own["_buffers"]:  # something stands in a parameter's place
         return False
     for parameter in own["_parameters"].values():
         if type(parameter) not in _PLAIN:
             # No fused step does without a LayerNorm's weight or bias; that of a product may lack.
             if parameter is not None or type(module) is nn.LayerNorm:
                 return False
-    return True
+    return kind.settings is None or kind.settings(module)

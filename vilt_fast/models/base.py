@@ -179,8 +179,8 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             OSError: the files cannot be written. ValueError, TypeError: an argument means nothing here.
         """
         directory = options.pop("save_directory", directory)
-        if directory is None:
-            raise ValueError("directory: got None, wanted where to save")
+        if directory in (None, ""):
+            raise ValueError(f"directory: got {directory!r}, wanted where to save")
         for name in ("save_peft_format", "save_original_format"):
             options.pop(name, None)
         if options.pop("distributed_checkpoint", False):

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.projection import normalise
 from vilt_fast.layers.untouched import stands_alone
 from vilt_fast.models.base import PreTrainedModel
@@ -31,6 +32,7 @@ class ViltWithHead(PreTrainedModel):
     """Base of the heads: one forward for all; a head says how logits are made and what its labels are."""
 
     output_class: type[HeadOutput] = SequenceClassifierOutput
+    base_class: type[PreTrainedModel]  # of `vilt`
     first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
 
     config: ViltConfig
@@ -95,7 +97,9 @@ class ViltWithHead(PreTrainedModel):
     def _can_stay_packed(self) -> bool:
         """Whether nobody would miss the call of `vilt`, or the rows that are not read."""
         vilt = self.vilt
-        if not (stands_alone(vilt) and stands_alone(vilt.encoder) and stands_alone(vilt.layernorm)):
+        if not stands_alone(vilt, self.base_class):
+            return False
+        if not (stands_alone(vilt.encoder, Encoder) and stands_alone(vilt.layernorm, nn.LayerNorm)):
             return False
         return vilt.pools_first_rows or not self.first_rows_only
 

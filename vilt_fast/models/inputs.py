@@ -46,6 +46,11 @@ class Inputs:
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "slots"}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def device(self) -> torch.device:
+        """Where the text is, and everything has to be."""
+        return _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds).device
+
     def text_shape(self) -> tuple[int, int]:
         """(B, L)."""
         text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
@@ -340,7 +345,7 @@ def _check_packed(
             "texts are about one image, say which with `picture`"
         )
     if pixels.device != device:
-        raise ValueError(f'pixel_values is on {pixels.device}, the model on {device}; move it with .to("{device}")')
+        raise ValueError(f'pixel_values is on {pixels.device}, the text on {device}; move it with .to("{device}")')
     patch = config.patch_shape[0]
     for index, (height, width) in enumerate(pixels.sizes):
         if height % patch or width % patch:

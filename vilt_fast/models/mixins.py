@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+
+from vilt_fast.layers.attention import Attention
 
 # Of torch.utils.checkpoint.checkpoint, without the function and its arguments.
 _CHECKPOINTING = {*inspect.signature(torch.utils.checkpoint.checkpoint).parameters, "preserve_rng_state"} - {
@@ -200,13 +204,14 @@ class EmbeddingMixin(nn.Module):
         tied = decoder is not None and decoder.weight is words.weight
         self._resize(words, nn.Embedding(rows, words.weight.shape[1]), mean_resizing)
         words.num_embeddings = rows
+        config = own_config(self)
         if words.padding_idx is not None and words.padding_idx >= rows:
-            words.padding_idx = None
+            words.padding_idx = config.pad_token_id = None
         if decoder is not None:
             self._resize(decoder, nn.Linear(decoder.in_features, rows, bias=decoder.bias is not None), mean_resizing)
             decoder.out_features = rows
             decoder.weight = words.weight if tied else decoder.weight
-        self.config.vocab_size = self.vocab_size = rows
+        config.vocab_size = self.vocab_size = rows
         return words
 
     @torch.no_grad()
@@ -243,7 +248,8 @@ class HeadPruningMixin(nn.Module):
                 the model made it; nothing is changed then.
         """
         blocks, count = self.base_model.encoder.layer, self.config.num_attention_heads
-        gone = {index: {*self.config.pruned_heads.get(index, ()), *heads} for index, heads in heads_to_prune.items()}
+        asked = _whole_numbers(heads_to_prune)
+        gone = {index: {*self.config.pruned_heads.get(index, ()), *heads} for index, heads in asked.items()}
         for index, heads in gone.items():
             if index not in range(len(blocks)):
                 raise ValueError(f"heads_to_prune: got block {index!r}, wanted 0..{len(blocks) - 1}")
@@ -251,10 +257,35 @@ class HeadPruningMixin(nn.Module):
             if wrong or len(heads) == count:
                 got = f"head {wrong[0]!r}, wanted 0..{count - 1}" if wrong else "all heads, wanted one at least to stay"
                 raise ValueError(f"heads_to_prune: block {index}: got {got}")
+            if not isinstance(blocks[index].attention, Attention):
+                raise ValueError(f"heads_to_prune: block {index} has an attention of another class")
             blocks[index].attention.check_prunable()
+        if gone:
+            own_config(self).pruned_heads.update({index: sorted(heads) for index, heads in gone.items()})
         for index, heads in gone.items():
             blocks[index].attention.prune_heads(heads)
-            self.config.pruned_heads[index] = sorted(heads)
+
+
+def own_config(model: Any) -> Any:
+    """The configuration of a model and of its parts, which no other model shares from here on."""
+    before, after = model.config, copy.deepcopy(model.config)
+    for module in model.modules():
+        if getattr(module, "config", None) is before:
+            module.config = after
+    return after
+
+
+def _whole_numbers(heads_to_prune: Any) -> dict[int, list[int]]:
+    """The argument of `prune_heads`, of Python's integers: those of NumPy and tensors are taken too."""
+    try:
+        if not isinstance(heads_to_prune, Mapping):
+            raise TypeError
+        found = {key: [*heads] for key, heads in heads_to_prune.items()}
+        if any(isinstance(number, bool) for number in (*found, *(head for heads in found.values() for head in heads))):
+            raise TypeError
+        return {operator.index(key): [operator.index(head) for head in heads] for key, heads in found.items()}
+    except TypeError:
+        raise ValueError(f"heads_to_prune: got {heads_to_prune!r}, wanted {{block: [head, ...]}}") from None
 
 
 def _rounded(rows: int | None, multiple: int | None, held: int) -> int:

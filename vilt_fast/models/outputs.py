@@ -30,8 +30,10 @@ class ModelOutput(OrderedDict[str, Any]):
     Made of keywords, of a mapping, or of (name, value) pairs. A field is changed by `out.logits = x` or
     `out["logits"] = x`, and taken out by `out.logits = None`; the order is always that of the fields.
 
+    `out["other"] = x` adds a name behind them.
+
     Raises:
-        ValueError: a name that is no field; an iterator of something else than pairs.
+        ValueError: a key that is no name; an iterator of something else than pairs.
         TypeError: from the other methods that change a dict.
     """
 
@@ -75,10 +77,11 @@ class ModelOutput(OrderedDict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        if name not in self.__dataclass_fields__:
-            known = ", ".join(self.__dataclass_fields__)
-            raise ValueError(f"{type(self).__name__} has the fields {known}, got {name!r}")
+        if not isinstance(name, str):
+            raise ValueError(f"the keys of a {type(self).__name__} are names, got {name!r}")
         setattr(self, name, value)
+        if name not in self.__dataclass_fields__ and value is not None:
+            super().__setitem__(name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -94,7 +97,7 @@ class ModelOutput(OrderedDict[str, Any]):
         later: list[tuple[str, Any]] = []
         if self:
             names = list(self.__dataclass_fields__)
-            later = [(key, held) for key, held in self.items() if names.index(key) > names.index(name)]
+            later = [(key, held) for key, held in self.items() if key not in names[: names.index(name)]]
         for key, _ in later:
             super().__delitem__(key)
         super().__setitem__(name, value)

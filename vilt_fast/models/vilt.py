@@ -164,7 +164,8 @@ class ViltModel(PreTrainedModel):
                 "vilt_fast.freeze"
             )
         config = self.config
-        batch = inputs.check(config, self.device)
+        # Where the inputs are: parameters may be elsewhere until their module is called, or be no parameters.
+        batch = inputs.check(config, inputs.device)
         layout = batch.layout(config, self.training, checks or [])
         tokens = self.embeddings(
             layout,
@@ -184,6 +185,9 @@ class ViltModel(PreTrainedModel):
             first_rows_only=first_rows_only,
         )
         return Encoded(layout, tokens, states, attentions)
+
+
+ViltWithHead.base_class = ViltModel
 
 
 class ViltForMaskedLM(ViltWithWordHead):
@@ -233,7 +237,9 @@ class ViltForQuestionAnswering(ViltWithHead):
 
     def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         # Times the number of answers: the sum over answers, not their mean (Kim et al. 2018, bilinear attention).
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype)) * labels.shape[1]
+        # Labels of 32 bits make a loss of 32 bits, also of 16-bit logits.
+        labels = labels if labels.is_floating_point() else labels.to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
 
 
 class ViltForImageAndTextRetrieval(ViltWithHead):
