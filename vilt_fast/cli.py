@@ -33,6 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+    if sys.stdout is None:
+        print(
+            f"vilt-fast {arguments.command}: standard output is closed, wanted one, if only >/dev/null", file=sys.stderr
+        )
+        return BAD_INPUT
     try:
         with warnings.catch_warnings():
             if not sys.warnoptions:  # a library's warnings would bury the one line
@@ -42,13 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has quit, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except Exception as error:
         if arguments.traceback or not _is_bad_input(error):
             raise
+        _drop_output()
         print(f"vilt-fast {arguments.command}: {_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
+
+
+def _drop_output() -> None:
+    """Let the interpreter's own last flush succeed, whatever became of standard output."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -69,7 +83,9 @@ def _is_bad_input(error: Exception) -> bool:
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split()) or type(message).__name__
+    text = " ".join(str(message).split()) or type(message).__name__
+    # What a terminal would obey stands in names of files, too.
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _positive(text: str) -> int:
@@ -129,10 +145,6 @@ def _model(required: bool) -> tuple[_Option, ...]:
     )
 
 
-def _evaluate(default: int, help: str) -> _Option:
-    return _Option("--evaluate", type=_natural, default=default, metavar="N", help=help)
-
-
 _IMAGE = _Option("image", metavar="IMAGE", help="the image's file")
 _DEVICE = _Option("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
 _JSON = _Option("--json", action="store_true", help="print JSON")
@@ -153,7 +165,12 @@ _COMMANDS = {
         "answer questions about the bundled images and draw where the model looked",
         "vilt-fast demo --out demo.png",
         _Option("--out", metavar="PNG", default="demo.png", help="the image to write (default: demo.png)"),
-        _evaluate(0, "instead, measure the model on N fresh images; the model card's N is 2000"),
+        _Option(
+            "--evaluate",
+            type=_positive,
+            metavar="N",
+            help="instead, measure the model on N fresh images; the model card's N is 2000",
+        ),
     ),
     "ask": _Command(
         "answer:ask",
@@ -163,12 +180,12 @@ _COMMANDS = {
         "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl",
         _Option("image", metavar="IMAGE", nargs="?", help="the image's file"),
         _Option("question", metavar="QUESTION", nargs="?"),
-        _Option("--images", metavar="FOLDER", dest="folder", help="ask about every image in it"),
+        _Option("--images", metavar="FOLDER", dest="folder", help="ask about every image in it, but for hidden ones"),
         _Option(
             "--questions",
             metavar="TEXT|FILE",
-            help='for --images, a question or a file with one per line; or a .jsonl with lines {"image": ..., '
-            '"question": ..., "id": ...}, id being optional, image relative to --images or to the file',
+            help="for --images, a question or a file with one per line, in UTF-8; or a .jsonl with lines "
+            '{"image": ..., "question": ..., "id": ...}, id being optional, image relative to --images or to the file',
         ),
         *_model(required=False),
         _Option("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)"),
@@ -176,7 +193,7 @@ _COMMANDS = {
             "--out",
             metavar="FILE",
             help="also draw the image, the answers and where the model looked, as PNG; for many, the .jsonl with the "
-            "answers: if it exists, continue after its last line",
+            "answers: if the same command made it, continue after its last line (.FILE.made.json beside it tells)",
         ),
     ),
     "fill": _Command(
@@ -214,7 +231,13 @@ _COMMANDS = {
         _Option("--minutes", type=_minutes, metavar="M", help="stop after M minutes; --resume continues"),
         _Option("--workers", type=_natural, default=2, metavar="N", help="processes that draw (default: 2)"),
         _DEVICE,
-        _evaluate(2000, "fresh images to measure it on; 0: none (default: 2000)"),
+        _Option(
+            "--evaluate",
+            type=_natural,
+            default=2000,
+            metavar="N",
+            help="fresh images to measure it on; 0: none (default: 2000)",
+        ),
         _Option("--quiet", action="store_true", help="no progress bar"),
     ),
     "check": _Command(

@@ -69,9 +69,14 @@ def test_ask_draws(run, models, photo, tmp_path):
     assert sorted(tmp_path.iterdir()) == [out]
 
 
-def test_ask_without_model_uses_the_one_that_ships(run, photo):
-    out = json.loads(run("ask", photo, "how many circles are there?", "--json"))
+def test_ask_without_model_uses_the_one_that_ships_and_says_what_it_knows(capsys, fail, photo):
+    """Beside an answer, once; a refusal stays one line."""
+    assert cli.main(["ask", photo, "how many circles are there?", "--json"]) == 0
+    shown = capsys.readouterr()
+    out = json.loads(shown.out)
     assert out["model"] is None and len(out["answers"]) == 5
+    assert shown.err.count("\n") == 1 and "knows drawn shapes only" in shown.err and "--model" in shown.err
+    fail("ask", "nowhere.png", "how many circles are there?")
 
 
 # --- fill, match, nlvr ----------------------------------------------------------------------------------------------

@@ -2,17 +2,12 @@
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from vilt_fast import cli
 
 
 @pytest.fixture(scope="module")
@@ -88,47 +83,11 @@ def test_it_continues_after_an_incomplete_line(run, models, folder, tmp_path):
     for cut in (0, 5, whole.index(b"\n") + 1, len(whole) // 2, len(whole) - 1):
         out.write_bytes(whole[:cut])
         shown = run(*command)
-        assert without_rounding(out.read_bytes()) == without_rounding(whole), f"cut at {cut}"
+        assert out.read_bytes() == whole, f"cut at {cut}"
         done = whole[:cut].count(b"\n")
         assert ("were there before" in shown) == (done > 0), f"cut at {cut}"
     assert "30 were there before" in run(*command)
-    assert without_rounding(out.read_bytes()) == without_rounding(whole)
-
-
-def without_rounding(lines: bytes) -> list[dict]:
-    """Lines with probabilities to three digits: another batch adds in another order, in fp32."""
-    parsed = [json.loads(line) for line in lines.splitlines()]
-    for line in parsed:
-        if "answer" in line:
-            line["score"], line["top"] = round(line["score"], 3), [[word, round(p, 3)] for word, p in line["top"]]
-    return parsed
-
-
-def test_killed_at_any_time_it_loses_nothing(models, folder, tmp_path):
-    """kill -9 while it answers, several times; the file ends up as if nothing had happened."""
-    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
-    write_pairs(pairs, 600, folder)
-    command = [sys.executable, "-m", "vilt_fast.cli", "ask", "--questions", str(pairs), "--out", str(out)]
-    command += ["--model", models["ask"]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kept = b""
-    for _ in range(2):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd="/")
-        deadline = time.monotonic() + 60
-        while (out.stat().st_size if out.exists() else 0) <= len(kept) + 2000 and time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        now = out.read_bytes()
-        assert now.startswith(kept[: kept.rfind(b"\n") + 1])  # no line is touched twice
-        kept = now
-        assert 0 < kept.count(b"\n") < 600  # it was killed at work
-    assert cli.main(command[3:]) == 0
-    lines = lines_of(out)
-    assert len(lines) == 600 and out.read_bytes().startswith(kept[: kept.rfind(b"\n") + 1])
-    assert [line.get("id") for line in lines] == [None if n % 10 == 7 else f"é{n}" for n in range(600)]
+    assert out.read_bytes() == whole
 
 
 def test_another_file_is_not_overwritten(fail, models, folder, tmp_path, photo):
@@ -191,9 +150,9 @@ def assert_continues(run, command, out):
     whole = out.read_bytes()
     out.write_bytes(whole[: len(whole) // 2])
     run(*command)
-    assert without_rounding(out.read_bytes()) == without_rounding(whole)
+    assert out.read_bytes() == whole
     assert "were there before" in run(*command)
-    assert without_rounding(out.read_bytes()) == without_rounding(whole)
+    assert out.read_bytes() == whole
 
 
 @pytest.mark.parametrize(

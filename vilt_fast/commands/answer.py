@@ -12,7 +12,16 @@ from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.commands.attended import attended_patches
 from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
-from vilt_fast.commands.loading import as_dicts, check_out, open_and_load, prepare, print_json, print_ranked
+from vilt_fast.commands.loading import (
+    as_dicts,
+    note_shipped_model,
+    open_and_load,
+    prepare,
+    print_json,
+    print_ranked,
+    printable,
+)
+from vilt_fast.commands.output import output_path
 from vilt_fast.commands.train import print_scores
 from vilt_fast.engine.results import answer_chances, make_answer
 
@@ -21,9 +30,9 @@ def demo(arguments: argparse.Namespace) -> None:
     """Answer the questions about the bundled images and draw the board of answers; or measure the model."""
     from vilt_fast import demo as bundled
 
-    check_out(arguments.out)
+    out = output_path(arguments.out, (".png",))
     model, processor = bundled.load()
-    if arguments.evaluate:
+    if arguments.evaluate is not None:
         print_scores(model, processor, arguments.evaluate, progress=True)
         return
     parameters = sum(p.numel() for p in model.parameters())
@@ -34,8 +43,8 @@ def demo(arguments: argparse.Namespace) -> None:
         print_answers(one)
         answered.append(one)
     about = f"the model that ships with the package: {parameters / 1e6:.1f} M parameters, trained on such shapes"
-    write_atomically(arguments.out, draw_board(answered, "An image and a question in, an answer out", about))
-    print(f"Where it looked: {arguments.out}")
+    write_atomically(out, draw_board(answered, "An image and a question in, an answer out", about))
+    print(f"Where it looked: {printable(arguments.out)}")
 
 
 def ask(arguments: argparse.Namespace) -> None:
@@ -46,18 +55,18 @@ def ask(arguments: argparse.Namespace) -> None:
     for name in ("image", "question"):
         if getattr(arguments, name) is None:
             raise ValueError(f"{name.upper()}: got none, wanted one (or --images and --questions)")
-    if arguments.out:
-        check_out(arguments.out)
-    explain = bool(arguments.out)
+    explain = arguments.out is not None
+    out = output_path(arguments.out, (".png",), [arguments.image]) if explain else None
     (image,), model, processor = open_and_load(arguments, arguments.image, frozen=not explain)
     one = answer(model, processor, image, arguments.question, top=arguments.top, explain=explain)
-    if arguments.out:
+    if out is not None:
         name = arguments.model or "the model that ships with the package"
-        write_atomically(arguments.out, draw_board([one], "vilt_fast ask", name))
+        write_atomically(out, draw_board([one], "vilt_fast ask", name))
     if arguments.json:
         print_json(arguments, answers=as_dicts(one.answers, "answer"))
     else:
         print_answers(one)
+    note_shipped_model(arguments)
 
 
 @torch.no_grad()
@@ -82,6 +91,6 @@ def answer(model: Any, processor: Any, image: Image.Image, question: str, *, top
 
 def print_answers(one: Answered) -> None:
     """The question, and its answers with their probabilities."""
-    print(one.question)
+    print(printable(one.question))
     print_ranked(one.answers)
     print()

@@ -1,7 +1,8 @@
 """`vilt-fast ask` on a folder or a JSON-lines file.
 
 The output has one line per pair, in the order of the input. It is also the record of progress: a line is written and
-flushed as soon as its pair and all before it are answered, so that a run that was killed continues where it stopped.
+flushed as soon as its pair and all before it are answered, so that a run that was killed continues where it stopped. A
+run that was interrupted ends with the bytes of one that was not.
 """
 
 from __future__ import annotations
@@ -12,34 +13,27 @@ import json
 import os
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from vilt_fast.commands.loading import check_out, load
+from vilt_fast.commands.loading import load, note_shipped_model, printable
+from vilt_fast.commands.output import is_same_file, output_path, sole_writer
+from vilt_fast.commands.questions import Entry, Questions, read_questions
+from vilt_fast.commands.resume import already_done, keep_record, what_makes
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
-from vilt_fast.processing.encoding import check_unicode
 
-_JSON_LINES = (".jsonl", ".ndjson")
-_FIRST = b'{"image":'  # how every line of the output starts
 _AHEAD = 1000  # pairs that are read before the answers to those in front of them are written
 _SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may cost
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One pair of the input."""
-
-    asked: dict[str, Any]  # image, question and the id, if any: repeated in the output
-    path: Path = Path()
-    error: str | None = None  # why the pair cannot be asked
+# Pairs of a batch where rounding depends on the batch: those of the list from a multiple of it to the next. A run that
+# continues starts with the first pair of a batch; on a CPU larger batches are no faster.
+_BATCH = 16
 
 
 def ask_many(arguments: argparse.Namespace) -> None:
@@ -47,21 +41,35 @@ def ask_many(arguments: argparse.Namespace) -> None:
     from vilt_fast.engine import Engine
 
     _check(arguments)
-    entries, total = _read_input(arguments)
-    out = Path(arguments.out)
-    done, kept_bytes = _already_done(out, entries)
-    model, processor = load(arguments)
-    with open(out, "ab") as file, Engine(model, processor, top=arguments.top) as engine:
-        file.truncate(kept_bytes)
-        lines = _synced(file, _answer_all(engine, entries))
-        bar = tqdm(lines, total=total, initial=done, unit=" pairs", disable=not sys.stderr.isatty())
-        count = Counter("errors" if "error" in line else "answered" for line in bar)
+    out = output_path(arguments.out, ())
+    questions = read_questions(arguments.questions, arguments.folder)
+    _check_inputs(arguments.out, out, questions)
+    with sole_writer(out):
+        done = kept_bytes = 0
+        if out.exists():
+            with open(out, "rb") as file:
+                done, kept_bytes = already_done(file, out, questions.entries())
+        model, processor = load(arguments)
+        made = what_makes(arguments, model, processor, questions)
+        keep_record(out, made, done)
+        batch = _BATCH if made["backend"] == "reference" else None
+        with _Lines(out, kept_bytes) as file, Engine(model, processor, top=arguments.top) as engine:
+            lines = file.write_all(_answer_all(engine, questions.entries(), done, batch))
+            bar = tqdm(lines, total=questions.total, initial=done, unit=" pairs", disable=not sys.stderr.isatty())
+            count = Counter("errors" if "error" in line else "answered" for line in bar)
+    _report(arguments, count, done, questions.hidden)
+
+
+def _report(arguments: argparse.Namespace, count: Counter[str], done: int, hidden: int) -> None:
     answered, errors = count["answered"], count["errors"]
+    if answered:
+        note_shipped_model(arguments)
     if arguments.json:
         print(json.dumps({"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}))
         return
     earlier = f", {done} were there before" if done else ""
-    print(f"{arguments.out}: {answered} answered, {errors} with an error{earlier}")
+    left_out = f", {hidden} hidden images left out" if hidden else ""
+    print(f"{printable(arguments.out)}: {answered} answered, {errors} with an error{earlier}{left_out}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -71,104 +79,48 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
     if arguments.out is None:
         raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
-    check_out(arguments.out, "a file")
     if arguments.folder is not None and not Path(arguments.folder).is_dir():
         raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
 
 
-def _read_input(arguments: argparse.Namespace) -> tuple[Iterator[Entry], int]:
-    """All pairs, read lazily, and their number."""
-    source = Path(arguments.questions)
-    if source.suffix in _JSON_LINES:
-        if not source.is_file():
-            raise FileNotFoundError(f"--questions: no such file: {arguments.questions!r}")
-        folder = source.parent if arguments.folder is None else Path(arguments.folder)
-        with open(source, "rb") as file:
-            return _from_json_lines(source, folder), sum(bool(line.strip()) for line in file)
-    if arguments.folder is None:
-        raise ValueError(f"--images: got none, wanted the folder that {arguments.questions!r} is about")
-    questions = [arguments.questions]
-    if os.path.isfile(source):  # not Path.is_file, which raises on a question too long for a file name
-        # "surrogatepass", as json.loads reads: a line with half of a surrogate pair is that line's error alone.
-        text = source.read_text(encoding="utf-8", errors="surrogatepass")
-        questions = [line.strip() for line in text.splitlines() if line.strip()]
-        if not questions:
-            raise ValueError(f"--questions: {arguments.questions!r} has no text in it, wanted one per line")
-    folder = Path(arguments.folder)
-    suffixes = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
-    if not paths:
-        raise ValueError(f"--images: no image in {arguments.folder!r}, nor in the folders in it")
-    entries = (
-        Entry({"image": path.relative_to(folder).as_posix(), "question": question}, path)
-        for path, question in itertools.product(paths, questions)
-    )
-    return entries, len(paths) * len(questions)
-
-
-def _from_json_lines(source: Path, folder: Path) -> Iterator[Entry]:
-    with open(source, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parse(line, folder, f"{source.name}, line {number}")
-
-
-def _parse(line: bytes, folder: Path, where: str) -> Entry:
-    try:
-        content = json.loads(line)
-    except ValueError as error:
-        return Entry({"image": None, "question": None}, error=f"{where}: not JSON: {error}")
-    content = content if isinstance(content, dict) else {}
-    asked: dict[str, Any] = {name: content.get(name) for name in ("image", "question")}
-    asked |= {"id": content["id"]} if "id" in content else {}
-    for name in ("image", "question"):
-        if not isinstance(asked[name], str):
-            return Entry(asked, error=f"{where}: got {asked[name]!r} as {name!r}, wanted a text")
-    try:
-        check_unicode(asked["question"], "question")
-    except ValueError as error:
-        return Entry(asked, error=f"{where}: {error}")
-    return Entry(asked, folder / asked["image"])
-
-
-def _already_done(out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
-    """How many pairs an earlier run has answered (they are skipped in `entries`), and the bytes of its whole lines.
-
-    Raises:
-        ValueError: the file is something else, or the output of another input.
-    """
-    done = kept_bytes = 0
+def _check_inputs(name: str, out: Path, questions: Questions) -> None:
+    """Refuse to write over the questions or over an image that is asked about, and under the name of an image."""
     if not out.exists():
-        return 0, 0
-    with open(out, "rb") as file:
-        for line in file:
-            if not line.startswith(_FIRST[: len(line)]):
-                raise ValueError(f"--out: {str(out)!r} exists and is not a file of answers, wanted another name")
-            if not line.endswith(b"\n"):
-                break  # incomplete: the run was killed while it wrote
-            entry = next(entries, None)
-            written = json.loads(line)
-            if entry is None or {name: written.get(name) for name in entry.asked} != json.loads(_to_json(entry.asked)):
-                raise ValueError(
-                    f"--out: line {done + 1} of {str(out)!r} is about another image or question than the input, "
-                    "wanted the output of the same input, or another name"
-                )
-            done, kept_bytes = done + 1, kept_bytes + len(line)
-    return done, kept_bytes
+        if out.suffix.lower() in Image.registered_extensions():
+            raise ValueError(f"--out: got {name!r}, wanted a file for JSON lines, such as answers.jsonl")
+        return
+    sources = itertools.chain([questions.file or Path()], (entry.path for entry in questions.entries()))
+    for source in dict.fromkeys(sources):
+        if is_same_file(out, source):
+            raise ValueError(f"--out: {name!r} is the same file as the input {str(source)!r}, wanted another name")
 
 
-def _answer_all(engine: Any, entries: Iterator[Entry]) -> Iterator[dict[str, Any]]:
-    """The lines of all entries in order."""
-    waiting: deque[Entry] = deque()
+def _answer_all(engine: Any, entries: Iterator[Entry], done: int, batch: int | None) -> Iterator[dict[str, Any]]:
+    """The lines of all entries from number `done` on, in order; `batch`: as `_BATCH`, None: any."""
+    start = done - done % (batch or 1)
+    wanted, asked = itertools.tee(itertools.islice(entries, start, None))
+    futures = _submitted(engine, asked, batch)
+    results = in_order(lambda future: future, zip(futures), _AHEAD, "return")
+    for number, (entry, result) in enumerate(zip(wanted, results, strict=True), start):
+        if number >= done:
+            yield {**entry.asked, **_outcome(result)}
 
-    def submit(entry: Entry) -> Future:
-        waiting.append(entry)
-        if entry.error is not None:
-            raise ValueError(entry.error)
-        return engine.submit(entry.path, entry.asked["question"])
 
-    for result in in_order(submit, zip(entries), _AHEAD, "return"):
-        yield {**waiting.popleft().asked, **_outcome(result)}
+def _submitted(engine: Any, entries: Iterator[Entry], batch: int | None) -> Iterator[Future]:
+    while block := list(itertools.islice(entries, batch or _AHEAD)):
+        pairs = [(entry.path, entry.asked["question"]) for entry in block if entry.error is None]
+        if batch is None:
+            futures = iter([engine.submit(*pair) for pair in pairs])
+        else:
+            futures = iter(engine.submit_batch(pairs))
+        for entry in block:
+            yield next(futures) if entry.error is None else _failed(entry.error)
+
+
+def _failed(error: str) -> Future:
+    future: Future = Future()
+    future.set_exception(ValueError(error))
+    return future
 
 
 def _outcome(result: Any) -> dict[str, Any]:
@@ -180,17 +132,40 @@ def _outcome(result: Any) -> dict[str, Any]:
 
 def _to_json(line: dict[str, Any]) -> bytes:
     r"""One line in UTF-8. A lone surrogate, which a file's name may hold too, becomes JSON's own escape: \udc80."""
-    return json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace")
+    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode(errors="backslashreplace")
 
 
-def _synced(file: BinaryIO, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Write each line and flush it to the operating system; sync to the disk every few seconds."""
-    last = time.monotonic()
-    for line in lines:
-        file.write(_to_json(line) + b"\n")
-        file.flush()
-        if time.monotonic() - last > _SYNC_S:
-            os.fsync(file.fileno())
-            last = time.monotonic()
-        yield line
-    os.fsync(file.fileno())
+class _Lines:
+    """The output, open behind its whole lines. An error of the disk names it and says what to do."""
+
+    def __init__(self, out: Path, kept_bytes: int) -> None:
+        self._out = out
+        self._descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.ftruncate(self._descriptor, kept_bytes)
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+    def write_all(self, lines: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Write each line to the operating system, and sync to the disk every few seconds."""
+        last = time.monotonic()
+        for line in lines:
+            self._write(_to_json(line) + b"\n")
+            if time.monotonic() - last > _SYNC_S:
+                os.fsync(self._descriptor)
+                last = time.monotonic()
+            yield line
+        os.fsync(self._descriptor)
+
+    def _write(self, content: bytes) -> None:
+        try:
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+        except OSError as error:
+            raise OSError(
+                f"--out: could not write {str(self._out)!r} ({error.strerror}); what is in it is right: make room and "
+                "run the same command again"
+            ) from error

@@ -35,10 +35,10 @@ def bench(arguments: argparse.Namespace) -> None:
 def ablate(arguments: argparse.Namespace) -> None:
     """Turn on one switch after the other, and print what each bought and cost."""
     from vilt_fast.bench import ablation, results
-    from vilt_fast.commands.loading import check_out
+    from vilt_fast.commands.output import output_path
 
     if arguments.plot is not None:
-        check_out(arguments.plot, option="--plot")
+        output_path(arguments.plot, (), option="--plot")
     names = list(ablation.SWITCHES) if arguments.only is None else arguments.only.split(",")
     without = arguments.without.split(",") if arguments.without else []
     ablation.check_switches([*without, "packing", "linear"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -125,24 +126,19 @@ def open_and_load(
     return images, freeze(model, graphs=False) if frozen else model, processor
 
 
-def check_out(path: str, wanted: str = "a PNG file", option: str = "--out") -> None:
-    """Report an output that cannot be written before the work is done. OSError says why."""
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of {wanted}")
-    if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
-
-
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
     """The model's inputs for images and texts, on its device and in its dtype."""
     encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
+    got, longest = encoded["input_ids"].shape[1], model.config.max_position_embeddings
+    if got > longest:
+        raise ValueError(f"the text has {got} tokens, wanted at most {longest} with this model: use fewer words")
     return dict(encoded.to(model.device, model.dtype))
 
 
 def print_ranked(ranked: Iterable[tuple[str, float]], score_format: str = "6.1%") -> None:
     """One line for each text, its score in front."""
     for text, score in ranked:
-        print(f"  {score:{score_format}}  {text}")
+        print(f"  {score:{score_format}}  {printable(text)}")
 
 
 def as_dicts(ranked: Iterable[tuple[str, float]], text: str, score: str = "probability") -> list[dict[str, Any]]:
@@ -154,4 +150,28 @@ def print_json(arguments: argparse.Namespace, **answer: Any) -> None:
     """Print the request and the answer as one JSON object."""
     asked = ("model", "image", "images", "question", "text")
     given = {name: getattr(arguments, name) for name in asked if hasattr(arguments, name)}
-    print(json.dumps({**given, **answer}, indent=2, ensure_ascii=False))
+    text = json.dumps({**given, **answer}, indent=2, ensure_ascii=False, allow_nan=False)
+    # What a terminal would obey, and what is no Unicode, can only be inside strings, and has an escape there.
+    print("\n".join(_escaped(line, lambda character: json.dumps(character)[1:-1]) for line in text.split("\n")))
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey (ESC, ...) and what is no Unicode as Python's escapes: \x1b, \udcff."""
+    return _escaped(text, lambda character: character.encode("unicode_escape").decode())
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    joiners = "\u200c\u200d"  # invisible, and part of words in some scripts and of emoji
+    return "".join(c if c.isprintable() or c in joiners else escape(c) for c in text)
+
+
+def note_shipped_model(arguments: argparse.Namespace) -> None:
+    """Say beside an answer what the model knows that answers when no other is named."""
+    if arguments.model is None:
+        print(
+            "note: answered by the small model that ships with the package, which knows drawn shapes only; for "
+            "photographs: --model dandelin/vilt-b32-finetuned-vqa",
+            file=sys.stderr,
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -53,9 +54,10 @@ class Engine:
     """Answers questions about images, many at a time, from lists, iterators or a server's threads.
 
     A result does not depend on what else is asked at the same time: bit for bit on the kernels, and up to the order of
-    sums on the CPU. Images are whatever `vilt_fast.processing.decoding` reads (a path, a PIL image, an array); floats
-    in [0, 1] count as 0..255. Pending pairs that name the same object or the same path share the image: it is decoded
-    once, and embedded once per batch. An image must not be modified before the results that depend on it are there.
+    sums on the CPU (not even that in `submit_batch`). Images are whatever `vilt_fast.processing.decoding` reads (a
+    path, a PIL image, an array of 0..255), or the bytes of an image's file, in a BytesIO too. Pending pairs that name
+    the same object or the same path share the image: it is decoded once, and embedded once per batch. An image must
+    not be modified before the results that depend on it are there.
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
@@ -93,11 +95,8 @@ class Engine:
             raise ValueError("dtype, device, cuda_graphs: a frozen model has its own; give them to freeze()")
         if not hasattr(getattr(processor, "image_processor", None), "pack"):
             raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
-        for name, value in (("max_tokens", max_tokens), ("workers", workers), ("top", top)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
-        if not 0 <= max_wait_ms < float("inf"):
-            raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 or more")
+        _check_numbers(max_wait_ms, max_tokens=max_tokens, workers=workers, top=top)
+        _check_form(dtype, device, cuda_graphs)
         where = torch.device(model.device if device is None else device).type
         max_tokens = max_tokens or (MAX_TOKENS if where == "cuda" else _MAX_TOKENS_ELSEWHERE)
         longest = longest_pair(model.config, processor.image_processor)
@@ -143,7 +142,7 @@ class Engine:
 
         Raises:
             ValueError: the model is for another task, or images and questions differ in number.
-            RuntimeError: the engine is closed.
+            RuntimeError: the engine is closed, was made before a fork, or is called in a future's callback.
         """
         return self._many("answer", images, questions, on_error, progress)
 
@@ -172,7 +171,7 @@ class Engine:
         """Enqueue one pair, from any thread; the future gives what `answer` (or the model's own method) gives.
 
         A future can be cancelled until its batch is formed. Blocks while too many pairs are pending. Callbacks of
-        futures run in the engine's threads: they should be quick.
+        futures run in the engine's threads: they should be quick, and they cannot wait for other answers.
 
         Args:
             kind: "answer", "score", "fill" or "logits"; None for the model's own.
@@ -185,6 +184,21 @@ class Engine:
             kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
         self._check_kind(kind)
         return self._pipeline.submit(kind, image, _checked(question))
+
+    def submit_batch(self, pairs: Sequence[tuple[Any, str]]) -> Sequence[Future]:
+        """Enqueue pairs of an image and a text as one batch: these, in this order, and no other pair.
+
+        What is asked at the same time then changes no bit of the results on a CPU either, where sums are rounded
+        otherwise in another batch. Not for `fill`'s models, whose pairs need several batches.
+
+        Raises:
+            ValueError: a question is not a text, or the model is of another kind.
+            RuntimeError: the engine is closed.
+        """
+        kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
+        if kind == "fill":
+            raise ValueError(f"submit_batch: got {self.model.model_class.__name__}, wanted a model for answer or score")
+        return self._pipeline.submit_batch(kind, [(image, _checked(text)) for image, text in pairs])
 
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
@@ -232,6 +246,7 @@ class Engine:
 
     def _many(self, kind: str, images: Any, texts: Any, on_error: str, progress: bool | None) -> Any:
         self._check_kind(kind)
+        self._pipeline.home.check_wait(f"{kind}()")
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error: got {on_error!r}, wanted "raise" or "return"')
         pairs, length, is_single = pair_up(images, texts)
@@ -250,3 +265,23 @@ def _checked(text: Any) -> str:
         raise ValueError(f"text: got {type(text).__name__}, wanted str")
     check_unicode(text, "text")  # here, where it is this pair's error: texts are tokenised together
     return text
+
+
+def _check_numbers(max_wait_ms: Any, **counts: Any) -> None:
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
+    is_number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
+    if not is_number or not 0 <= max_wait_ms < float("inf"):
+        raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 or more")
+
+
+def _check_form(dtype: Any, device: Any, cuda_graphs: Any) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype: got {dtype!r}, wanted a floating torch.dtype, such as torch.bfloat16")
+    if not isinstance(cuda_graphs, bool):
+        raise ValueError(f"cuda_graphs: got {cuda_graphs!r}, wanted True or False")
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device: got {device!r}, wanted a torch.device or its name, such as "cuda"') from error

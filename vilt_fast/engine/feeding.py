@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import sys
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from vilt_fast.engine.futures import Process
 from vilt_fast.engine.stages import Ticket
 
 _BAR_FROM = 100  # results; a shorter list gets no progress bar unless asked for
@@ -88,6 +90,7 @@ class _Relay:
         self._entries: deque[Any] = deque()
         self._taken = 0  # by the consumer, and not yet used up
         self._is_closed = False
+        self._pid = Process.pid
 
     def put(self, entry: Any) -> bool:
         """Add an entry, once there is room; False if nobody wants it any more."""
@@ -100,7 +103,9 @@ class _Relay:
             return not self._is_closed
 
     def take(self) -> deque[Any]:
-        """The next entries, at least one; those taken before count as used up."""
+        """The next entries, at least one; those taken before count as used up. RuntimeError after a fork."""
+        if Process.pid != self._pid:
+            raise RuntimeError(f"these results were begun before a fork, in process {self._pid}: only it can go on")
         with self._changed:
             was_full = len(self._entries) + self._taken >= self._ahead
             self._taken = 0
@@ -156,7 +161,8 @@ def _numbered(error: BaseException, number: int) -> BaseException:
 def _is_picture(images: Any) -> bool:
     if isinstance(images, np.ndarray | torch.Tensor):
         return images.ndim < 4
-    return isinstance(images, str | os.PathLike | Image.Image)
+    # Bytes are those of a file; an open file would be taken for a list of its lines.
+    return isinstance(images, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | io.IOBase)
 
 
 def _length(side: Any) -> int | None:

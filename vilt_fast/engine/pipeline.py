@@ -26,7 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from vilt_fast.engine.stages import AGAIN, Counts, Item, Picture, Stages, Ticket, is_out_of_memory
+from vilt_fast.engine.futures import Home, Process, WaitingFuture
+from vilt_fast.engine.stages import AGAIN, Counts, Group, Item, Picture, Stages, Ticket, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
 _WAITING_BATCHES = 2
@@ -71,6 +72,8 @@ class Pipeline:
         self.stages, self.max_tokens, self.max_pairs, self.max_pending = stages, max_tokens, max_pairs, max_pending
         self.max_wait_s = max_wait_ms / 1000
         self.counts = Counts()
+        self.home = Home()
+        self._threads = self.home.threads
         # One lock for all shared state below, and who waits for what: the forming thread for pairs and slots,
         # submitters for room, callers for answers.
         self._lock = threading.RLock()
@@ -79,11 +82,11 @@ class Pipeline:
         self._pending: set[Item] = set()
         self._ready: list[Item] = []
         self._ready_since = 0.0  # when the first of them was loaded
+        self._has_groups = False
         self._settling = 0  # threads inside `_settle`
         self._slots = _WAITING_BATCHES
         self._closing: str | None = None  # why no more pairs are accepted
         self._is_aborted = self._is_stopped = self._is_broken = False
-        self._threads: list[threading.Thread] = []
         self._loaders = ThreadPoolExecutor(workers or os.cpu_count() or 1, "vilt-load")
         self._preparers = ThreadPoolExecutor(_WAITING_BATCHES, "vilt-prepare")
         self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
@@ -97,7 +100,7 @@ class Pipeline:
         Raises:
             RuntimeError: after `close`.
         """
-        future: Future = Future()
+        future = WaitingFuture(self.home)
         self._enqueue(kind, source, text, future)
         return future
 
@@ -107,20 +110,36 @@ class Pipeline:
         self._enqueue(kind, source, text, ticket)
         return ticket
 
-    def _enqueue(self, kind: str, source: Any, text: str, future: Future | Ticket) -> None:
+    def submit_batch(self, kind: str, pairs: Sequence[tuple[Any, str]]) -> Sequence[Future]:
+        """`submit` several pairs as a batch of their own, in this order, however many tokens they have."""
+        group, futures = Group([], len(pairs)), [WaitingFuture(self.home) for _ in pairs]
+        self.home.check_process()
+        with self._lock:  # all or none of them: a batch that lacks one would never start
+            self._wait_for_room(len(pairs))
+            self._start()
+            self._has_groups = True
+            for (source, text), future in zip(pairs, futures, strict=True):
+                self._enqueue(kind, source, text, future, group)
+        return futures
+
+    def _enqueue(self, kind: str, source: Any, text: str, future: Future | Ticket, group: Group | None = None) -> None:
+        if Process.pid != self.home.pid:
+            self.home.check_process()
         key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
         fresh = Picture(key, source)
         if key not in self._pictures and self.stages.is_loaded(source):
             self._read(fresh)  # here, as it is instant
             fresh.waiting = None
         with self._lock:
-            if len(self._pending) >= self.max_pending and threading.current_thread() not in self._threads:
-                # A callback must not wait for its own thread.
-                self._room.wait_for(lambda: len(self._pending) < self.max_pending or self._closing)
+            if group is None and len(self._pending) >= self.max_pending:
+                self._wait_for_room(1)
             self._start()
             picture = self._pictures.setdefault(key, fresh)
             picture.users += 1
             item = Item(kind, text, picture, future, time.perf_counter())
+            if group is not None:
+                item.group = group
+                group.items.append(item)
             self.counts.first = self.counts.first or item.submitted
             self._pending.add(item)
             if picture.waiting is None:
@@ -132,6 +151,7 @@ class Pipeline:
 
     def call(self, function: Callable[[], Any]) -> Any:
         """Run `function` in the launching thread, between two batches, and return its result."""
+        self.home.check_wait("warmup()")
         future: Future = Future()
 
         def run() -> None:
@@ -147,8 +167,9 @@ class Pipeline:
 
     def close(self, finish: bool = True) -> None:
         """Accept no more pairs. Answer the pending ones, or fail those not yet in a batch with a RuntimeError."""
-        if threading.current_thread() in self._threads:
-            raise RuntimeError("close() was called in a future's callback, where it would wait for itself")
+        if Process.pid != self.home.pid:
+            return  # in a fork, which has none of the threads
+        self.home.check_wait("close()")
         with self._lock:
             self._closing = self._closing or "the engine is closed"
             self._is_aborted = self._is_aborted or not finish
@@ -167,7 +188,14 @@ class Pipeline:
         self._loaders.shutdown(cancel_futures=True)
         self._preparers.shutdown()
 
-    # --- shared state: these four are called under the lock -------------------------------------------------------
+    # --- shared state: these five are called under the lock -------------------------------------------------------
+
+    def _wait_for_room(self, count: int) -> None:
+        """Until `count` more pairs may be pending; more than may ever be wait for an empty pipeline."""
+        most = max(self.max_pending - count, 0)
+        if len(self._pending) > most and threading.current_thread() not in self._threads:
+            # A callback must not wait for its own thread.
+            self._room.wait_for(lambda: len(self._pending) <= most or self._closing)
 
     def _start(self) -> None:
         if self._closing:
@@ -242,7 +270,11 @@ class Pipeline:
 
     def _form(self, batch: _Batch, items: list[Item], since: float) -> _Batch:
         """Fill `batch` and pass it on when it closes; the batch that is still open is returned."""
-        for item in self._measure(items):
+        good = self._measure(items)
+        if self._has_groups:
+            self._prepare_groups(items)
+            good = [item for item in good if item.group is None]
+        for item in good:
             if batch.items and not self._fits(batch, item):
                 self._prepare(batch)
                 batch = _Batch()
@@ -284,6 +316,14 @@ class Pipeline:
             bad = [item for item in items if item.error is not None and self._take(item)]
         self._settle([(item, item.error) for item in bad])
         return [item for item in items if item.error is None]
+
+    def _prepare_groups(self, items: list[Item]) -> None:
+        """Pass on the groups whose last pairs are among these."""
+        for item in items:
+            if item.group is not None:
+                item.group.missing -= 1
+                if item.group.missing == 0:
+                    self._prepare(_Batch([one for one in item.group.items if one.error is None]))
 
     def _fits(self, batch: _Batch, item: Item) -> bool:
         is_small = batch.tokens + item.tokens <= self.max_tokens and len(batch.items) < self.max_pairs

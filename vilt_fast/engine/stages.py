@@ -73,6 +73,14 @@ class Ticket:
 
 
 @dataclass(eq=False, slots=True)
+class Group:
+    """Pairs that share a batch with each other and with no other pair."""
+
+    items: list[Item]
+    missing: int  # whose image is not loaded yet
+
+
+@dataclass(eq=False, slots=True)
 class Item:
     """One pending pair."""
 
@@ -85,6 +93,7 @@ class Item:
     error: Exception | None = None  # why it cannot be answered
     is_taken: bool = False  # its future is running and can no longer be cancelled
     state: Any = None  # private to the stages
+    group: Group | None = None
 
 
 class Stages(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_a
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen import FrozenModel
 from vilt_fast.frozen.planning import HostBatch, plan_pairs
-from vilt_fast.processing.decoding import decode
+from vilt_fast.processing.decoding import decode, open_bytes
 from vilt_fast.processing.settings import resize_size, target_size
 
 
@@ -79,9 +80,15 @@ class ViltStages:
     def load(self, source: Any) -> Loaded:
         """Decode an image and compute how many patches it will have."""
         settings = self.processor.image_processor
+        if isinstance(source, bytes | bytearray | memoryview | io.BytesIO):
+            source = open_bytes(source.getvalue() if isinstance(source, io.BytesIO) else bytes(source), "image")
         decoded = decode(source, name="image")
-        if decoded.is_unit and not settings.do_rescale:
-            raise ValueError("image: got floats in [0, 1] for a processor with do_rescale=False, wanted 0..255")
+        if decoded.is_unit:
+            # The processor rescales them once more, as Hugging Face's does; nobody who passes them here means that.
+            raise ValueError(
+                "image: got floats in [0, 1], which the processor would divide by 255 again; wanted 0..255: "
+                "(255 * image).round().astype('uint8')"
+            )
         size = target_size(settings, "image", *decoded.size) if settings.do_resize else decoded.size
         height, width = size
         if height % self.patch or width % self.patch:

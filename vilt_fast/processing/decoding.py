@@ -14,6 +14,7 @@ How each kind becomes RGB (Hugging Face's processor crashes on all but RGB; wher
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -187,21 +188,30 @@ def _open(path: str | bytes, name: str) -> Image.Image:
     if not os.path.exists(path):
         raise FileNotFoundError(f"{name}: no such file: {path!r}")
     if not os.path.isfile(path):
-        raise ValueError(f"{name}: {path!r} is a directory, wanted an image file")
+        kind = "directory" if os.path.isdir(path) else "pipe or a device"
+        raise ValueError(f"{name}: {path!r} is a {kind}, wanted an image file")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{name}: {path!r} is empty")
+    return _open_file(path, f"{name}: {path!r}")
+
+
+def open_bytes(content: bytes, name: str = "images") -> Image.Image:
+    """The RGB image in the bytes of a file; raises as `decode_rgb`."""
+    return _open_file(io.BytesIO(content), f"{name}: a file of {len(content)} bytes")
+
+
+def _open_file(file: str | io.BytesIO, where: str) -> Image.Image:
     try:
-        image = Image.open(path)
+        image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(_bomb_message(f"{name}: {path!r}", str(error))) from error
+        raise ValueError(_bomb_message(where, str(error))) from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{name}: {path!r} is not an image that Pillow can read") from error
+        raise ValueError(f"{where} is not an image that Pillow can read") from error
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # a broken header fails with whatever its format's reader raises
-        raise ValueError(f"{name}: {path!r} is damaged or truncated ({error})") from error
+        raise ValueError(f"{where} is damaged or truncated ({error})") from error
     with image:
-        where = f"{name}: {path!r}"
         _check_pixel_count(image, where)
         _load(image, where)
         return _pil_to_rgb(_turn_upright(image), where)

@@ -1,0 +1,96 @@
+"""Where a command writes: a regular file that is none of its inputs, and that one run at a time may write."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def output_path(
+    path: str, suffixes: tuple[str, ...], inputs: Iterable[str | os.PathLike[str]] = (), option: str = "--out"
+) -> Path:
+    """The file that an option names, links followed, so that what is written goes through them.
+
+    Args:
+        suffixes: the endings that its name may have, such as ".png"; none: any.
+        inputs: files that the command reads.
+
+    Raises:
+        ValueError: another ending, no regular file (a pipe, a device), or one of the inputs.
+        IsADirectoryError, FileNotFoundError: it is a directory, or is in none.
+    """
+    out, wanted = Path(os.path.realpath(path)), " or ".join(suffixes) or "a file"
+    if out.is_dir():
+        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of a file ({wanted})")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{option}: {path!r} is a pipe or a device, wanted a regular file")
+    for source in inputs:
+        if is_same_file(out, source):
+            raise ValueError(
+                f"{option}: {path!r} is the same file as the input {os.fspath(source)!r}, wanted another name"
+            )
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise ValueError(f"{option}: got {path!r}, wanted a name that ends in {wanted}")
+    return out
+
+
+def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str] | int) -> bool:
+    """Whether two names (or a name and an open file) lead to one file, be it over links."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them does not exist, or cannot
+        return False
+
+
+@contextmanager
+def sole_writer(out: Path) -> Iterator[None]:
+    """Hold the lock `.<out>.lock`. The system releases it with the process, whatever ends that.
+
+    Windows has no such lock: there, nobody is kept out.
+
+    Raises:
+        ValueError: another process holds it; the message has its id.
+        OSError: the directory cannot be written.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    path = out.with_name(f".{out.name}.lock")
+    descriptor = _lock(path, out)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: whoever opened it meanwhile sees that its name is gone
+        os.close(descriptor)
+
+
+def _lock(path: Path, out: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise OSError(error.errno, f"--out: cannot write beside {str(out)!r}: {error.strerror}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_same_file(path, descriptor):
+                return descriptor
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 20, 0).decode() or "unknown"
+            os.close(descriptor)
+            raise ValueError(
+                f"--out: {str(out)!r} is being written by process {holder}; wait for it, stop it, or give another name"
+            ) from error
+        except OSError as error:
+            os.close(descriptor)
+            raise OSError(error.errno, f"--out: cannot lock {str(path)!r}: {error.strerror}") from error
+        os.close(descriptor)  # its holder ended in between, and took the name with it

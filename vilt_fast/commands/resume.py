@@ -1,0 +1,175 @@
+"""What a file of answers was made from, and where the run that continues it has to start.
+
+The record `.<out>.made.json` stands beside the file. Nothing in it depends on when or where a run was made, so that two
+equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+import vilt_fast
+from vilt_fast import ops
+from vilt_fast.checkpoints.files import read_json, write_atomically
+from vilt_fast.commands.loading import DTYPES, printable
+from vilt_fast.commands.questions import Entry, Questions
+
+_FIRST = b'{"image":'  # how every line of the output starts
+_SUBJECT = "model"  # of the record: for the reader alone, as a model may be moved; its weights tell what it is
+_NOT_OF_WEIGHTS = ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version")
+_HINTS = {"threads": "OMP_NUM_THREADS={}", "top": "--top {}", "dtype": "--dtype {}", "backend": "--backend {}"}
+
+
+def record_path(out: Path) -> Path:
+    """The name of the record of a file of answers."""
+    return out.with_name(f".{out.name}.made.json")
+
+
+def what_makes(arguments: argparse.Namespace, model: Any, processor: Any, questions: Questions) -> dict[str, Any]:
+    """All that decides the bytes of the answers."""
+    device = model.device.type
+    is_on_kernels = device == "cuda" and not ops.is_switched("reference", *ops.OPERATIONS)
+    unit = torch.cuda.get_device_name(model.device) if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return {
+        "versions": f"vilt_fast {vilt_fast.__version__}, torch {torch.__version__}",
+        _SUBJECT: arguments.model or "the model that ships with the package",
+        "weights": _digest_weights(model),
+        "processor": _digest_processor(processor),
+        "top": arguments.top,
+        "dtype": str(DTYPES[arguments.dtype]).removeprefix("torch."),
+        "device": f"{device} ({unit})",
+        "backend": "kernels" if is_on_kernels else "reference",
+        # On the kernels no sum depends on it.
+        "threads": None if is_on_kernels else torch.get_num_threads(),
+        "input": _digest_input(questions),
+    }
+
+
+def _digest_weights(model: Any) -> str:
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_WEIGHTS}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _digest_processor(processor: Any) -> str:
+    settings = {**processor.tokenizer.files_to_save(), "image": processor.image_processor.to_dict()}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest_input(questions: Questions) -> str:
+    """Of all pairs and of the sizes of the images' files; to read those would take as long as to answer."""
+    digest, sizes = hashlib.sha256(), dict[Path, int | None]()
+    for entry in questions.entries():
+        if entry.path not in sizes:
+            # Not Path.is_file, which raises on too long a name.
+            is_there = entry.error is None and os.path.isfile(entry.path)
+            sizes[entry.path] = os.path.getsize(entry.path) if is_there else None
+        digest.update(json.dumps([entry.asked, entry.error, sizes[entry.path]]).encode())
+    return digest.hexdigest()
+
+
+def keep_record(out: Path, made: dict[str, Any], done: int) -> None:
+    """Write down what makes the file, or, where it has answers, check that the same made them.
+
+    Raises:
+        ValueError: something else made them, or nobody knows what did; nothing was changed.
+    """
+    path = record_path(out)
+    if not done:
+        write_atomically(path, json.dumps(made, indent=2) + "\n")
+        return
+    advice = "give another --out, or delete it to start again"
+    if not path.exists():
+        raise ValueError(
+            f"--out: {str(out)!r} has {done} answers, but {path.name} beside it, which says what made them, is missing "
+            f"(an earlier version wrote none); {advice}"
+        )
+    kept = read_json(path)
+    differing = [name for name in made if name != _SUBJECT and kept.get(name) != made[name]]
+    if "dtype" in differing and "weights" in differing:
+        differing.remove("weights")  # in another dtype the same weights are other bytes
+    if differing:
+        found = "; ".join(_difference(name, kept, made) for name in differing)
+        again = " and ".join(_HINTS[name].format(kept.get(name)) for name in differing if name in _HINTS)
+        repeat = f"repeat it with {again}, " if set(differing) <= set(_HINTS) else ""
+        raise ValueError(f"--out: {str(out)!r} was made otherwise: {found}; {repeat}{advice}")
+
+
+def _difference(name: str, kept: dict[str, Any], made: dict[str, Any]) -> str:
+    if name == "weights":
+        return f"other weights ({kept.get(_SUBJECT)!r}, now {made[_SUBJECT]!r})"
+    if name == "processor":
+        return "another processor (vocabulary or image settings)"
+    if name == "input":
+        return "other questions or images"
+    return f"{name} {kept.get(name)}, now {made[name]}"
+
+
+def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
+    """How many pairs an earlier run has answered, and the bytes of its whole lines.
+
+    A line without an end is left out: that run was stopped while it wrote. So are NULs, which a crash of the system
+    leaves at the end of a file.
+
+    Raises:
+        ValueError: the file is something else, the output of another input, or has a damaged line.
+    """
+    done = kept_bytes = 0
+    for number, line in enumerate(file, 1):
+        if not line.endswith(b"\n"):
+            rest = line.rstrip(b"\0")
+            _check_start(rest, out)
+            if rest != line:
+                nuls = len(line) - len(rest)
+                print(
+                    f"{printable(str(out))}: cut off {nuls} NUL bytes that a crash left after line {done}",
+                    file=sys.stderr,
+                )
+            break
+        _check_start(line, out, number)
+        entry = next(entries, None)
+        written = _parse(line, out, number)
+        if entry is None or {name: written.get(name) for name in entry.asked} != json.loads(json.dumps(entry.asked)):
+            raise ValueError(
+                f"--out: line {number} of {str(out)!r} is about another image or question than the input, wanted the "
+                "output of the same input, or another name"
+            )
+        done, kept_bytes = number, kept_bytes + len(line)
+    return done, kept_bytes
+
+
+def _check_start(line: bytes, out: Path, number: int = 1) -> None:
+    if line.startswith(_FIRST[: len(line)]):
+        return
+    if number > 1:
+        raise ValueError(_damaged(out, number, "it does not start as an answer does"))
+    raise ValueError(f"--out: {str(out)!r} exists and is not a file of answers, wanted another name")
+
+
+def _parse(line: bytes, out: Path, number: int) -> dict[str, Any]:
+    try:
+        written = json.loads(line.decode(errors="surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_damaged(out, number, str(error))) from error
+    if not isinstance(written, dict) or not {"answer", "error"} & {*written}:
+        raise ValueError(_damaged(out, number, "neither an answer nor an error"))
+    return written
+
+
+def _damaged(out: Path, number: int, reason: str) -> str:
+    return (
+        f"--out: line {number} of {str(out)!r} is damaged ({reason}); nothing was changed: delete that line and all "
+        "after it to continue from there, or give another name"
+    )
