@@ -6,12 +6,13 @@ JOBS ?= 2
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --constraint constraints.txt
 
-.PHONY: help demo test test-slow test-triton36 theirs lint types format report clean
+.PHONY: help demo test test-slow fuzz test-triton36 theirs lint types format report clean
 
 help:
 	@echo "make demo           answer questions about the bundled images and write demo.png"
 	@echo "make test           lint, then every test but the slow ones"
 	@echo "make test-slow      the tests that take too long for every change"
+	@echo "make fuzz           20,000 mutated files: SEED=1 CASES=1000 JOBS=4 choose others"
 	@echo "make test-triton36  compile and interpreter tests on Triton 3.6, in .venv-triton36"
 	@echo "make theirs         transformers' own tests on our classes, and tests/THEIRS.md anew"
 	@echo "make lint           ruff, its formatter's check, and mypy"
@@ -30,6 +31,12 @@ test: lint
 
 test-slow: .venv/.dev
 	$(QUIET) $(BIN)/pytest -q -n $(JOBS) -m slow --durations=10
+
+# Another seed makes other cases; a case that fails prints how to run it alone.
+SEED ?= 0
+CASES ?= 20000
+fuzz: .venv/.dev
+	$(QUIET) $(BIN)/python tests/fuzz/run.py --seed $(SEED) --cases $(CASES) --jobs $(JOBS)
 
 # Triton 3.6 is what PyTorch 2.11 ships with. Its interpreter breaks on NumPy 2.4.
 test-triton36: .venv-triton36/.dev

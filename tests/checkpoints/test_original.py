@@ -437,3 +437,23 @@ def test_no_original(tmp_path, helpers):
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "table.ckpt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"cut\.ckpt is truncated"):
         vilt_fast.ViltConfig.from_pretrained(tmp_path / "cut.ckpt")
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0, 3)])
+@pytest.mark.parametrize("name", ["text_embeddings.word_embeddings.weight", "transformer.pos_embed"])
+def test_tensors_from_which_no_size_can_be_read(tmp_path, name, shape):
+    content = checkpoint(Original("vqa"))
+    content["state_dict"][name] = torch.ones(shape)
+    torch.save(content, tmp_path / "vilt.ckpt")
+    with pytest.raises(ValueError) as caught:
+        vilt_fast.ViltConfig.from_pretrained(tmp_path / "vilt.ckpt")
+    assert f"{tmp_path / 'vilt.ckpt'}: its configuration cannot be determined from tensors" in str(caught.value)
+    assert f"{name} {shape}" in str(caught.value)
+
+
+def test_the_file_of_a_fused_qkv_that_is_none(tmp_path):
+    content = checkpoint(Original("vqa"), hyper_parameters=hyper_parameters())
+    content["state_dict"]["transformer.blocks.1.attn.qkv.bias"] = torch.ones(())
+    torch.save(content, tmp_path / "vilt.ckpt")
+    with pytest.raises(ValueError, match=r"vilt\.ckpt: transformer\.blocks\.1\.attn\.qkv\.bias: got shape \(\)"):
+        vilt_fast.ViltForQuestionAnswering.from_pretrained(tmp_path / "vilt.ckpt")

@@ -189,8 +189,9 @@ def test_broken_files_are_named(vocab_file, tmp_path):
     settings_file.unlink()
     for content, message in (
         ("{", "not a valid JSON"),
-        ("{}", "not a valid tokenizer.json"),
-        ('{"model": {"type": "BPE"}}', "BPE model, wanted WordPiece"),
+        ("{}", "model: got None, wanted an object with a vocabulary"),
+        ('{"model": {"type": "WordPiece"}}', "not a valid tokenizer.json"),
+        ('{"model": {"type": "BPE"}}', "'BPE' model, wanted WordPiece"),
     ):
         whole.write_text(content)
         with pytest.raises(ValueError, match=message):

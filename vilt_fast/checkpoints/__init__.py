@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.checkpoints.arguments import check_attention, drop_unneeded, single_device
-    from vilt_fast.checkpoints.load import fill, load_weights, open_source, stored_dtype
+    from vilt_fast.checkpoints.load import check_sizes, fill, load_weights, open_source, stored_dtype
     from vilt_fast.checkpoints.push import upload
     from vilt_fast.checkpoints.save import save_weights
     from vilt_fast.checkpoints.vilt import read_original_fields
@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for editors and type checkers
 
 _HOMES = {
     "check_attention": "arguments",
+    "check_sizes": "load",
     "drop_unneeded": "arguments",
     "fill": "load",
     "load_weights": "load",
@@ -32,6 +33,7 @@ _HOMES = {
 
 __all__ = [
     "check_attention",
+    "check_sizes",
     "drop_unneeded",
     "fill",
     "load_weights",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 # What a file is made from: its bytes, its text (UTF-8), or a function that writes the path it is given.
 Content = bytes | str | Callable[[Path], None]
+# How deep the JSON files of a model may be nested; the ones that are written here have five levels.
+_DEEPEST = 64
 
 
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
@@ -189,15 +192,60 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        ValueError: the file is not UTF-8, not JSON, or holds no object.
+        ValueError: the file is not UTF-8, not JSON, or holds no object; a key stands twice in one object, a number is
+            NaN or infinite, a text is no Unicode, or it is nested too deep. The message names the file and the key.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are ValueErrors
+        text = Path(path).read_text(encoding="utf-8")
+        content = json.loads(text, object_pairs_hook=_object)
+        _check_values(content)
+        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate can be escaped, but never written again
+    except RecursionError as error:
+        raise ValueError(f"{path}: not a valid JSON file (nested deeper than {_DEEPEST} levels)") from error
+    except ValueError as error:  # json.JSONDecodeError and UnicodeError are ValueErrors
         raise ValueError(f"{path}: not a valid JSON file ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got a JSON {type(content).__name__}, wanted an object")
     return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return content
+
+
+def _check_values(content: Any) -> None:
+    """Refuse what no JSON file of a model needs, and what reads it stumbles over, level by level."""
+    level = [("", content)]
+    for _ in range(_DEEPEST):
+        level = [pair for name, value in level for pair in _children(name, value)]
+        for name, value in level:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: got {value}, wanted a finite number")
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {_DEEPEST} levels")
+
+
+def _children(name: str, value: Any) -> Iterable[tuple[str, Any]]:
+    """The values of an object by their keys; those of a list, by the list's."""
+    if isinstance(value, dict):
+        return value.items()
+    return ((name, item) for item in value) if isinstance(value, list) else ()
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A ValueError from within names the file, if it does not."""
+    try:
+        yield
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
 
 
 def listing(names: list[str], limit: int = 20) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import nn
 
 from vilt_fast.checkpoints.families import family_name, family_of, shares_words
-from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.files import listing, naming, read_json
 from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.checkpoints.weight_files import FLOATS, StoredTensor, StoredWeights, hold_weights, open_weights
 
@@ -60,7 +59,7 @@ def load_weights(
 
     Raises:
         FileNotFoundError: no weights there. ValueError: a file is damaged, or tensors are missing, unexpected, of
-            another shape or not floating point; it names them.
+            another shape, not floating point, or NaN or infinite; it names them.
     """
     hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download)
     with open_weights(name_or_path, **vars(hub)) as stored:
@@ -119,8 +118,13 @@ def fill(model: nn.Module, stored: StoredWeights, *, strict: bool) -> dict[str, 
         What did not fit, as `output_loading_info` of transformers: `missing_keys`, `unexpected_keys` and
         `mismatched_keys` (name, stored shape, wanted shape), sets; and `error_msgs`, an empty list.
     """
+    meta = [name for name, parameter in _parameters(model).items() if parameter.is_meta]
+    if meta:
+        raise ValueError(f"model: got parameters on the meta device, wanted memory to load into: {listing(meta)}")
     fit = _fit(model, stored)
     fit.refuse(model, stored, strict)
+    fit.refuse_non_finite(model, stored)
+    fit.warn(model, stored)
     _tie(model, fit)
     with torch.no_grad():
         for name, parameter in _parameters(model).items():
@@ -146,7 +150,7 @@ class _Fit:
     skipped: list[str] = field(default_factory=list)  # of heads that the model lacks
 
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
-        """Raise or warn, as `load_weights` says."""
+        """Raise where something does not fit, as `load_weights` says."""
         name = type(model).__name__
         other = _other_architecture(model, stored) if self.problems else None
         if not self.matched or (strict and other):
@@ -159,6 +163,20 @@ class _Fit:
             text = "; ".join(f"{len(self.problems[kind])} {kind}: {listing(self.problems[kind])}" for kind in refused)
             advice = ". strict=False leaves out what does not fit" if strict else ""
             raise ValueError(f"{stored.path} does not fit {name}: {text}{advice}")
+
+    def refuse_non_finite(self, model: nn.Module, stored: StoredWeights) -> None:
+        """Raise for weights that are NaN or infinite, or become so in the model's dtype."""
+        bad = []
+        for name, parameter in _parameters(model).items():
+            if name in self.tensors and not _is_finite(self.tensors[name].read(), parameter.dtype):
+                bad.append(self.tensors[name].name)
+        if bad:
+            dtype = str(next(iter(_parameters(model).values())).dtype).removeprefix("torch.")
+            raise ValueError(f"{stored.path}: {len(bad)} tensors are NaN or infinite in {dtype}: {listing(bad)}")
+
+    def warn(self, model: nn.Module, stored: StoredWeights) -> None:
+        """Name what was left out, as `load_weights` says."""
+        name = type(model).__name__
         if self.skipped:
             logger.warning("%s: skipped, %s has no such head: %s", stored.path, name, ", ".join(self.skipped))
         for kind, names in self.problems.items():
@@ -166,12 +184,45 @@ class _Fit:
             logger.warning("%s: %d %s, %s: %s", stored.path, len(names), kind, kept, ", ".join(names))
 
 
+def _is_finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values are finite in a dtype too.
+
+    A sum is read off in a tenth of the time of `isfinite`, and NaN or infinite where one of its values is. It can
+    overflow of itself as well; then every value is looked at.
+    """
+    if dtype in FLOATS and torch.finfo(dtype).max < torch.finfo(tensor.dtype).max:
+        tensor = tensor.to(dtype)
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def check_sizes(make: Callable[[], nn.Module], config: Any, stored: StoredWeights) -> None:
+    """Refuse a configuration whose sizes are not those of the weights, before memory is taken for them.
+
+    Args:
+        make: makes the model; called on the meta device.
+        config: of the model.
+
+    Raises:
+        ValueError: as from `fill` with strict=True.
+    """
+    layers = getattr(config, "num_hidden_layers", 0)
+    if layers > max(100, len(stored.tensors)):  # so many would take their time on the meta device too
+        raise ValueError(
+            f"{stored.path} does not fit: its configuration has num_hidden_layers={layers}, but it holds "
+            f"{len(stored.tensors)} tensors"
+        )
+    try:
+        with torch.device("meta"):
+            model = make()
+    except Exception:  # a class whose constructor reads values of its weights is checked once it has them
+        return
+    _fit(model, stored).refuse(model, stored, strict=True)
+
+
 def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
     wanted, family = _parameters(model), family_of(model)
-    meta = [name for name, parameter in wanted.items() if parameter.is_meta]
-    if meta:
-        raise ValueError(f"model: got parameters on the meta device, wanted memory to load into: {listing(meta)}")
-    tensors = family.full_names({family_name(model, name): tensor for name, tensor in stored.tensors.items()})
+    with naming(stored.path):
+        tensors = family.full_names({family_name(model, name): tensor for name, tensor in stored.tensors.items()})
     fit = _Fit(
         lacks_decoder=family.DECODER not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors),
         matched=any(name in wanted and name.startswith(family.PREFIX) for name in tensors),
@@ -209,8 +260,8 @@ def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
     """What a checkpoint is, if its config.json or its names say that it is not the model's kind."""
     wanted = getattr(getattr(model, "config", None), "model_type", "vilt")
     if re.match(r"(pytorch_)?model\.", stored.path.name):  # else a config.json beside it need not be its own
-        with suppress(OSError, ValueError, AttributeError):
-            config = json.loads((stored.path.parent / "config.json").read_text(encoding="utf-8"))
+        with suppress(OSError, ValueError):
+            config = read_json(stored.path.parent / "config.json")
             found = config.get("model_type", wanted)
             return None if found == wanted else f"model_type {found!r} by its config.json"
     for pattern, name in _ARCHITECTURES.items():

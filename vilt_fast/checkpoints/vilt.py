@@ -176,6 +176,11 @@ def _sizes(shapes: dict[str, tuple[int, ...]], stored: StoredWeights) -> dict[st
     absent = [name for name in dict.fromkeys([*(name for name, _ in _SIZES.values()), _TABLE]) if name not in shapes]
     if absent:
         raise ValueError(f"{stored.path} lacks {listing(absent)}: its configuration cannot be determined")
+    # A tensor needs the axis that is read, and a size.
+    odd = [name for name, axis in [*_SIZES.values(), (_TABLE, 1)] if 0 in shapes[name] or len(shapes[name]) <= axis]
+    if odd:
+        got = listing([f"{name} {shapes[name]}" for name in dict.fromkeys(odd)])
+        raise ValueError(f"{stored.path}: its configuration cannot be determined from tensors of these shapes: {got}")
     sizes = {field: shapes[name][axis] for field, (name, axis) in _SIZES.items()}
     side = math.isqrt(shapes[_TABLE][1] - 1)
     if 1 + side * side != shapes[_TABLE][1]:
@@ -210,10 +215,10 @@ def _task(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class that the heads are for, and its labels."""
     head, name = next(((head, name) for head, name in _TASKS.items() if head in shapes), ("", "ViltModel"))
     task: dict[str, Any] = {"architectures": [name]}
-    if "classifier" in head:
+    if "classifier" in head and shapes[head]:  # one without an axis is refused where it is loaded
         task["num_labels"] = shapes[head][0]
     if name == "ViltForImagesAndTextClassification":
         task["num_images"] = 2
-        if task["num_labels"] == 2:
+        if task.get("num_labels") == 2:
             task["id2label"] = {0: "False", 1: "True"}
     return task

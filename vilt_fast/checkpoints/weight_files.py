@@ -5,7 +5,6 @@ Weights are data: PyTorch files are opened with `weights_only=True`, and no code
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -21,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.files import listing, read_json
 from vilt_fast.checkpoints.hub import HubOptions, find_file
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
@@ -158,13 +157,15 @@ def _open_safetensors(path: Path, stack: ExitStack) -> dict[str, StoredTensor]:
 
 def _open_shards(index: Path, find: Callable[[str], Path], stack: ExitStack) -> dict[str, StoredTensor]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = {name: [n for n, s in weight_map.items() if s == name] for name in sorted(set(weight_map.values()))}
+        weight_map = read_json(index)["weight_map"]
+        shards: dict[str, list[str]] = {shard: [] for shard in sorted(set(weight_map.values()))}
+        for name, shard in weight_map.items():
+            shards[shard].append(name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of shards (an object with a weight_map): {error!r}") from error
+        raise ValueError(f"{index} is no index of shards (an object with a weight_map): {error}") from error
     tensors: dict[str, StoredTensor] = {}
     for shard, names in shards.items():
-        if Path(shard).name != shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\0" in shard:
             raise ValueError(f"{index}: shards must lie beside it, got {shard!r}")
         stored = _open_file(find(shard), stack).tensors
         absent = sorted(set(names) - set(stored))
@@ -209,8 +210,6 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
             f"{path} is no PyTorch weight file, or holds Python objects that are not weights and are "
             f"not run: {_first_line(str(error).split('WeightsUnpickler error:')[-1])}"
         ) from error
-    except MemoryError:
-        raise
     except Exception as error:  # a damaged file raises anything, OSError too: it could be opened a moment ago
         reason = _first_line(str(error)) or type(error).__name__
         raise ValueError(f"{path} is truncated or no PyTorch weight file: {reason}") from error
@@ -234,12 +233,13 @@ def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict
     usable = {
         name: tensor
         for name, tensor in content.items()
-        if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_meta
+        if isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        if tensor.layout == torch.strided and not tensor.is_meta
     }
     bad = [str(name) for name in content if name not in usable]
     if bad:
         raise ValueError(f"{path}: entries that are not dense tensors with data: {listing(bad)}")
-    return {str(n): StoredTensor(str(n), tuple(t.shape), t.dtype, t.detach) for n, t in usable.items()}, extra
+    return {n: StoredTensor(n, tuple(t.shape), t.dtype, t.detach) for n, t in usable.items()}, extra
 
 
 def write_tensors(

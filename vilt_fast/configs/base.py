@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import vilt_fast
-from vilt_fast.checkpoints.files import read_json, write_atomically
+from vilt_fast.checkpoints.files import naming, read_json, write_atomically
 from vilt_fast.checkpoints.hub import HubOptions, find_file
+from vilt_fast.configs.checks import check_flag, check_integer, check_labels, check_pruned_heads, shown
 from vilt_fast.configs.spelling import nearest
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _COMMON: dict[str, Any] = {
     "is_encoder_decoder": False,
     "pruned_heads": {},
 }
+_FLAGS = ("output_attentions", "output_hidden_states", "return_dict")
 _DTYPES = ("dtype", "torch_dtype")  # 5.x's name and 4.37's
 _PROBLEMS = (None, "regression", "single_label_classification", "multi_label_classification")
 _ATTENTIONS = (None, "eager", "sdpa")
@@ -58,8 +60,8 @@ class PreTrainedConfig:
             `pruned_heads` (layer -> heads), `name_or_path`. One that is spelled almost as a field is warned of.
 
     Raises:
-        ValueError: num_labels is not a natural number, or not the number of labels; a keyword is the name of a method
-            or of what is computed.
+        ValueError: num_labels is not a natural number, or not the number of labels; id2label does not name 0, 1, ...;
+            a keyword is the name of a method or of what is computed.
     """
 
     model_type: ClassVar[str]
@@ -82,7 +84,7 @@ class PreTrainedConfig:
         **kwargs: Any,
     ) -> None:
         self.pad_token_id = pad_token_id
-        self.id2label, self.label2id = _labels(id2label, label2id, num_labels)
+        self.id2label, self.label2id = check_labels(id2label, label2id, num_labels)
         self.output_attentions = output_attentions
         self.output_hidden_states = output_hidden_states
         self.return_dict = return_dict
@@ -91,8 +93,7 @@ class PreTrainedConfig:
         self.architectures = kwargs.pop("architectures", None)
         self.problem_type = kwargs.pop("problem_type", None)
         self.is_encoder_decoder = kwargs.pop("is_encoder_decoder", False)
-        pruned = kwargs.pop("pruned_heads", None) or {}
-        self.pruned_heads = {int(layer): list(heads) for layer, heads in pruned.items()}
+        self.pruned_heads = check_pruned_heads(kwargs.pop("pruned_heads", None))
         self.name_or_path = kwargs.pop("name_or_path", kwargs.pop("_name_or_path", ""))
         self._attn_implementation = kwargs.pop("attn_implementation", None)
         for name, value in kwargs.items():
@@ -108,7 +109,11 @@ class PreTrainedConfig:
         """
         for name, known in (("problem_type", _PROBLEMS), ("_attn_implementation", _ATTENTIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name.removeprefix('_')} must be one of {known}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name.removeprefix('_')} must be one of {known}, got {shown(getattr(self, name))}")
+        for name in _FLAGS:
+            check_flag(name, getattr(self, name))
+        if self.pad_token_id is not None:
+            check_integer("pad_token_id", self.pad_token_id, 0)
 
     @classmethod
     def _names(cls) -> set[str]:
@@ -119,7 +124,7 @@ class PreTrainedConfig:
     def _check_name(self, name: str) -> None:
         """Refuse a keyword that cannot be an attribute, and warn of one that looks like a slip of the pen."""
         held = getattr(type(self), name, None)
-        if callable(held) or (isinstance(held, property) and held.fset is None):
+        if callable(held) or (isinstance(held, property) and held.fset is None) or name.startswith("__"):
             raise ValueError(f"{name} is a method or computed in {type(self).__name__}, no field")
         known = self._names()
         meant = None if name in known else nearest(name, known)
@@ -138,7 +143,7 @@ class PreTrainedConfig:
 
     @num_labels.setter
     def num_labels(self, value: int) -> None:
-        self.id2label, self.label2id = _labels(None, None, value)
+        self.id2label, self.label2id = check_labels(None, None, value)
 
     @property
     def use_return_dict(self) -> bool:
@@ -194,6 +199,8 @@ class PreTrainedConfig:
         Raises:
             ValueError: `config` is of another architecture.
         """
+        if "self" in config:
+            raise ValueError("self is no field of a configuration")
         config = dict(config)
         wants_unused = overrides.pop("return_unused_kwargs", False)
         overrides = {name: value for name, value in overrides.items() if name not in _NO_OVERRIDES}
@@ -215,7 +222,8 @@ class PreTrainedConfig:
     @classmethod
     def from_json_file(cls: type[Config], json_file: str | os.PathLike[str]) -> Config:
         """A configuration from a JSON file of any name; errors as from `from_pretrained`."""
-        return cls.from_dict(read_json(json_file))
+        with naming(json_file):
+            return cls.from_dict(read_json(json_file))
 
     @classmethod
     def from_pretrained(cls: type[Config], name_or_path: str | os.PathLike[str], **kwargs: Any) -> Config:
@@ -227,10 +235,12 @@ class PreTrainedConfig:
                 return_unused_kwargs: see `from_dict`.
 
         Raises:
-            FileNotFoundError: there is no config.json. ValueError: it is not JSON, or not of this architecture.
+            FileNotFoundError: there is no config.json. ValueError: it is not JSON, not of this architecture, or
+                a field is out of range; the message names the file.
         """
         content, overrides = cls.get_config_dict(name_or_path, **kwargs)
-        return cls.from_dict(content, **overrides)
+        with naming(name_or_path):
+            return cls.from_dict(content, **overrides)
 
     def update(self, config_dict: dict[str, Any]) -> None:
         """Assign fields, and check them all."""
@@ -310,19 +320,3 @@ def _parse_like(old: Any, text: str, name: str) -> Any:
     raise ValueError(
         f"{name}: got {text!r}, wanted a value like {old!r}; only numbers, truth values and texts are read"
     )
-
-
-def _labels(
-    id2label: dict | None, label2id: dict | None, num_labels: int | None
-) -> tuple[dict[int, str], dict[str, int]]:
-    if id2label is None:
-        count = 2 if num_labels is None else num_labels
-        if not isinstance(count, int) or count < 0:
-            raise ValueError(f"num_labels must be an integer >= 0, got {num_labels!r}")
-        id2label = {i: f"LABEL_{i}" for i in range(count)}
-    id2label = dict(sorted((int(i), label) for i, label in id2label.items()))
-    if num_labels is not None and len(id2label) != num_labels:
-        raise ValueError(f"num_labels is {num_labels}, but id2label names {len(id2label)} labels")
-    if label2id is None or len(label2id) == 0:
-        label2id = {label: i for i, label in id2label.items()}
-    return id2label, dict(label2id)

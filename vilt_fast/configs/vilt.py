@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
+from vilt_fast.configs.checks import (
+    LARGEST_SIZE,
+    MOST_LAYERS,
+    check_flag,
+    check_integer,
+    check_number,
+    is_integer,
+    shown,
+)
+
+_LARGEST = sys.float_info.max
+# A hundred times the largest vision-language models; 4 TB in float32.
+MOST_WEIGHTS = 10**12
+_GROWING = (
+    "hidden_size intermediate_size num_hidden_layers vocab_size max_position_embeddings type_vocab_size "
+    "modality_type_vocab_size image_size patch_size num_channels"
+).split()
 
 
 class ViltConfig(PreTrainedConfig):
@@ -34,7 +52,8 @@ class ViltConfig(PreTrainedConfig):
         **kwargs: become attributes, and are written back by `save_pretrained`; see `PreTrainedConfig`.
 
     Raises:
-        ValueError: a size is not a positive integer, or hidden_size is not a multiple of num_attention_heads.
+        ValueError: a size is not a positive integer, or hidden_size is not a multiple of num_attention_heads; a number
+            is NaN or out of range; the sizes make more weights than any machine holds.
     """
 
     model_type = "vilt"
@@ -113,25 +132,50 @@ class ViltConfig(PreTrainedConfig):
             "num_attention_heads intermediate_size num_channels"
         )
         for name in sizes.split():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not isinstance(self.num_hidden_layers, int) or self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers must be an integer >= 0, got {self.num_hidden_layers!r}")
+            check_integer(name, getattr(self, name), 1)
+        check_integer("num_hidden_layers", self.num_hidden_layers, 0, MOST_LAYERS)
+        for name in ("qkv_bias", "tie_word_embeddings"):
+            check_flag(name, getattr(self, name))
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            check_number(name, getattr(self, name), "a probability from 0 to 1", 0, 1)
+        check_number("initializer_range", self.initializer_range, "a finite number >= 0", 0, _LARGEST)
+        for name in ("layer_norm_eps", "encoder_layer_norm_eps"):
+            if name == "layer_norm_eps" or self.encoder_layer_norm_eps is not None:
+                check_number(name, getattr(self, name), "a finite number above 0", 0, _LARGEST, above=True)
+        if not isinstance(self.hidden_act, str) and not callable(self.hidden_act):
+            raise ValueError(f"hidden_act must be a name or a callable, got {shown(self.hidden_act)}")
+        if self.num_images != -1:
+            check_integer("num_images", self.num_images, 1)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads, got hidden_size={self.hidden_size} "
                 f"and num_attention_heads={self.num_attention_heads}"
             )
-        if not isinstance(self.max_image_length, int) or self.max_image_length == 0:
+        if not is_integer(self.max_image_length, -LARGEST_SIZE) or self.max_image_length == 0:
             raise ValueError(
-                f"max_image_length must be a positive integer, or -1 for all, got {self.max_image_length!r}"
+                f"max_image_length must be a positive integer, or -1 for all, got {shown(self.max_image_length)}"
             )
         height, width = self.patch_shape
         if height != width:
             raise ValueError(f"patch_size must be square, got {self.patch_size!r}")
         if min(self.table_size) < 1:
             raise ValueError(f"image_size must be at least patch_size={self.patch_size!r}, got {self.image_size!r}")
+        if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
+            raise ValueError(f"pad_token_id must be below vocab_size={self.vocab_size}, got {self.pad_token_id}")
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        """Refuse sizes, each possible, that together make weights of several terabytes."""
+        rows, columns = self.table_size
+        tables = self.vocab_size + self.type_vocab_size + self.modality_type_vocab_size + self.max_position_embeddings
+        layer = 4 * self.hidden_size + 2 * self.intermediate_size
+        widths = tables + rows * columns + self.num_channels * self.patch_shape[0] ** 2 + self.num_hidden_layers * layer
+        if widths * self.hidden_size > MOST_WEIGHTS:
+            named = ", ".join(f"{name}={getattr(self, name)}" for name in _GROWING)
+            raise ValueError(
+                f"hidden_size and the other sizes make {widths * self.hidden_size:.1e} weights, wanted at most "
+                f"{MOST_WEIGHTS:.0e}: got {named}"
+            )
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -183,7 +227,7 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _pair_or_int(value: Any) -> int | tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    if len(values) not in (1, 2) or not all(isinstance(v, int) and v > 0 for v in values):
-        raise ValueError(f"image_size and patch_size must be a positive integer or two of them, got {value!r}")
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if len(values) not in (1, 2) or not all(is_integer(v, 1) for v in values):
+        raise ValueError(f"image_size and patch_size must be a positive integer or two of them, got {shown(value)}")
     return value if isinstance(value, int) else (values[0], values[-1])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import checkpoints
+from vilt_fast.checkpoints.files import naming
 from vilt_fast.checkpoints.hub import HubOptions
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
@@ -123,9 +124,13 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
         constructor = {name: overrides.pop(name) for name in names}
         config = _configuration(cls.config_class, config, name_or_path, hub, overrides)
         files = {"use_safetensors": use_safetensors, "variant": variant, **hub}
+        strict = strict and not ignore_mismatched_sizes
         with checkpoints.open_source(name_or_path, state_dict, key_mapping, **files) as stored:
-            model = cls(config, **constructor).to(dtype=stored.dtype() if dtype == "auto" else _as_dtype(dtype))
-            info = checkpoints.fill(model, stored, strict=strict and not ignore_mismatched_sizes)
+            if strict:
+                checkpoints.check_sizes(lambda: cls(copy.deepcopy(config), **constructor), config, stored)
+            with naming(stored.path):
+                model = cls(config, **constructor).to(dtype=stored.dtype() if dtype == "auto" else _as_dtype(dtype))
+            info = checkpoints.fill(model, stored, strict=strict)
         model.name_or_path = config.name_or_path = str(name_or_path or "")
         config._attn_implementation = attn_implementation or config._attn_implementation
         model = model.to(device=place).eval()

@@ -192,7 +192,9 @@ def _open(path: str | bytes, name: str) -> Image.Image:
         raise ValueError(f"{name}: {path!r} is a {kind}, wanted an image file")
     if os.path.getsize(path) == 0:
         raise ValueError(f"{name}: {path!r} is empty")
-    return _open_file(path, f"{name}: {path!r}")
+    with open(path, "rb") as file:
+        content = io.BytesIO(file.read())  # from a file, Pillow takes as much memory as a damaged header asks for
+    return _open_file(content, f"{name}: {path!r}")
 
 
 def open_bytes(content: bytes, name: str = "images") -> Image.Image:
@@ -200,7 +202,7 @@ def open_bytes(content: bytes, name: str = "images") -> Image.Image:
     return _open_file(io.BytesIO(content), f"{name}: a file of {len(content)} bytes")
 
 
-def _open_file(file: str | io.BytesIO, where: str) -> Image.Image:
+def _open_file(file: io.BytesIO, where: str) -> Image.Image:
     try:
         image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,8 @@ PADDING = ("do_not_pad", "longest", "max_length")
 TRUNCATION = ("do_not_truncate", "longest_first", "only_first", "only_second")
 # A model_max_length above it means "no limit", as in Hugging Face.
 _NO_LIMIT = int(1e20)
+# ViLT's rows have 40 tokens.
+_LONGEST_ROW = 100_000
 _WANTED_TEXT = "a string, or a list of strings (or of pairs of strings)"
 _WANTED_WORDS = "a list of words, or a list of lists of words (is_split_into_words=True)"
 
@@ -156,9 +158,16 @@ def check_side(value: Any, argument: str) -> str:
     return value
 
 
+def check_list(value: Any, argument: str) -> Any:
+    """`value` if it is a list of something, else ValueError: a string would count as its letters."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"{argument}: got {value!r}, wanted a list")
+    return value
+
+
 def check_limit(value: Any) -> Any:
     """`value` if it can be a `model_max_length`, else ValueError. transformers writes 1e30 for "no limit"."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 1:
         raise ValueError(f"model_max_length: got {value!r}, wanted a positive number of tokens")
     return value
 
@@ -181,6 +190,10 @@ def check_lengths(strategy: Strategy, num_special: int, is_pair: bool) -> None:
         raise ValueError(f"pad_to_multiple_of: got {multiple!r}, wanted a positive integer")
     if not isinstance(stride, int) or stride < 0:
         raise ValueError(f"stride: got {stride!r}, wanted a number of tokens from 0")
+    if strategy.padding == "max_length":
+        check_row(max_length, "max_length")
+    if strategy.padding != "do_not_pad" and multiple is not None:
+        check_row(multiple, "pad_to_multiple_of")
     if strategy.truncation == "do_not_truncate":
         return
     if strategy.padding != "do_not_pad" and multiple is not None and max_length % multiple:
@@ -192,6 +205,12 @@ def check_lengths(strategy: Strategy, num_special: int, is_pair: bool) -> None:
         room //= 2  # what each of two long texts keeps
     if stride and stride >= room:
         raise ValueError(f"stride: got {stride}, wanted less than the {room} tokens of a text that a row holds")
+
+
+def check_row(length: int, argument: str) -> None:
+    """Refuse to pad rows to a length that no model has: a row of 10**9 tokens takes 50 GB."""
+    if length > _LONGEST_ROW:
+        raise ValueError(f"{argument}: got {length}, wanted at most {_LONGEST_ROW} tokens to pad a row to")
 
 
 def to_columns(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from vilt_fast import ops
-from vilt_fast.checkpoints.files import read_json, write_atomically
+from vilt_fast.checkpoints.files import naming, read_json, write_atomically
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
@@ -225,21 +225,9 @@ class ViltImageProcessor(Settings):
             ValueError: a file is no JSON, or a setting is out of range.
         """
         hub, overrides = split_options(kwargs)
-        if Path(pretrained_model_name_or_path).is_file():
-            saved: Any = read_json(pretrained_model_name_or_path)
-            saved = saved.get("image_processor", saved)
-        else:
-            # 5.x nests the settings in processor_config.json and reads that first.
-            nested = find_json(pretrained_model_name_or_path, "processor_config.json", **hub) or {}
-            saved = nested.get("image_processor")
-            if saved is None:
-                saved = find_json(pretrained_model_name_or_path, "preprocessor_config.json", **hub)
-        if saved is None:
-            raise FileNotFoundError(
-                f"{pretrained_model_name_or_path}: no preprocessor_config.json, and no processor_config.json with an "
-                "image_processor"
-            )
-        return cls.from_dict(saved, **overrides)
+        source, saved = _find_settings(pretrained_model_name_or_path, hub)
+        with naming(source):
+            return cls.from_dict(saved, **overrides)
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -249,6 +237,9 @@ class ViltImageProcessor(Settings):
             TypeError: a keyword that is no setting, unless return_unused_kwargs=True returns them.
             ValueError: a setting is out of range.
         """
+        if not isinstance(image_processor_dict, Mapping) or "self" in image_processor_dict:
+            got = type(image_processor_dict).__name__
+            raise ValueError(f"image_processor: got a {got}, wanted a dictionary of settings (none is called self)")
         wants_unused = kwargs.pop("return_unused_kwargs", False)
         known = {*SETTINGS, *WITHOUT_EFFECT, *image_processor_dict, _OLD_DO_PAD}
         unused = {name: value for name, value in kwargs.items() if name not in known}
@@ -271,7 +262,8 @@ class ViltImageProcessor(Settings):
     @classmethod
     def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
         """A processor from a JSON file of any name; errors as from `from_dict`, and ValueError where it is no JSON."""
-        return cls.from_dict(read_json(json_file))
+        with naming(json_file):
+            return cls.from_dict(read_json(json_file))
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write `to_json_string` into a file, whole or not at all."""
@@ -311,6 +303,23 @@ class ViltFeatureExtractor(ViltImageProcessor):
             "ViltFeatureExtractor is deprecated; use ViltImageProcessor instead.", FutureWarning, stacklevel=2
         )
         super().__init__(*args, **kwargs)
+
+
+def _find_settings(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[str, Any]:
+    """The file that holds the settings, and the settings."""
+    if Path(name_or_path).is_file():
+        content: Any = read_json(name_or_path)
+        return str(name_or_path), content.get("image_processor", content)
+    # 5.x nests the settings in processor_config.json and reads that first.
+    nested = (find_json(name_or_path, "processor_config.json", **hub) or {}).get("image_processor")
+    if nested is not None:
+        return f"{name_or_path}/processor_config.json", nested
+    saved = find_json(name_or_path, "preprocessor_config.json", **hub)
+    if saved is None:
+        raise FileNotFoundError(
+            f"{name_or_path}: no preprocessor_config.json, and no processor_config.json with an image_processor"
+        )
+    return f"{name_or_path}/preprocessor_config.json", saved
 
 
 def _packed_factor(names: Sequence[str], decoded: Sequence[Decoded], settings: Settings) -> float:

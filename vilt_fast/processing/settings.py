@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -13,6 +13,9 @@ from PIL import Image
 
 # The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
 _LONGER, _SHORTER = 1333, 800
+# Of a resized image: 1.2 GB in float32. ViLT's have 250,000.
+_MOST_PIXELS = 100_000_000
+_LARGEST: Any = sys.float_info.max
 
 
 def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor: int = 32) -> tuple[int, int]:
@@ -41,15 +44,27 @@ def _check_flag(name: str, value: Any) -> bool:
 
 def _check_size(name: str, value: Any) -> dict[str, int]:
     if isinstance(value, Mapping) and "shortest_edge" in value:
-        return {**value, "shortest_edge": _check_positive(f'{name}["shortest_edge"]', value["shortest_edge"])}
+        return {**value, "shortest_edge": _check_edge(f'{name}["shortest_edge"]', value["shortest_edge"])}
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return {"shortest_edge": _check_positive(name, value)}
+        return {"shortest_edge": _check_edge(name, value)}
     raise ValueError(f'{name}: got {value!r}, wanted {{"shortest_edge": pixels}} or a number of pixels')
 
 
+def _check_edge(name: str, value: Any) -> int:
+    """A shorter side of which not even a square image is too large."""
+    edge = _check_positive(name, value)
+    _check_pixels(f"{name}: got {edge}", edge, edge)
+    return edge
+
+
+def _check_pixels(name: str, height: int, width: int) -> None:
+    if height * width > _MOST_PIXELS:
+        raise ValueError(f"{name}: an image would become {height}x{width} pixels, wanted at most {_MOST_PIXELS}")
+
+
 def _check_positive(name: str, value: Any) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
+        raise ValueError(f"{name}: got {value!r}, wanted a positive integer below 2**31")
     return int(value)
 
 
@@ -60,7 +75,8 @@ def _check_resample(name: str, value: Any) -> int:
 
 
 def _check_number(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+    # An integer may be beyond any float; it is compared with one all the same.
+    if not isinstance(value, Real) or isinstance(value, bool) or not -_LARGEST <= value <= _LARGEST:
         raise ValueError(f"{name}: got {value!r}, wanted a finite number")
     return int(value) if isinstance(value, Integral) else float(value)
 
@@ -122,6 +138,7 @@ def target_size(settings: Settings, name: str, height: int, width: int) -> tuple
             f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
             f"the longer one is limited and both are floored to multiples of {settings.size_divisor}; crop or pad it"
         )
+    _check_pixels(name, *size)
     return size
 
 

@@ -10,12 +10,16 @@ from typing import Any
 
 from tokenizers import AddedToken, Encoding
 
+from vilt_fast.checkpoints.files import naming
+
 from .batch import BatchEncoding, tensor_kind
 from .encoding import (
     Strategy,
     check_flags,
     check_lengths,
     check_limit,
+    check_list,
+    check_row,
     check_side,
     check_texts,
     choose_strategy,
@@ -88,15 +92,23 @@ class BertTokenizer(TokenTable):
         **kwargs: Any,
     ) -> None:
         check_settings(kwargs, type(self))
+        flags = {
+            "do_lower_case": do_lower_case,
+            "tokenize_chinese_chars": tokenize_chinese_chars,
+            "strip_accents": strip_accents,
+        }
+        check_flags(
+            clean_up_tokenization_spaces=clean_up_tokenization_spaces,
+            split_special_tokens=split_special_tokens,
+            **{name: value for name, value in flags.items() if value is not None},
+        )
         names = (unk_token, sep_token, pad_token, cls_token, mask_token)
         special = {
             name: to_added_token(value, name)
             for name, value in zip(SPECIAL_NAMES, names, strict=True)
             if value is not None
         }
-        extra = kwargs.pop("additional_special_tokens", None)
-        extra = (extra if extra_special_tokens is None else extra_special_tokens) or ()
-        extra = extra.values() if isinstance(extra, Mapping) else extra  # 5.x may name them
+        extra = _extra_tokens(extra_special_tokens, kwargs.pop("additional_special_tokens", None))
         cleaning = {
             "lowercase": do_lower_case,
             "handle_chinese_chars": tokenize_chinese_chars,
@@ -104,20 +116,23 @@ class BertTokenizer(TokenTable):
         }
         backend = make_backend(vocab_file, vocab, tokenizer_file, special, cleaning)
         cut, pad = backend.truncation or {}, backend.padding or {}  # of the last call before a tokenizer.json was saved
-        self.padding_side = check_side(padding_side or pad.get("direction", "right"), "padding_side")
-        self.truncation_side = check_side(truncation_side or cut.get("direction", "right"), "truncation_side")
+        self.padding_side = check_side(
+            pad.get("direction", "right") if padding_side is None else padding_side, "padding_side"
+        )
+        self.truncation_side = check_side(
+            cut.get("direction", "right") if truncation_side is None else truncation_side, "truncation_side"
+        )
         longest = kwargs.pop("max_len", None) if model_max_length is None else model_max_length
         self.model_max_length = UNLIMITED if longest is None else check_limit(longest)
         self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         self.split_special_tokens = split_special_tokens
-        self.model_input_names = list(kwargs.pop("model_input_names", self.model_input_names))
+        names_of_inputs = check_list(kwargs.pop("model_input_names", self.model_input_names), "model_input_names")
+        self.model_input_names = list(names_of_inputs)
         self.name_or_path = kwargs.pop("name_or_path", "")
         self.init_kwargs = kwargs
         self._warned_too_long = self._warned_of_defaults = False
         self._lock = threading.Lock()
-        super().__init__(
-            backend, special, [to_added_token(token, "extra_special_tokens") for token in extra], added_tokens_decoder
-        )
+        super().__init__(backend, special, extra, added_tokens_decoder)
 
     def __call__(
         self,
@@ -241,6 +256,7 @@ class BertTokenizer(TokenTable):
         if strategy.padding != "do_not_pad":
             length = strategy.max_length if strategy.padding == "max_length" else max(map(len, rows), default=0)
             multiple = pad_to_multiple_of or 1
+            check_row(max(length, multiple), "max_length" if length > multiple else "pad_to_multiple_of")
             length = -(-length // multiple) * multiple
             for key in batch.keys() & fill.keys():
                 batch[key] = [pad_row(row, length, fill[key], side) for row in batch[key]]
@@ -270,8 +286,9 @@ class BertTokenizer(TokenTable):
             ValueError: a file is broken, or an argument out of range.
         """
         hub, overrides = split_options(kwargs)
-        saved = read_saved(pretrained_model_name_or_path, **hub)
-        return cls(**{**saved, "name_or_path": str(pretrained_model_name_or_path), **overrides})
+        with naming(pretrained_model_name_or_path):
+            saved = read_saved(pretrained_model_name_or_path, **hub)
+            return cls(**{**saved, "name_or_path": str(pretrained_model_name_or_path), **overrides})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write vocab.txt, tokenizer.json, tokenizer_config.json and special_tokens_map.json; return their paths.
@@ -341,6 +358,8 @@ class BertTokenizer(TokenTable):
                     raise
                 cut = f"truncation: got {strategy.truncation!r}"
                 cause = cut if isinstance(error, Exception) else f"stride: got {strategy.stride}"
+                if not strategy.max_length:
+                    cause = "text: cannot be tokenized"
                 raise ValueError(f"{cause} with max_length={strategy.max_length}: {error}") from error
 
     def _warn_of_defaults(self, verbose: bool, **given: Any) -> None:
@@ -363,6 +382,13 @@ class BertTokenizer(TokenTable):
                 "it. Pass truncation=True to cut it.",
                 stacklevel=3,
             )
+
+
+def _extra_tokens(newer: Any, older: Any) -> list[AddedToken]:
+    """The special tokens without a name of their own, under 5.x's name or 4.37's."""
+    name, tokens = ("additional_special_tokens", older) if newer is None else ("extra_special_tokens", newer)
+    tokens = tokens.values() if isinstance(tokens, Mapping) else tokens  # 5.x may name them
+    return [to_added_token(token, name) for token in check_list(() if tokens is None else tokens, name)]
 
 
 # transformers has both names; so that either import works.

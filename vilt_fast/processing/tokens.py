@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
+from .backend import check_ids
 from .encoding import to_lists
 from .vocabulary import SPECIAL_NAMES, to_added_token
 
@@ -80,12 +81,12 @@ class TokenTable:
     def _register(self, added: Mapping[int | str, Any]) -> None:
         """Make the backend match the added and special tokens whole, in the order that gives Hugging Face's ids."""
         known = self._tokenizer.get_added_tokens_decoder()
-        for index, value in sorted(added.items(), key=lambda item: int(item[0])):
+        for index, value in _by_id(added):
             token = to_added_token(value, f"added_tokens_decoder[{index}]", special=False)
-            if known.get(int(index)) != token:
+            if known.get(index) != token:
                 self._add([token])
             got = self._tokenizer.token_to_id(token.content)
-            if got != int(index):
+            if got != index:
                 raise ValueError(
                     f"added_tokens_decoder: {token.content!r} is given id {index}, but the vocabulary gives it {got}"
                 )
@@ -96,7 +97,10 @@ class TokenTable:
     def _add(self, tokens: Sequence[AddedToken]) -> int:
         backend = self._tokenizer
         # One by one: their order gives the ids, and the two kinds have a method each.
-        return sum((backend.add_special_tokens if token.special else backend.add_tokens)([token]) for token in tokens)
+        count = sum((backend.add_special_tokens if token.special else backend.add_tokens)([token]) for token in tokens)
+        if count:  # a new token's id is the number of those before it, which a vocabulary with gaps may have already
+            check_ids(backend.get_vocab(with_added_tokens=True))
+        return count
 
     def _update_template(self) -> None:
         """Make the rows `[CLS] text [SEP]` and `[CLS] text [SEP] pair [SEP]`, with type 1 for `pair [SEP]`."""
@@ -250,9 +254,9 @@ class TokenTable:
             ValueError: an id is negative or no integer.
         """
         if isinstance(ids, int):
-            return self._tokenizer.id_to_token(_check_ids([ids])[0])
+            return self._tokenizer.id_to_token(_check_rows([ids])[0])
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._tokenizer.id_to_token(index) for index in _check_ids(_to_list(ids)) if index not in skipped]
+        return [self._tokenizer.id_to_token(index) for index in _check_rows(_to_list(ids)) if index not in skipped]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens, word pieces without spaces."""
@@ -274,7 +278,7 @@ class TokenTable:
         rows = _to_list(token_ids)
         if rows and isinstance(rows[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
-        text = self._tokenizer.decode(_check_ids(rows), skip_special_tokens=skip_special_tokens)
+        text = self._tokenizer.decode(_check_rows(rows), skip_special_tokens=skip_special_tokens)
         clean = self.clean_up_tokenization_spaces
         if clean if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces:
             for piece in _SPACED:
@@ -289,13 +293,21 @@ class TokenTable:
         return [texts] if isinstance(texts, str) else texts
 
 
+def _by_id(added: Any) -> list[tuple[int, Any]]:
+    """The items of `added_tokens_decoder`, in the order of their ids."""
+    try:
+        return sorted(((int(index), value) for index, value in added.items()), key=lambda item: item[0])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"added_tokens_decoder: got {str(added)[:100]}, wanted ids and their tokens") from error
+
+
 def _to_list(ids: Any) -> list[Any]:
     """Arrays, tensors, and lists of them as nested lists; a single id as a list of one."""
     rows = to_lists(ids)
     return rows if isinstance(rows, list) else [rows]
 
 
-def _check_ids(ids: Sequence[Any]) -> list[int]:
+def _check_rows(ids: Sequence[Any]) -> list[int]:
     checked = []
     for position, index in enumerate(ids):
         try:

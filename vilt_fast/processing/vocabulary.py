@@ -13,10 +13,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
-from vilt_fast.checkpoints.files import read_json
+from vilt_fast.checkpoints.files import naming, read_json
 from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.configs.spelling import nearest
 
+from .backend import check_content, check_ids
 from .saving import find_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
@@ -75,13 +76,20 @@ def load_backend(path: str | os.PathLike[str], cleaning: Mapping[str, bool | Non
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"tokenizer_file: no such file: {str(path)!r}")
-    kind = (read_json(path).get("model") or {}).get("type", "WordPiece")
-    if kind != "WordPiece":
-        raise ValueError(f"tokenizer_file: {str(path)!r} holds a {kind} model, wanted WordPiece (BERT)")
+    content = read_json(path)
+    with naming(path):
+        check_content(content)
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception
         raise ValueError(f"tokenizer_file: {str(path)!r} is not a valid tokenizer.json ({error})") from error
+    for token in content.get("added_tokens") or ():
+        got = backend.token_to_id(token["content"])
+        if got != token["id"]:
+            raise ValueError(
+                f"tokenizer_file: {str(path)!r} gives the added token {token['content']!r} the id {token['id']}, but "
+                f"its place is {got}"
+            )
     normalizer = backend.normalizer
     if isinstance(normalizer, normalizers.BertNormalizer):
         for name, value in cleaning.items():
@@ -122,6 +130,7 @@ def make_backend(
     else:
         vocabulary = given[0] if isinstance(given[0], Mapping) else read_vocabulary(given[0])
         backend = build_backend(vocabulary, unk_token, cleaning)
+    check_ids(backend.get_vocab(with_added_tokens=True))
     if unk_token not in backend.get_vocab(with_added_tokens=False):
         raise ValueError(f"unk_token: {unk_token!r} is not in the vocabulary")
     return backend
@@ -135,10 +144,15 @@ def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
     """
     if isinstance(value, AddedToken):
         return value
+    if value == "" or (isinstance(value, Mapping) and value.get("content") == ""):
+        raise ValueError(f"{name}: got an empty text, wanted a token")
     if isinstance(value, str):
         return AddedToken(value, normalized=not special, special=special)
     if isinstance(value, Mapping) and isinstance(value.get("content"), str):
         flags = {key: value[key] for key in _TOKEN_FLAGS if key in value}
+        wrong = next((key for key, flag in flags.items() if key != "content" and not isinstance(flag, bool)), None)
+        if wrong is not None:
+            raise ValueError(f"{name}: got {wrong}={flags[wrong]!r}, wanted True or False")
         return AddedToken(**{"special": special, "normalized": not special, **flags})
     raise ValueError(f"{name}: got {value!r}, wanted a string or an AddedToken")
 
@@ -179,10 +193,15 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
         added = find_json(name_or_path, "added_tokens.json", **hub) or {}
         named = [to_added_token(settings[name], name) for name in SPECIAL_NAMES if settings.get(name) is not None]
         specials = {token.content for token in named}
+        wrong = next((token for token, index in added.items() if not isinstance(index, int)), None)
+        if wrong is not None:
+            raise ValueError(f"added_tokens.json: got the id {added[wrong]!r} of {wrong!r}, wanted an integer")
         settings["added_tokens_decoder"] = {
             index: to_added_token(token, "added_tokens.json", special=token in specials)
             for token, index in added.items()
         }
+    if "self" in settings:
+        raise ValueError("self: is no setting of a tokenizer")
     for filename, key in (("tokenizer.json", "tokenizer_file"), ("vocab.txt", "vocab_file")):
         path = find_file(name_or_path, filename, required=False, **hub)
         if path is not None:
@@ -201,6 +220,7 @@ def saved_files(tokenizer: Any, processor_class: str | None = None) -> dict[str,
         for index, token in tokenizer.added_tokens_decoder.items()
     }
     config = {
+        **dict.fromkeys(SPECIAL_NAMES),  # one that was taken away must not come back as the default
         **tokenizer.init_kwargs,
         **special,
         "do_lower_case": getattr(backend.normalizer, "lowercase", True),

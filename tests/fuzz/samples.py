@@ -1,0 +1,50 @@
+"""What is mutated: one small model with its processor, saved once in each process."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import vilt_fast
+from vilt_fast.processing.image import ViltImageProcessor
+from vilt_fast.processing.processor import ViltProcessor
+from vilt_fast.processing.text import BertTokenizer
+
+_WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] what colour is the cat ? a b ##a ##b ##s red dog".split()
+
+
+def config() -> vilt_fast.ViltConfig:
+    """Sizes of the model."""
+    return vilt_fast.ViltConfig(
+        vocab_size=30,
+        max_position_embeddings=12,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=16,
+        id2label={0: "yes", 1: "no", 2: "red"},
+    )
+
+
+def model(seed: int = 0) -> torch.nn.Module:
+    """The model with weights of a seed."""
+    torch.manual_seed(seed)
+    return vilt_fast.ViltForQuestionAnswering(config()).eval()
+
+
+@cache
+def saved_model() -> Path:
+    """A directory with the model's files and its processor's."""
+    root = Path(tempfile.mkdtemp(prefix="vilt-fuzz-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    model().save_pretrained(root / "model")
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(_WORDS)}, model_max_length=12)
+    ViltProcessor(ViltImageProcessor(size=32, size_divisor=16), tokenizer).save_pretrained(root / "model")
+    return root / "model"
