@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.projection import weights
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
 
@@ -40,29 +41,29 @@ class SelfAttention(nn.Module):
     ) -> tuple[Tensor, ...]:
         """(total_tokens, d) to the same; and the probabilities (B, heads, places, places) where they are wanted."""
         qkv = torch.cat((self.query(x), self.key(x), self.value(x)), -1)
-        return self.attend(qkv, layout, head_scale, want_attention)
+        return self.attend(qkv, layout, head_scale, want_attention, is_untouched(self.dropout, Dropout))
 
     def query_key_value(self, x: Tensor) -> Tensor:
         """(rows, d) to (rows, 3 * d), side by side, in one product of the untouched three."""
         # Copied side by side at each call: a third of a millisecond on a CPU, and nothing goes stale.
-        query, key, value = self.query, self.key, self.value
-        weight = torch.cat((query.weight, key.weight, value.weight))
-        biases: list[Any] = [query.bias, key.bias, value.bias]
+        parts, biases = zip(*map(weights, (self.query, self.key, self.value)), strict=True)
         absent = [bias is None for bias in biases]
         if all(absent):
-            return ops.linear(x, weight)
+            return ops.linear(x, torch.cat(parts))
         if any(absent):  # one of them was put in the place of another
-            biases = [weight.new_zeros(self.all_head_size) if bias is None else bias for bias in biases]
-        return ops.linear(x, weight, torch.cat(biases))
+            biases = tuple(x.new_zeros(self.all_head_size) if bias is None else bias for bias in biases)
+        return ops.linear(x, torch.cat(parts), torch.cat(biases))
 
     def attend(
-        self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
+        self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, lends: bool
     ) -> tuple[Tensor, ...]:
-        """`forward` behind the projections."""
+        """`forward` behind the projections.
+
+        lends: whether `dropout` is untouched: it lends its p and mode to the operation, which drops by itself.
+        """
         if head_scale is not None and self.kept_heads is not None:
             head_scale = head_scale[self.kept_heads]
         dropout = self.dropout
-        lends = is_untouched(dropout, Dropout)  # its p and mode to the operation, which drops by itself
         scored = torch.is_grad_enabled() and (qkv.requires_grad or head_scale is not None and head_scale.requires_grad)
         if not lends or want_attention and (dropout.is_active or scored):
             return self._attend_by_scores(qkv, layout, head_scale, want_attention)

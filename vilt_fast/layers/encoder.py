@@ -118,7 +118,7 @@ class Layer(nn.Module):
         rest = []
 
         def attend(qkv: Tensor) -> Tensor:
-            context, *rest[:] = self.attention.attention.attend(qkv, layout, head_scale, want_attention)
+            context, *rest[:] = self.attention.attention.attend(qkv, layout, head_scale, want_attention, True)
             return context
 
         return (walk_block(self, x, attend, layout.first if first_rows_only else None), *rest)

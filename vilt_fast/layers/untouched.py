@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -131,13 +132,51 @@ def stands_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    if torch.compiler.is_compiling():  # which traces no weak references
+        return _looks_as_made(module, kind)
+    parts = _noted.get(module)
+    if parts is not None and type(module) is kind and _are_as_noted(module, parts):
+        return True
+    if not _looks_as_made(module, kind):
+        return False
+    _noted[module] = [_note(part, part is module) for part in module.modules()]
+    return True
+
+
+def _looks_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or not _is_bare(module, _kinds[kind]):
         return False
     children, wanted = module.__dict__["_modules"], _kinds[kind].children
     if children.keys() != wanted.keys() or not wanted.keys().isdisjoint(module.__dict__):
         return False
-    for name in wanted:  # a loop, and not all(): this runs for every module at every call
-        if not _is_as_made(children[name], wanted[name]):
+    return all(_looks_as_made(children[name], wanted[name]) for name in wanted)
+
+
+# What a look found as it was made: a second one has only to see that nothing has changed, in half the time.
+_noted: WeakKeyDictionary[nn.Module, list[tuple[Any, ...]]] = WeakKeyDictionary()
+
+
+def _note(part: nn.Module, is_root: bool) -> tuple[Any, ...]:
+    kind, children = _kinds[type(part)], dict(part._modules)
+    # Not the root itself, which must not be kept alive.
+    return None if is_root else part, part.__dict__, type(part), kind.forward, kind.settings, children
+
+
+def _are_as_noted(root: nn.Module, parts: list[tuple[Any, ...]]) -> bool:
+    """Everything that `_looks_as_made` looks at and that can change."""
+    for part, own, kind, forward, settings, children in parts:
+        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+            return False
+        if kind.forward is not forward or kind.__call__ is not _CALL or part is not None and type(part) is not kind:
+            return False
+        if "weight" in own or "bias" in own or "forward" in own or "_call_impl" in own or "_compiled_call_impl" in own:
+            return False
+        if own["_buffers"] or settings is not None and not settings(root if part is None else part):
+            return False
+        for parameter in own["_parameters"].values():
+            if type(parameter) not in _PLAIN and (parameter is not None or kind is nn.LayerNorm):
+                return False
+        if children and (own["_modules"] != children or not children.keys().isdisjoint(own)):
             return False
     return True
 
