@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.dropout import Dropout, HiddenDropout
 from vilt_fast.layers.projection import weights
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
@@ -92,14 +92,14 @@ class SelfAttention(nn.Module):
         return (context, probabilities) if want_attention else (context,)
 
 
-@skippable(dense=nn.Linear, dropout=Dropout)
+@skippable(dense=nn.Linear, dropout=HiddenDropout)
 class SelfOutput(nn.Module):
     """The projection of the heads; the block adds the residual."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     def forward(self, context: Tensor) -> Tensor:
         """(rows, d) to (rows, d)."""

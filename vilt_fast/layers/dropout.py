@@ -29,3 +29,8 @@ class Dropout(nn.Dropout):
     def is_active(self) -> bool:
         """Whether it drops anything."""
         return self.training and self.p > 0
+
+
+@skippable(lambda dropout: not dropout.is_active)
+class HiddenDropout(Dropout):
+    """Dropout in front of a sum. No fused step has it: where it is active, all around it is called as modules."""

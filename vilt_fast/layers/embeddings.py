@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.dropout import HiddenDropout
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import PackedPixels, fold_normalisation
@@ -21,7 +21,7 @@ from vilt_fast.reference.patch_embed import cells, gather_bytes, gather_patches,
     position_embeddings=nn.Embedding,
     token_type_embeddings=nn.Embedding,
     LayerNorm=nn.LayerNorm,
-    dropout=Dropout,
+    dropout=HiddenDropout,
 )
 class TextEmbeddings(nn.Module):
     """Tables of words, positions and types, and the normalisation of their sum."""
@@ -33,7 +33,7 @@ class TextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, d)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, d)
         self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     @property
     def position_ids(self) -> Tensor:
@@ -103,7 +103,7 @@ class ViltEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     @property
     def table_size(self) -> tuple[int, int]:
@@ -163,7 +163,7 @@ class ViltEmbeddings(nn.Module):
     ) -> Tensor:
         text, modality = self.text_embeddings, self.token_type_embeddings
         tables = (text.word_embeddings, text.position_embeddings, text.token_type_embeddings, modality)
-        if self._is_one_step(text, TextEmbeddings, text.dropout) and all(map(_is_table, tables)):
+        if self._is_one_step(text, TextEmbeddings) and all(map(_is_table, tables)):
             return ops.text_embed(
                 tokens,
                 text_row=layout.text_row,
@@ -188,7 +188,8 @@ class ViltEmbeddings(nn.Module):
     def _embed_patches(
         self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
     ) -> Tensor:
-        is_one_step = self._is_one_step(self.patch_embeddings, PatchEmbeddings, self.dropout)
+        is_one_step = self._is_one_step(self.patch_embeddings, PatchEmbeddings)
+        is_one_step = is_one_step and is_untouched(self.dropout, HiddenDropout)
         is_one_step = is_one_step and _is_table(self.token_type_embeddings)
         is_one_step = is_one_step and self.patch_embeddings.projection.kernel_size == self.config.patch_shape
         embed = self._embed_patches_at_once if is_one_step else self._call_patch_modules
@@ -243,10 +244,9 @@ class ViltEmbeddings(nn.Module):
         rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
         return tokens.index_copy(0, torch.cat((layout.cls_row, patch_row)).long(), rows.to(tokens.dtype))
 
-    def _is_one_step(self, part: nn.Module, kind: type[nn.Module], dropout: Any) -> bool:
+    def _is_one_step(self, part: nn.Module, kind: type[nn.Module]) -> bool:
         """Whether nothing in a half of the embeddings was touched or drops, so that it can be one step."""
-        wanted = ((part, kind), (dropout, Dropout), (self.token_type_embeddings, nn.Embedding))
-        return all(is_untouched(module, its_kind) for module, its_kind in wanted) and not dropout.is_active
+        return is_untouched(part, kind) and is_untouched(self.token_type_embeddings, nn.Embedding)
 
 
 def _is_table(embedding: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.attention import Attention
-from vilt_fast.layers.dropout import Dropout
+from vilt_fast.layers.dropout import HiddenDropout
 from vilt_fast.layers.projection import linear, normalise
 from vilt_fast.layers.untouched import is_untouched, remembered, skippable
 from vilt_fast.packing import Layout
@@ -65,14 +65,14 @@ class Intermediate(nn.Module):
         return self.intermediate_act_fn(self.dense(x))
 
 
-@skippable(dense=nn.Linear, dropout=Dropout)
+@skippable(dense=nn.Linear, dropout=HiddenDropout)
 class Output(nn.Module):
     """residual + W hidden + b, the second half of the MLP."""
 
     def __init__(self, config: ViltConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.dropout = Dropout(config.hidden_dropout_prob)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         """(rows, hidden) and (rows, d) to (rows, d)."""
@@ -109,13 +109,12 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, ...]:
         """One block over all pairs: (total_tokens, d) to the same; and the probabilities where they are wanted.
 
-        first_rows_only: whether to compute no row but `layout.first` after the attention, where the block is untouched:
-            (B, d).
+        first_rows_only: of an untouched block, whether to compute `layout.first` alone after the attention: (B, d).
         """
-        if not is_untouched(self, Layer) or self._drops:
-            x, *rest = self._call_modules(x, layout, head_scale, want_attention)
-            return (x[layout.first] if first_rows_only else x, *rest)
-        rest = []
+        # Who asks for first rows alone has looked.
+        if not (first_rows_only or is_untouched(self, Layer)):
+            return self._call_modules(x, layout, head_scale, want_attention)
+        rest: list[Tensor] = []
 
         def attend(qkv: Tensor) -> Tensor:
             context, *rest[:] = self.attention.attention.attend(qkv, layout, head_scale, want_attention, True)
@@ -131,11 +130,6 @@ class Layer(nn.Module):
         attended, *rest = self.attention(normed, layout, head_scale=head_scale, want_attention=want_attention)
         z = attended + x
         return (self.output(self.intermediate(self.layernorm_after(z)), z), *rest)
-
-    @property
-    def _drops(self) -> bool:
-        """Whether dropout stands between a product and its residual."""
-        return self.attention.output.dropout.is_active or self.output.dropout.is_active
 
     def query_key_value(self, x: Tensor) -> Tensor:
         """See `BlockSteps`, as for those that follow: steps of an untouched block."""

@@ -34,11 +34,14 @@ _CALL, _CALL_IMPL, _DROP = nn.Module.__call__, nn.Module._call_impl, nn.Dropout.
 _PLAIN = (nn.Parameter, Tensor)
 
 
-def skippable(**children: type[nn.Module]) -> Callable[[Kind], Kind]:
-    """Class decorator: fused steps may go past a module of this class, which holds these children and no others."""
+def skippable(settings: Callable[[Any], bool] | None = None, /, **children: type[nn.Module]) -> Callable[[Kind], Kind]:
+    """Class decorator: fused steps may go past a module of this class, which holds these children and no others.
+
+    settings: whether a module is set as those steps take it for.
+    """
 
     def register(kind: Kind) -> Kind:
-        _kinds[kind] = _Kind(kind.forward, children)
+        _kinds[kind] = _Kind(kind.forward, children, settings)
         return kind
 
     return register
@@ -95,7 +98,7 @@ def has_own(module: nn.Module, name: str) -> bool:
 
 def has_usual_settings(module: nn.Module) -> bool:
     """Whether what no fused or frozen step reads of a module of PyTorch's is as usual."""
-    settings = _kinds[type(module)].settings if type(module) in _kinds else None
+    settings = _SETTINGS.get(type(module))
     return settings is None or settings(module)
 
 

@@ -139,7 +139,10 @@ class ViltModel(PreTrainedModel):
     @property
     def pools_first_rows(self) -> bool:
         """Whether our pooler is there, bare or wrapped; another gets the padded states, as in Hugging Face."""
-        return self.pooler is not None and any(isinstance(module, Pooler) for module in self.pooler.modules())
+        pooler = self.pooler
+        if pooler is None or isinstance(pooler, Pooler):
+            return pooler is not None
+        return any(isinstance(module, Pooler) for module in pooler.modules())
 
     def encode(
         self,
