@@ -160,25 +160,17 @@ _noted: WeakKeyDictionary[nn.Module, list[tuple[Any, ...]]] = WeakKeyDictionary(
 
 
 def _note(part: nn.Module, is_root: bool) -> tuple[Any, ...]:
-    kind, children = _kinds[type(part)], dict(part._modules)
     # Not the root itself, which must not be kept alive.
-    return None if is_root else part, part.__dict__, type(part), kind.forward, kind.settings, children
+    return None if is_root else part, type(part), _kinds[type(part)], dict(part._modules)
 
 
 def _are_as_noted(root: nn.Module, parts: list[tuple[Any, ...]]) -> bool:
-    """Everything that `_looks_as_made` looks at and that can change."""
-    for part, own, kind, forward, settings, children in parts:
-        if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+    """Whether the same modules are there, each as it was made."""
+    for noted, cls, kind, children in parts:
+        part = root if noted is None else noted
+        if type(part) is not cls or not _is_bare(part, kind):
             return False
-        if kind.forward is not forward or kind.__call__ is not _CALL or part is not None and type(part) is not kind:
-            return False
-        if "weight" in own or "bias" in own or "forward" in own or "_call_impl" in own or "_compiled_call_impl" in own:
-            return False
-        if own["_buffers"] or settings is not None and not settings(root if part is None else part):
-            return False
-        for parameter in own["_parameters"].values():
-            if type(parameter) not in _PLAIN and (parameter is not None or kind is nn.LayerNorm):
-                return False
+        own = part.__dict__
         if children and (own["_modules"] != children or not children.keys().isdisjoint(own)):
             return False
     return True

@@ -195,16 +195,8 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             raise TypeError(f"save_pretrained() got unknown arguments: {', '.join(unknown)}")
         if not is_main_process:
             return
-        files = checkpoints.save_weights(
-            self,
-            directory,
-            max_shard_size=max_shard_size,
-            safe_serialization=safe_serialization,
-            companions={"config.json": self.config_file()},
-            state_dict=state_dict,
-            variant=variant,
-            save_function=save_function,
-        )
+        sizes = {"max_shard_size": max_shard_size, "safe_serialization": safe_serialization, "variant": variant}
+        files = self._write(directory, state_dict=state_dict, save_function=save_function, **sizes)
         if push_to_hub:
             self._upload(directory, repo_id or Path(directory).name, files, token=token, **options)
 
@@ -235,14 +227,8 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             huggingface_hub's CommitInfo.
         """
         with tempfile.TemporaryDirectory() as directory:
-            files = checkpoints.save_weights(
-                self,
-                directory,
-                max_shard_size=max_shard_size,
-                safe_serialization=safe_serialization,
-                companions={"config.json": self.config_file()},
-                variant=variant,
-            )
+            sizes = {"max_shard_size": max_shard_size, "safe_serialization": safe_serialization, "variant": variant}
+            files = self._write(directory, **sizes)
             return self._upload(
                 directory,
                 repo_id,
@@ -255,6 +241,10 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
                 create_pr=create_pr,
                 tags=tags,
             )
+
+    def _write(self, directory: str | Path, **options: Any) -> list[str]:
+        """Weights and config.json into a directory; the names of the files."""
+        return checkpoints.save_weights(self, directory, companions={"config.json": self.config_file()}, **options)
 
     def _upload(
         self, directory: str | Path, repo_id: str, files: list[str], *, tags: Any = None, **options: Any
