@@ -114,6 +114,16 @@ def test_many_layers_are_not_made_to_be_counted(saved):
         getattr(vilt_fast, NAME).from_pretrained(saved)
 
 
+@pytest.mark.parametrize("leave", [{"strict": False}, {"ignore_mismatched_sizes": True}])
+def test_what_is_larger_than_this_machine_is_refused_where_sizes_may_differ(saved, leave, monkeypatch):
+    monkeypatch.setattr("vilt_fast.checkpoints.load._memory", lambda: 2e9)
+    _edit(saved / "config.json", intermediate_size=100_000_000)
+    with pytest.raises(ValueError, match="a ViltForQuestionAnswering of its configuration takes [0-9]+ GB, this mach"):
+        getattr(vilt_fast, NAME).from_pretrained(saved, **leave)
+    _edit(saved / "config.json", intermediate_size=40)
+    assert getattr(vilt_fast, NAME).from_pretrained(saved, **leave).config.intermediate_size == 40
+
+
 def test_a_class_that_reads_its_weights_while_it_is_made_loads(helpers, saved):
     class Mine(vilt_fast.ViltForQuestionAnswering):
         def __init__(self, config):
@@ -130,7 +140,7 @@ def test_fresh_weights_are_those_of_the_seed(helpers, saved):
     drawn = torch.rand(4)
     torch.manual_seed(3)
     with checkpoints.open_source(saved) as stored:
-        checkpoints.check_sizes(lambda: getattr(vilt_fast, NAME)(config), config, stored)
+        checkpoints.check_sizes(lambda: getattr(vilt_fast, NAME)(config), config, stored, strict=True)
     assert torch.equal(torch.rand(4), drawn)
 
 

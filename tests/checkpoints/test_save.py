@@ -410,3 +410,33 @@ def test_other_modules_are_saved_and_refused_by_name(helpers, tmp_path, config):
     helpers.make("ViltModel").save_pretrained(tmp_path / "ours")
     with pytest.raises(ValueError, match="holds no weights of _Foreign: it looks like"):
         checkpoints.load_weights(module, tmp_path / "ours")
+
+
+def test_a_save_function_that_writes_nothing(helpers, tmp_path):
+    model = helpers.make(NAME)
+    model.save_pretrained(tmp_path, safe_serialization=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="save_function: it wrote nothing"):
+        helpers.make(NAME, 1).save_pretrained(
+            tmp_path, safe_serialization=False, save_function=lambda tensors, path: None
+        )
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_incomplete_state_dict_is_written_with_a_warning(helpers, tmp_path, caplog):
+    model = helpers.make("ViltForMaskedLM", tie_word_embeddings=True)
+    state = model.state_dict()
+    del state["mlm_score.decoder.weight"]  # the word table, under its other name
+    model.save_pretrained(tmp_path / "whole", state_dict=state)
+    assert not caplog.records
+    del state["mlm_score.decoder.bias"], state["vilt.layernorm.bias"]
+    model.save_pretrained(tmp_path / "part", state_dict=state)
+    assert "state_dict lacks 3 of the model's tensors: vilt.layernorm.bias, mlm_score" in caplog.text
+
+
+def test_an_index_loads_by_its_own_path(helpers, tmp_path):
+    model = helpers.make(NAME)
+    model.save_pretrained(tmp_path, max_shard_size="15KB")
+    other = helpers.make(NAME, 1)
+    checkpoints.load_weights(other, tmp_path / "model.safetensors.index.json")
+    assert helpers.same(other.state_dict(), model.state_dict())

@@ -250,7 +250,12 @@ def test_other_images_or_questions_are_refused(task, models, tmp_path, fail, run
     out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
     shutil.copy(task / "02.png", folder / "01.png")
     assert "other questions or images" in fail_same(fail, capsys, out, argv)
-    shutil.copy(task / "01.png", folder / "01.png")
+    image = folder / "01.png"
+    content = (task / "01.png").read_bytes()
+    for place in (1000, len(content) // 2, len(content) - 20):  # of the same size
+        image.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert "other questions or images" in fail_same(fail, capsys, out, argv)
+    image.write_bytes(content)
     with open(questions, "a") as file:
         file.write("is there a dog ?\n")
     assert "other questions or images" in fail_same(fail, capsys, out, argv)

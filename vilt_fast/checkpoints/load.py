@@ -195,15 +195,16 @@ def _is_finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def check_sizes(make: Callable[[], nn.Module], config: Any, stored: StoredWeights) -> None:
+def check_sizes(make: Callable[[], nn.Module], config: Any, stored: StoredWeights, *, strict: bool) -> None:
     """Refuse a configuration whose sizes are not those of the weights, before memory is taken for them.
 
     Args:
         make: makes the model; called on the meta device.
         config: of the model.
+        strict: False: sizes may differ, as far as this machine's memory goes.
 
     Raises:
-        ValueError: as from `fill` with strict=True.
+        ValueError: as from `fill` with strict=True; or the model is larger than all memory.
     """
     layers = getattr(config, "num_hidden_layers", 0)
     if layers > max(100, len(stored.tensors)):  # so many would take their time on the meta device too
@@ -216,7 +217,22 @@ def check_sizes(make: Callable[[], nn.Module], config: Any, stored: StoredWeight
             model = make()
     except Exception:  # a class whose constructor reads values of its weights is checked once it has them
         return
-    _fit(model, stored).refuse(model, stored, strict=True)
+    if strict:
+        _fit(model, stored).refuse(model, stored, strict=True)
+    size, memory = sum(parameter.nbytes for parameter in model.parameters()), _memory()
+    if size > memory:
+        raise ValueError(
+            f"{stored.path}: a {type(model).__name__} of its configuration takes {size / 1e9:.0f} GB, this machine has "
+            f"{memory / 1e9:.0f}; correct the sizes in config.json (hidden_size={config.hidden_size}, ...)"
+        )
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory; infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return float("inf")
 
 
 def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,6 +23,8 @@ from vilt_fast.checkpoints.weight_files import (
     with_variant,
     write_tensors,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def save_weights(
@@ -46,7 +49,8 @@ def save_weights(
         max_shard_size: bytes, or a text such as "200MB"; larger models are split, with an index.
         safe_serialization: safetensors where True, else PyTorch's .bin.
         companions: further files of the same save, by name: published with the weights or not at all.
-        state_dict: what to write in place of `model.state_dict()`, under the model's names.
+        state_dict: what to write in place of `model.state_dict()`, under the model's names; a warning names what it
+            lacks.
         variant: part of the files' names: "fp16" gives model.fp16.safetensors. Those of other variants stay.
         save_function: writes a .bin in place of `torch.save`: called with a dictionary of tensors and a path.
 
@@ -55,7 +59,8 @@ def save_weights(
 
     Raises:
         OSError: the disk is full, the directory cannot be written, or one of the files is a directory. ValueError:
-            `directory` is a file, `max_shard_size` is no size, or tensors have no data.
+            `directory` is a file, `max_shard_size` is no size, tensors have no data,
+            or `save_function` wrote nothing.
     """
     directory = Path(directory)
     if directory.is_file():
@@ -113,6 +118,9 @@ def _to_save(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) ->
             "state_dict=accelerate.utils.modeling.get_state_dict_offloaded_model(model)"
         )
     tensors = {name: tensor.detach() for name, tensor in given.items()}
+    lacking = [] if state_dict is None else [name for name in model.state_dict() if name not in tensors]
+    if lacking and not (lacking == [decoder] and shares_words(model)):
+        logger.warning("state_dict lacks %d of the model's tensors: %s", len(lacking), listing(lacking))
     # transformers ties again what config.json calls tied. If it does not say so, the decoder is written too.
     if decoder in tensors and shares_words(model):
         if getattr(model.config, "tie_word_embeddings", False):

@@ -102,7 +102,8 @@ def open_weights(
         raise ValueError(f"use_safetensors={use_safetensors}: got the file {path}; leave the argument out to load it")
     with ExitStack() as stack:
         if path.suffix == ".json" and ".index." in path.name:
-            yield StoredWeights(path, _open_shards(path, partial(find_file, name_or_path, **hub), stack))
+            where = path.parent if Path(name_or_path).expanduser().is_file() else name_or_path
+            yield StoredWeights(path, _open_shards(path, partial(find_file, where, **hub), stack))
         else:
             yield _open_file(path, stack)
 
@@ -252,13 +253,15 @@ def write_tensors(
     """Write tensors to one file, as safetensors; or with `torch.save`, or `save_function(tensors, path)` in its place.
 
     Raises:
-        OSError: the file could not be written.
+        OSError: the file could not be written. ValueError: `save_function` wrote nothing.
     """
     try:
         if safe_serialization:
             save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
         elif save_function is not None:
             save_function({n: _alone(t) for n, t in tensors.items()}, path)
+            if not path.is_file() or not path.stat().st_size:
+                raise ValueError(f"save_function: it wrote nothing to the path it was given ({path.parent})")
         else:
             with open(path, "wb") as file:
                 torch.save({n: _alone(t) for n, t in tensors.items()}, file)

@@ -24,6 +24,7 @@ from vilt_fast.commands.loading import DTYPES, printable
 from vilt_fast.commands.questions import Entry, Questions
 
 _FIRST = b'{"image":'  # how every line of the output starts
+_PIECE = 16_384  # bytes of an image's file
 _SUBJECT = "model"  # of the record: for the reader alone, as a model may be moved; its weights tell what it is
 _NOT_OF_WEIGHTS = ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version")
 _HINTS = {"threads": "OMP_NUM_THREADS={}", "top": "--top {}", "dtype": "--dtype {}", "backend": "--backend {}"}
@@ -69,15 +70,29 @@ def _digest_processor(processor: Any) -> str:
 
 
 def _digest_input(questions: Questions) -> str:
-    """Of all pairs and of the sizes of the images' files; to read those would take as long as to answer."""
-    digest, sizes = hashlib.sha256(), dict[Path, int | None]()
+    """Of all pairs and of the images' files."""
+    digest, images = hashlib.sha256(), dict[Path, str | None]()
     for entry in questions.entries():
-        if entry.path not in sizes:
-            # Not Path.is_file, which raises on too long a name.
-            is_there = entry.error is None and os.path.isfile(entry.path)
-            sizes[entry.path] = os.path.getsize(entry.path) if is_there else None
-        digest.update(json.dumps([entry.asked, entry.error, sizes[entry.path]]).encode())
+        if entry.path not in images:
+            images[entry.path] = _digest_image(entry.path) if entry.error is None else None
+        digest.update(json.dumps([entry.asked, entry.error, images[entry.path]]).encode())
     return digest.hexdigest()
+
+
+def _digest_image(path: Path) -> str | None:
+    """Of a file's size, start, middle and end: to read all of it would take too long. None if it cannot be read."""
+    if not os.path.isfile(path):  # not Path.is_file, which raises on too long a name
+        return None
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            for start in (0, (size - _PIECE) // 2, size - _PIECE):
+                file.seek(max(start, 0))
+                digest.update(file.read(_PIECE))
+            return digest.hexdigest()
+    except OSError:
+        return None
 
 
 def keep_record(out: Path, made: dict[str, Any], done: int) -> None:

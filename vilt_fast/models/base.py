@@ -126,8 +126,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
         files = {"use_safetensors": use_safetensors, "variant": variant, **hub}
         strict = strict and not ignore_mismatched_sizes
         with checkpoints.open_source(name_or_path, state_dict, key_mapping, **files) as stored:
-            if strict:
-                checkpoints.check_sizes(lambda: cls(copy.deepcopy(config), **constructor), config, stored)
+            checkpoints.check_sizes(lambda: cls(copy.deepcopy(config), **constructor), config, stored, strict=strict)
             with naming(stored.path):
                 model = cls(config, **constructor).to(dtype=stored.dtype() if dtype == "auto" else _as_dtype(dtype))
             info = checkpoints.fill(model, stored, strict=strict)
@@ -172,7 +171,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             directory: made where it does not exist; `save_directory` is the same.
             max_shard_size: bytes, or a text such as "200MB"; larger models are split.
             safe_serialization: safetensors where True, else PyTorch's .bin.
-            state_dict: what to write in place of the model's own, under its names.
+            state_dict: what to write in place of the model's own, under its names; a warning names what it lacks.
             variant: "fp16" writes model.fp16.safetensors.
             is_main_process: False: nothing is written.
             save_function: writes a .bin in place of `torch.save`; safetensors have one writer, as in transformers.

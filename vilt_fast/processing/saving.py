@@ -42,7 +42,7 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
 
     Raises:
         ValueError: `directory` is a file.
-        OSError: a file could not be written; nothing was changed.
+        OSError: a file could not be written; the old files are back, see `vilt_fast.checkpoints.files.write_together`.
     """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
