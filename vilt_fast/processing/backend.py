@@ -21,6 +21,8 @@ _PARTS = {
 }
 # A vocabulary may have gaps (a vocab.txt that repeats a token), but an id is a row of the word table.
 MOST_IDS = 10_000_000
+_MOST_STEPS = 32  # of a part of the pipeline; BERT's have one
+_LONGEST_WORD = 1000  # characters; BERT's is 100, and the time for a word grows with its square
 
 
 def check_content(content: Mapping[str, Any]) -> None:
@@ -35,11 +37,18 @@ def check_content(content: Mapping[str, Any]) -> None:
     kind = model.get("type", "WordPiece")
     if kind != "WordPiece":
         raise ValueError(f"model: got a {_shown(kind)} model, wanted WordPiece (BERT)")
+    longest = model.get("max_input_chars_per_word", 100)
+    if not isinstance(longest, int) or isinstance(longest, bool) or not 0 < longest <= _LONGEST_WORD:
+        raise ValueError(
+            f"max_input_chars_per_word: got {_shown(longest)}, wanted 1 to {_LONGEST_WORD} (BERT's is 100)"
+        )
     added = content.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(token, Mapping) and _is_token(token) for token in added):
         raise ValueError(f"added_tokens: got {_shown(added)}, wanted a list of objects with an id and a content")
     for name, (inner, kinds) in _PARTS.items():
-        for part in _parts(content.get(name), name, inner):
+        for count, part in enumerate(_parts(content.get(name), name, inner), 1):
+            if count > _MOST_STEPS:
+                raise ValueError(f"{name}: got more than {_MOST_STEPS} steps, which a text may never get through")
             _check_part(part, name, kinds)
 
 

@@ -9,15 +9,17 @@ How each kind becomes RGB (Hugging Face's processor crashes on all but RGB; wher
                     when a value is above 255
     F               [0, 1] is scaled to 0..255, otherwise 0..255 is rounded
     arrays, tensors (H, W), (H, W, C) or (C, H, W) with 1 (grey), 2 (grey + alpha), 3 or 4 (RGB + alpha) channels;
-                    uint16 as 16-bit, bool as black and white; other integers and floats keep their dtype
+                    uint16 as 16-bit when a value is above 255, bool as black and white; other integers and floats keep
+                    their dtype
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ import torch
 from PIL import Image
 
 _CHANNELS = (1, 2, 3, 4)
+_DTYPES = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32}
+_DTYPES |= {torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,6 +43,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_DEEPEST = 8  # images of pairs in batches are three
 _WANTED = "a path, a PIL image, a NumPy array, a torch tensor, or a list of these"
 
 
@@ -103,10 +108,12 @@ def flatten_images(images: Any, name: str = "images") -> list[tuple[str, Any]]:
     return named
 
 
-def _walk(item: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _walk(item: Any, name: str, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
+        raise ValueError(f"images: got lists nested deeper than {_DEEPEST} levels, wanted {_WANTED}")
     if isinstance(item, list | tuple) or (isinstance(item, np.ndarray | torch.Tensor) and item.ndim == 4):
         for index, part in enumerate(item):
-            yield from _walk(part, f"{name}[{index}]")
+            yield from _walk(part, f"{name}[{index}]", depth + 1)
     else:
         yield name, item
 
@@ -153,7 +160,7 @@ def load_image(image: Any, input_data_format: str | None = None, name: str = "im
     if isinstance(image, str | os.PathLike):
         return _open(os.fspath(image), name)
     if isinstance(image, torch.Tensor):
-        image = _tensor_to_array(image)
+        image = _tensor_to_array(image, name)
     if isinstance(image, np.ndarray):
         return _array_to_rgb(image, input_data_format, name)
     hint = "; open bytes with PIL.Image.open(io.BytesIO(...))" if isinstance(image, bytes | bytearray) else ""
@@ -292,7 +299,13 @@ def _sixteen_to_eight(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v / 257); 257 is odd: no ties
 
 
-def _tensor_to_array(tensor: torch.Tensor) -> np.ndarray:
+def _tensor_to_array(tensor: torch.Tensor, name: str) -> np.ndarray:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+        raise ValueError(f"{name}: got a {kind} tensor, wanted one that holds its values")
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"{name}: got a tensor of {tensor.dtype}, wanted integers, floats or bool")
+    _check_shape(tensor.shape, name)
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # NumPy has no bfloat16
 
@@ -304,6 +317,7 @@ def _array_to_rgb(array: np.ndarray, input_data_format: str | None, name: str) -
         raise ValueError(f"{name}: got an array of shape {array.shape}, wanted (H, W), (H, W, C) or (C, H, W)")
     if array.size == 0:
         raise ValueError(f"{name}: got an array of shape {array.shape}, wanted at least one pixel")
+    _check_shape(array.shape, name)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -315,8 +329,21 @@ def _array_to_rgb(array: np.ndarray, input_data_format: str | None, name: str) -
     if array.dtype.kind == "f":
         _check_finite(array, name)
     if array.dtype == np.uint16:
-        return _sixteen_to_eight(array)
+        if array.max() > 255:
+            return _sixteen_to_eight(array)
+        warnings.warn(
+            f"{name}: uint16 pixels of at most 255 are taken as 8-bit ones, as Hugging Face does; pass uint8 to say so",
+            stacklevel=2,
+        )
+        return array.astype(np.uint8)
     return array * np.uint8(255) if array.dtype == np.bool_ else array
+
+
+def _check_shape(shape: Sequence[int], name: str) -> None:
+    """An array may be a view that holds less than its shape says, and be copied whole."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(shape) > limit * _CHANNELS[-1]:
+        raise ValueError(_bomb_message(f"{name}: an array of shape {tuple(shape)}", f"above {limit} pixels"))
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

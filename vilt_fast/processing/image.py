@@ -151,6 +151,7 @@ class ViltImageProcessor(Settings):
             **kwargs,
         )
         kind = tensor_kind(return_tensors)
+        check_data_format(input_data_format, "input_data_format")
         layout = check_data_format(data_format, "data_format") or "channels_first"
         prepared = [_prepare(name, image, input_data_format, chosen) for name, image in flatten_images(images)]
         return _assemble(prepared, chosen.do_pad, layout, kind)
@@ -407,8 +408,15 @@ def _stack(prepared: list[_Prepared], layout: str) -> np.ndarray:
     """All images in one array (N, 3, H, W) or (N, H, W, 3), zero where they do not reach."""
     dtype = np.result_type(*((pixels if table is None else table).dtype for pixels, table in prepared))
     height, width = np.max([item.pixels.shape[1:] for item in prepared], axis=0)
-    first = layout == "channels_first"
-    batch = np.zeros((len(prepared), 3, height, width) if first else (len(prepared), height, width, 3), dtype=dtype)
+    first, count = layout == "channels_first", len(prepared)
+    try:
+        batch = np.zeros((count, 3, height, width) if first else (count, height, width, 3), dtype=dtype)
+    except MemoryError as error:
+        size = count * 3 * height * width * dtype.itemsize / 1e9
+        raise ValueError(
+            f"images: {count}, padded to {height}x{width} pixels (height x width), take {size:.1f} GB, more than there "
+            "is; give fewer at once, or smaller ones"
+        ) from error
     for (pixels, table), out in zip(prepared, batch if first else batch.transpose(0, 3, 1, 2), strict=True):
         target = out[:, : pixels.shape[1], : pixels.shape[2]]
         if table is None:

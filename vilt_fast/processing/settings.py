@@ -94,6 +94,23 @@ def _check_channels(name: str, value: Any) -> float | list[float]:
     return checked
 
 
+def _check_pixel_values(settings: Settings) -> None:
+    """Refuse settings that are in range each and make infinite pixels together."""
+    with np.errstate(all="ignore"):
+        values = np.array([[0.0, 255.0]]) * (settings.rescale_factor if settings.do_rescale else 1.0)
+        values = values.astype(np.float32)
+        if settings.do_normalize:
+            mean, std = (
+                np.array(value, np.float32).reshape(-1, 1) for value in (settings.image_mean, settings.image_std)
+            )
+            values = (values - mean) / std
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"rescale_factor, image_mean, image_std: got {settings.rescale_factor}, {settings.image_mean}, "
+            f"{settings.image_std}, which make pixels infinite; wanted values such as 1/255, 0.5, 0.5"
+        )
+
+
 def _setting(default: Any, check: Callable[[str, Any], Any], none_means: Any = None) -> Any:
     return field(default=default, metadata={"check": check, "none_means": none_means})
 
@@ -123,6 +140,7 @@ class Settings:
             value = getattr(self, entry.name)
             value = entry.metadata["none_means"] if value is None else value
             setattr(self, entry.name, check_setting(entry.name, value))
+        _check_pixel_values(self)
 
 
 def target_size(settings: Settings, name: str, height: int, width: int) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from .vocabulary import SPECIAL_NAMES, check_settings, make_backend, read_saved,
 
 # Hugging Face's value for "no limit", which it writes into tokenizer_config.json.
 UNLIMITED = int(1e30)
+_NO_CUT = 2**31 - 1  # the same for the backend, whose integers end
 
 
 class BertTokenizer(TokenTable):
@@ -213,6 +214,8 @@ class BertTokenizer(TokenTable):
 
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **kwargs: Any) -> BatchEncoding:
         """As `__call__` with a list of texts or pairs (transformers 4.37's name)."""
+        if isinstance(batch_text_or_text_pairs, str):
+            raise ValueError("batch_text_or_text_pairs: got one text, wanted a list of texts or pairs")
         return self(list(batch_text_or_text_pairs), **kwargs)
 
     def tokenize(
@@ -334,7 +337,7 @@ class BertTokenizer(TokenTable):
                 backend.no_truncation()
             else:
                 backend.enable_truncation(
-                    strategy.max_length,
+                    min(strategy.max_length, _NO_CUT),
                     stride=strategy.stride,
                     strategy=strategy.truncation,
                     direction=self.truncation_side,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, processors
 
 from .backend import check_ids
-from .encoding import to_lists
+from .encoding import check_unicode, to_lists
 from .vocabulary import SPECIAL_NAMES, to_added_token
 
 _SPACED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
@@ -239,13 +239,25 @@ class TokenTable:
     # --- ids to text and back
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str] | None) -> Any:
-        """The id of a token, or of each token of a list; unknown ones give `unk_token_id`. None stays None."""
+        """The id of a token, or of each token of a list; unknown ones give `unk_token_id`. None stays None.
+
+        Raises:
+            ValueError: something is no token.
+        """
         if tokens is None:
             return None
+        if not isinstance(tokens, str | Iterable) or isinstance(tokens, bytes | bytearray):
+            raise ValueError(f"tokens: got {type(tokens).__name__}, wanted a token or a list of tokens")
         if isinstance(tokens, str):
-            index = self._tokenizer.token_to_id(tokens)
-            return self._tokenizer.token_to_id(self.unk_token) if index is None else index
-        return [self.convert_tokens_to_ids(token) for token in tokens]
+            return self._id_of(tokens)
+        return [self._id_of(token) for token in tokens]
+
+    def _id_of(self, token: Any) -> int:
+        if not isinstance(token, str):
+            raise ValueError(f"tokens: got {type(token).__name__} in a list, wanted tokens")
+        check_unicode(token, "tokens")
+        index = self._tokenizer.token_to_id(token)
+        return self._tokenizer.token_to_id(self.unk_token) if index is None else index
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or of each id of a list; None for an id that no token has.

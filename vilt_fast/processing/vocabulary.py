@@ -18,6 +18,7 @@ from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.configs.spelling import nearest
 
 from .backend import check_content, check_ids
+from .encoding import check_unicode
 from .saving import find_json, to_json
 
 # In Hugging Face's order, which decides the ids of tokens that the vocabulary lacks.
@@ -146,6 +147,9 @@ def to_added_token(value: Any, name: str, special: bool = True) -> AddedToken:
         return value
     if value == "" or (isinstance(value, Mapping) and value.get("content") == ""):
         raise ValueError(f"{name}: got an empty text, wanted a token")
+    content = value.get("content") if isinstance(value, Mapping) else value
+    if isinstance(content, str):
+        check_unicode(content, name)
     if isinstance(value, str):
         return AddedToken(value, normalized=not special, special=special)
     if isinstance(value, Mapping) and isinstance(value.get("content"), str):
