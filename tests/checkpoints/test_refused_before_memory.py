@@ -116,7 +116,7 @@ def test_many_layers_are_not_made_to_be_counted(saved):
 
 @pytest.mark.parametrize("leave", [{"strict": False}, {"ignore_mismatched_sizes": True}])
 def test_what_is_larger_than_this_machine_is_refused_where_sizes_may_differ(saved, leave, monkeypatch):
-    monkeypatch.setattr("vilt_fast.checkpoints.load._memory", lambda: 2e9)
+    monkeypatch.setattr("vilt_fast.checkpoints.memory.total_memory", lambda: 2e9)
     _edit(saved / "config.json", intermediate_size=100_000_000)
     with pytest.raises(ValueError, match="a ViltForQuestionAnswering of its configuration takes [0-9]+ GB, this mach"):
         getattr(vilt_fast, NAME).from_pretrained(saved, **leave)

@@ -42,7 +42,7 @@ WRONG = {
         {"-1": "a", "0": "b"},
         {"1": "a"},
     ),
-    "label2id": (3, [1], "ab", {"a": "x"}, {"a": None}, {"a": []}),
+    "label2id": (3, [1], "ab", {"a": "x"}, {"a": None}, {"a": []}, {"a": 1.0}, {"a": True}),
     "pruned_heads": (3, [1], {"x": [1]}, {"0": 3}, {"0": ["a"]}, {"-1": [0]}, {"0": [-1]}),
     "__class__": (3, "x"),
     "__dict__": ({}, 3),
@@ -85,6 +85,31 @@ def test_a_wrong_value_that_is_assigned_is_named_by_the_next_check(field) -> Non
 def test_sizes_that_are_too_much_together(sizes) -> None:
     with pytest.raises(ValueError, match=rf"weights, wanted at most 1e\+12: got .*{next(iter(sizes))}="):
         vilt_fast.ViltModel(ViltConfig(**sizes))
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), torch.ones(2), {3: 0}, {"a": NAN}], ids=repr)
+def test_ids_of_labels_that_no_file_holds(value) -> None:
+    with pytest.raises(ValueError, match="label2id must map labels to integers, got "):
+        ViltConfig(label2id=value)
+
+
+@pytest.mark.parametrize("label2id", [{"cat": 1, "dog": 0}, {"cat": 0, "bird": 1}, {"dog": 7}, {"dog": "0"}], ids=str)
+def test_tables_of_labels_that_contradict_each_other(label2id, tmp_path) -> None:
+    """transformers reads such files and keeps both tables: so it is here, with a word about it."""
+    fields = {"id2label": {"0": "cat", "1": "dog"}, "label2id": label2id}
+    label = next(label for label, index in label2id.items() if fields["id2label"].get(str(index)) != label)
+    with pytest.warns(UserWarning, match=f"label2id gives '{label}' the id {label2id[label]}, where id2label has "):
+        config = ViltConfig(**fields)
+    assert config.label2id == label2id and config.id2label == {0: "cat", 1: "dog"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vilt", **fields}))
+    with pytest.warns(UserWarning, match="answers follow id2label"):
+        ViltConfig.from_pretrained(tmp_path)
+
+
+def test_tables_of_labels_that_agree_are_read_without_a_word(recwarn) -> None:
+    ViltConfig(id2label={0: "cat", 1: "cat", 2: "dog"}, label2id={"cat": 1, "dog": "2"})
+    ViltConfig(id2label={0: "cat"}, label2id={})
+    assert not recwarn.list
 
 
 def test_labels_may_repeat_and_come_in_any_order() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from vilt_fast.checkpoints.files import brief
+
 # What these ask for is so already, or nothing is left that they could change.
 _ALREADY_SO = {
     "low_cpu_mem_usage": "a model is held once, and its weights are read one at a time",
@@ -89,22 +91,55 @@ def single_device(
         ValueError: both are given, a map of several devices or of the disk, or no device at all.
     """
     if device_map is None:
-        return None if device is None else torch.device(device)
+        return as_device(device)
     if device is not None:
         raise ValueError(f"give device or device_map, got both: {device!r} and {device_map!r}")
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+    if isinstance(device_map, str) and device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     named = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
-    try:
-        places = {place if place == "disk" else torch.device(place) for place in named}
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device_map: got {device_map!r}, wanted a device that is there, such as 'cpu' or 'cuda:0': {reason}"
-        ) from error
+    places = {place if place == "disk" else _parsed(place, "device_map") for place in named}
     if len(places) != 1 or "disk" in places:
         raise ValueError(
             f"device_map: got {device_map!r}, wanted one device. For several, or the disk, load on the CPU, then "
             "accelerate.dispatch_model(model, device_map=...) or accelerate.cpu_offload(model)"
         )
-    return torch.device(named[0])
+    return as_device(named[0], "device_map")
+
+
+def as_device(device: Any, name: str = "device") -> torch.device | None:
+    """A device that is there, of what a caller may say of one: a torch.device, its name, an accelerator's number.
+
+    Args:
+        device: None stays None.
+        name: of the argument.
+
+    Raises:
+        ValueError: it is no device, or this machine has no such one; the message names those that it has.
+    """
+    if device is None:
+        return None
+    found = _parsed(device, name)
+    try:
+        torch.empty(0, device=found)
+    except Exception as error:  # each backend has its own kinds
+        raise _no_device(device, name, str(error) or type(error).__name__) from error
+    return found
+
+
+def _parsed(device: Any, name: str) -> torch.device:
+    """What is said, whether it is there or not."""
+    if not isinstance(device, str | torch.device | int) or isinstance(device, bool):
+        raise _no_device(device, name, f"a {type(device).__name__} names none")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError, OverflowError, AssertionError) as error:
+        raise _no_device(device, name, str(error)) from error
+
+
+def _no_device(device: Any, name: str, reason: str) -> ValueError:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if accelerator is None else torch.accelerator.device_count()
+    there = ", ".join(["'cpu'", *(f"'{accelerator}:{index}'" for index in range(count))])
+    return ValueError(
+        f"{name}: got {brief(device)}, wanted a device that is there, such as {there}: {reason.splitlines()[0]}"
+    )

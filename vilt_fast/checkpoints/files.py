@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
-import math
 import os
-import secrets
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from vilt_fast.checkpoints.json_files import check_json
+from vilt_fast.checkpoints.json_files import read_json as read_json  # many read what others write here
+from vilt_fast.checkpoints.leftovers import hidden, swept
+
 # What a file is made from: its bytes, its text (UTF-8), or a function that writes the path it is given.
 Content = bytes | str | Callable[[Path], None]
-# How deep the JSON files of a model may be nested; the ones that are written here have five levels.
-_DEEPEST = 64
 
 
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
@@ -34,34 +33,109 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
 
 
 def write_together(
-    contents: Mapping[Path, Content], withdrawn: Iterable[Path] = (), superseded: Iterable[Path] = ()
+    contents: Mapping[Path, Content],
+    withdrawn: Iterable[Path] = (),
+    superseded: Iterable[Path] = (),
+    barred: Path | None = None,
+    belongs: Callable[[str], bool] | None = None,
 ) -> None:
     """Write several files, all or none: every one is on the disk before the first gets its name.
 
+    A process that is killed on the way can put nothing back. Where readers would take some of the new files and some
+    of the old ones for a whole, `withdrawn` names what they cannot do without, or `barred` what they all read.
+
     Args:
         contents: path -> content as for `write_atomically`, in the order in which the files appear.
-        withdrawn: old files that go before the first new one comes: an index, while its shards are exchanged.
+        withdrawn: old files that go, in this order, before the first new one comes: an index, while its shards are
+            exchanged.
         superseded: old files that go, in this order, after the last new one has come.
+        barred: the last of the new ones, a JSON file: until it comes, what bears its name is no JSON.
+        belongs: whether a killed save of such files may have left hidden ones for this name; None: the names above.
 
     Raises:
+        ValueError: the text of a .json file could not be read again; nothing was changed.
         OSError: a file could not be written or renamed; the old files are back and the temporary ones are gone. Where
             an old file cannot be put back either, the error says under which name it is.
         IsADirectoryError: a path is a directory; nothing was changed.
     """
     withdrawn, superseded = list(withdrawn), list(superseded)
-    refuse_directories([*contents, *withdrawn, *superseded])
-    with _Exchange() as exchange:
+    touched = [*contents, *withdrawn, *superseded]
+    refuse_directories(touched)
+    for path, content in contents.items():
+        if path.suffix == ".json" and isinstance(content, str):
+            check_json(path, content)
+    names = {path.name for path in touched}
+    with swept({path.parent for path in touched}, belongs or names.__contains__), _Exchange() as exchange:
         staged = {path: exchange.stage(path, content) for path, content in contents.items()}
+        bar = barred and exchange.stage(barred, "A save was cut short here.\n")
         for path in withdrawn:
             exchange.set_aside(path)
+        if barred and bar:
+            exchange.make_room(barred)
+            os.replace(bar, barred)
         for path, temporary in staged.items():
             # One file that replaces one needs no undo: the rename happens or does not.
-            if len(staged) > 1 or withdrawn or superseded or not _exists(path):
+            if path != barred and (len(staged) > 1 or withdrawn or superseded or not _exists(path)):
                 exchange.make_room(path)
             os.replace(temporary, path)
         for path in superseded:
             exchange.set_aside(path)
         exchange.finish()
+
+
+def holds(path: Path, content: Content) -> bool:
+    """Whether a file has this content already. What a function would write is not known."""
+    if callable(content):
+        return False
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    except OSError:
+        return False
+
+
+def directory_path(directory: Any, name: str = "directory") -> Path:
+    """Where to save, as a path.
+
+    Args:
+        name: of the argument.
+
+    Raises:
+        ValueError: it is no name of a directory, or that of a file.
+    """
+    try:
+        text = os.fspath(directory)
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        text = None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{name}: got {brief(directory)}, wanted where to save")
+    path = Path(text)
+    try:
+        # The nearest that is there: what comes below is made.
+        nearest = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        if not nearest.is_dir():
+            raise ValueError(f"{name}: {nearest} is a file, wanted a directory")
+        os.lstat(path)
+    except StopIteration:
+        pass
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ValueError(
+                f"{name}: got {brief(directory)}, wanted a name that the system takes: {error.strerror}"
+            ) from error
+    return path
+
+
+def make_directory(directory: Any, name: str = "directory") -> Path:
+    """Make a directory, and those above it, where they do not exist.
+
+    Raises:
+        ValueError: see `directory_path`. OSError: it cannot be made.
+    """
+    path = directory_path(directory, name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def refuse_directories(paths: Iterable[Path]) -> None:
@@ -93,7 +167,7 @@ class _Exchange:
 
     def stage(self, path: Path, content: Content) -> Path:
         """Write the content beside its path. The same folder: across file systems a rename would be a copy."""
-        temporary = _beside(path, "tmp")
+        temporary = hidden(path, "tmp")
         self._leftovers.callback(self._discard, temporary)
         _fill(temporary, content, path)
         return temporary
@@ -109,7 +183,7 @@ class _Exchange:
         """Give an old file another name, if there is one; `keep_name`: a second one, where links exist."""
         if not _exists(path):
             return
-        backup = _beside(path, "old")
+        backup = hidden(path, "old")
         self._needed.add(backup)
         self._leftovers.callback(self._discard, backup)
         self._undo.callback(self._put_back, backup, path)
@@ -167,10 +241,6 @@ def _reason(error: BaseException | None) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
-
-
 def _fill(temporary: Path, content: Content, path: Path) -> None:
     """Write `temporary`, flushed to the disk; an OSError names `path`."""
     try:
@@ -188,55 +258,6 @@ def _fill(temporary: Path, content: Content, path: Path) -> None:
         raise OSError(error.errno, f"could not write {path}: {_reason(error)}; nothing was changed") from error
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ValueError: the file is not UTF-8, not JSON, or holds no object; a key stands twice in one object, a number is
-            NaN or infinite, a text is no Unicode, or it is nested too deep. The message names the file and the key.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        content = json.loads(text, object_pairs_hook=_object)
-        _check_values(content)
-        json.dumps(content, ensure_ascii=False).encode()  # a lone surrogate can be escaped, but never written again
-    except RecursionError as error:
-        raise ValueError(f"{path}: not a valid JSON file (nested deeper than {_DEEPEST} levels)") from error
-    except ValueError as error:  # json.JSONDecodeError and UnicodeError are ValueErrors
-        raise ValueError(f"{path}: not a valid JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: got a JSON {type(content).__name__}, wanted an object")
-    return content
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
-    return content
-
-
-def _check_values(content: Any) -> None:
-    """Refuse what no JSON file of a model needs, and what reads it stumbles over, level by level."""
-    level = [("", content)]
-    for _ in range(_DEEPEST):
-        level = [pair for name, value in level for pair in _children(name, value)]
-        for name, value in level:
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ValueError(f"{name}: got {value}, wanted a finite number")
-        if not level:
-            return
-    raise ValueError(f"nested deeper than {_DEEPEST} levels")
-
-
-def _children(name: str, value: Any) -> Iterable[tuple[str, Any]]:
-    """The values of an object by their keys; those of a list, by the list's."""
-    if isinstance(value, dict):
-        return value.items()
-    return ((name, item) for item in value) if isinstance(value, list) else ()
-
-
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """A ValueError from within names the file, if it does not."""
@@ -251,3 +272,9 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 def listing(names: list[str], limit: int = 20) -> str:
     """Names for an error message, at most `limit` of them."""
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def brief(value: Any) -> str:
+    """A value in a message: a name may have thousands of letters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."

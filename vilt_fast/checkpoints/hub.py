@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.files import brief, listing
+from vilt_fast.checkpoints.leftovers import recovery
 
 # "name" or "namespace/name"; the hub's own rule (huggingface_hub.utils.validate_repo_id), which keeps out
 # "./foo", "../foo", "~/foo", "/foo" and "C:\\foo".
-_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]*/)?\w([\w.-]{0,94}\w)?", re.ASCII)
+_HUB_ID = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]{0,95}/)?\w([\w.-]{0,94}\w)?", re.ASCII)
 # A name that ends like a weight file is a mistyped path far more often than a repository.
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".txt", ".git")
 
@@ -37,6 +40,13 @@ class HubOptions:
     local_files_only: bool = False
     subfolder: str | None = None
     force_download: bool = False
+
+    def __post_init__(self) -> None:
+        kinds = {"revision": str, "cache_dir": str | os.PathLike, "token": str | bool, "subfolder": str}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(f"{name}: got {brief(value)}, wanted a text")
 
     @classmethod
     def split(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -70,22 +80,53 @@ def find_file(
         FileNotFoundError: no such directory, repository, revision or file, or offline and not in the cache.
         OSError: the hub answered with another error, or the download failed.
     """
-    hub = HubOptions(revision, cache_dir, token, local_files_only, force_download=force_download)
+    hub = HubOptions(revision, cache_dir, token, local_files_only, subfolder, force_download)
     if subfolder:
         filename = f"{subfolder}/{filename}"
-    if not isinstance(name_or_path, str | os.PathLike):
-        raise ValueError(f"name_or_path: got {name_or_path!r}, wanted a directory or a hub id")
-    path = Path(name_or_path).expanduser()
-    if str(name_or_path) and path.is_dir():
+    path = local_path(name_or_path)
+    if str(name_or_path) and is_directory(path):
         return _find_in_directory(path, filename, required)
-    if path.is_file():
+    if is_file(path):
         raise FileNotFoundError(f"{path} is a file; {filename} is looked for in a directory or a hub repository")
     if not is_hub_id(name_or_path):
         raise FileNotFoundError(
-            f"no directory {str(name_or_path)!r} (looked for {filename} in it), "
+            f"no directory {brief(str(name_or_path))} (looked for {filename} in it), "
             f"and it is not a hub id such as 'namespace/name'"
         )
-    return _find_on_hub(str(name_or_path), filename, hub, required)
+    return _find_on_hub(str(name_or_path), filename, replace(hub, subfolder=None), required)
+
+
+def local_path(name_or_path: Any) -> Path:
+    """What is named, as a path.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    if not isinstance(name_or_path, str | os.PathLike) or isinstance(os.fspath(name_or_path), bytes):
+        raise ValueError(f"name_or_path: got {brief(name_or_path)}, wanted a directory or a hub id")
+    path = Path(name_or_path)
+    with suppress(RuntimeError):  # ~someone who is not known
+        return path.expanduser()
+    return path
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no file has a name that is too long."""
+    return _is(path, Path.is_file)
+
+
+def is_directory(path: Path) -> bool:
+    """As `is_file`."""
+    return _is(path, Path.is_dir)
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
@@ -95,12 +136,14 @@ def is_hub_id(name: str | os.PathLike[str]) -> bool:
 
 def _find_in_directory(directory: Path, filename: str, required: bool) -> Path | None:
     path = directory / filename
-    if path.is_file():
+    if is_file(path):
         return path
     if not required:
         return None
     names = listing(sorted(os.listdir(directory))) or "nothing"
-    raise FileNotFoundError(f"no {filename} in the directory {directory}, which holds: {names}")
+    raise FileNotFoundError(
+        f"no {brief(filename)[1:-1]} in the directory {directory}, which holds: {names}{recovery(directory)}"
+    )
 
 
 def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> Path | None:

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vilt_fast.checkpoints.families import family_name, family_of, shares_words
-from vilt_fast.checkpoints.files import listing, naming, read_json
+from vilt_fast.checkpoints.files import brief, listing, naming, read_json
 from vilt_fast.checkpoints.hub import HubOptions
+from vilt_fast.checkpoints.memory import check_memory
 from vilt_fast.checkpoints.weight_files import FLOATS, StoredTensor, StoredWeights, hold_weights, open_weights
 
 logger = logging.getLogger(__name__)
@@ -97,7 +99,7 @@ def open_source(
         key_mapping: regular expression -> replacement, for the names of the tensors.
 
     Raises:
-        ValueError: there is neither; and as `open_weights` does.
+        ValueError: there is neither; `key_mapping` cannot be applied; and as `open_weights` does.
     """
     with ExitStack() as stack:
         if state_dict is not None:
@@ -106,9 +108,30 @@ def open_source(
             stored = stack.enter_context(open_weights(name_or_path, **options))
         else:
             raise ValueError("name_or_path is None: give state_dict= and config=, or where the weights are")
-        for pattern, new in (key_mapping or {}).items():
-            stored.tensors = {re.sub(pattern, new, name): tensor for name, tensor in stored.tensors.items()}
+        if key_mapping is not None:
+            stored.tensors = _renamed(stored.tensors, key_mapping)
         yield stored
+
+
+def _renamed(tensors: dict[str, StoredTensor], key_mapping: Any) -> dict[str, StoredTensor]:
+    """Tensors under the names that `key_mapping` gives them. Raises ValueError."""
+    if not isinstance(key_mapping, Mapping) or not all(
+        isinstance(text, str) for pair in key_mapping.items() for text in pair
+    ):
+        raise ValueError(f"key_mapping: got {brief(key_mapping)}, wanted {{regular expression: replacement}}")
+    for pattern, new in key_mapping.items():
+        try:
+            names = {name: re.sub(pattern, new, name) for name in tensors}
+        except (re.error, IndexError) as error:
+            raise ValueError(
+                f"key_mapping: got {pattern!r}: {new!r}, which is no regular expression and its replacement: {error}"
+            ) from error
+        renamed = {names[name]: tensor for name, tensor in tensors.items()}
+        if len(renamed) < len(tensors):
+            twice = next(new for new in renamed if list(names.values()).count(new) > 1)
+            raise ValueError(f"key_mapping: {pattern!r} makes one name of several: {twice}")
+        tensors = renamed
+    return tensors
 
 
 def fill(model: nn.Module, stored: StoredWeights, *, strict: bool) -> dict[str, Any]:
@@ -168,7 +191,7 @@ class _Fit:
         """Raise for weights that are NaN or infinite, or become so in the model's dtype."""
         bad = []
         for name, parameter in _parameters(model).items():
-            if name in self.tensors and not _is_finite(self.tensors[name].read(), parameter.dtype):
+            if name in self.tensors and not is_finite(self.tensors[name].read(), parameter.dtype):
                 bad.append(self.tensors[name].name)
         if bad:
             dtype = str(next(iter(_parameters(model).values())).dtype).removeprefix("torch.")
@@ -184,7 +207,7 @@ class _Fit:
             logger.warning("%s: %d %s, %s: %s", stored.path, len(names), kind, kept, ", ".join(names))
 
 
-def _is_finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+def is_finite(tensor: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether all values are finite in a dtype too.
 
     A sum is read off in a tenth of the time of `isfinite`, and NaN or infinite where one of its values is. It can
@@ -213,26 +236,37 @@ def check_sizes(make: Callable[[], nn.Module], config: Any, stored: StoredWeight
             f"{len(stored.tensors)} tensors"
         )
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = make()
     except Exception:  # a class whose constructor reads values of its weights is checked once it has them
         return
     if strict:
         _fit(model, stored).refuse(model, stored, strict=True)
-    size, memory = sum(parameter.nbytes for parameter in model.parameters()), _memory()
-    if size > memory:
-        raise ValueError(
-            f"{stored.path}: a {type(model).__name__} of its configuration takes {size / 1e9:.0f} GB, this machine has "
-            f"{memory / 1e9:.0f}; correct the sizes in config.json (hidden_size={config.hidden_size}, ...)"
-        )
+    check_memory(
+        sum(parameter.nbytes for parameter in model.parameters()),
+        f"{stored.path}: a {type(model).__name__} of its configuration",
+        f"; correct the sizes in config.json (hidden_size={config.hidden_size}, ...)",
+    )
 
 
-def _memory() -> float:
-    """Bytes of this machine's memory; infinity where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return float("inf")
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules made within have parameters on the meta device: shapes, and no memory for values."""
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+_DRAWS = ("normal_", "uniform_", "fill_", "zero_")
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves fresh weights as they are. On the meta device the first draw would import PyTorch's compiler: seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _DRAWS or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:

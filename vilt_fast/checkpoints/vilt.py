@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.files import listing
+from vilt_fast.checkpoints.files import brief, listing
+from vilt_fast.checkpoints.hub import is_file, local_path
 from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, open_weights
 
 PREFIX = "vilt."
@@ -150,8 +150,8 @@ def read_original_fields(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: no such file. ValueError: it is no such checkpoint, or its number of attention heads cannot
             be determined.
     """
-    if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"no checkpoint file {str(path)!r}")
+    if not is_file(local_path(path)):
+        raise FileNotFoundError(f"no checkpoint file {brief(str(path))}")
     with open_weights(path) as stored:
         shapes = {name: tensor.shape for name, tensor in stored.tensors.items()}
         if not is_original(shapes):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,8 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vilt_fast.checkpoints.files import listing, read_json
-from vilt_fast.checkpoints.hub import HubOptions, find_file
+from vilt_fast.checkpoints.files import brief, listing, read_json
+from vilt_fast.checkpoints.hub import HubOptions, find_file, is_file, local_path
+from vilt_fast.checkpoints.leftovers import recovery
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -76,8 +78,8 @@ def with_variant(name: str, variant: str | None) -> str:
     """model.safetensors to model.fp16.safetensors."""
     if not variant:
         return name
-    if not isinstance(variant, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", variant):
-        raise ValueError(f"variant: got {variant!r}, wanted a part of a file's name, such as 'fp16'")
+    if not isinstance(variant, str) or not re.fullmatch(r"(?=.{1,100}$)[\w-]+(\.[\w-]+)*", variant, re.ASCII):
+        raise ValueError(f"variant: got {brief(variant)}, wanted a part of a file's name, such as 'fp16'")
     stem, suffix = name.rsplit(".", 1)
     return f"{stem}.{variant}.{suffix}"
 
@@ -102,7 +104,7 @@ def open_weights(
         raise ValueError(f"use_safetensors={use_safetensors}: got the file {path}; leave the argument out to load it")
     with ExitStack() as stack:
         if path.suffix == ".json" and ".index." in path.name:
-            where = path.parent if Path(name_or_path).expanduser().is_file() else name_or_path
+            where = path.parent if is_file(local_path(name_or_path)) else name_or_path
             yield StoredWeights(path, _open_shards(path, partial(find_file, where, **hub), stack))
         else:
             yield _open_file(path, stack)
@@ -119,15 +121,17 @@ def hold_weights(state_dict: Mapping[str, torch.Tensor]) -> StoredWeights:
 
 
 def _weight_file(name_or_path: str | os.PathLike[str], names: list[str], hub: HubOptions) -> Path:
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
+    path = local_path(name_or_path)
+    if is_file(path):
         return path
     for name in names:
         found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
     held = f", which holds: {listing(sorted(os.listdir(path))) or 'nothing'}" if path.is_dir() else ""
-    raise FileNotFoundError(f"no weights in {str(name_or_path)!r}{held} (looked for {', '.join(names)})")
+    raise FileNotFoundError(
+        f"no weights in {brief(str(name_or_path))}{held} (looked for {', '.join(names)}){recovery(path)}"
+    )
 
 
 def _open_file(path: Path, stack: ExitStack) -> StoredWeights:
@@ -257,7 +261,7 @@ def write_tensors(
     """
     try:
         if safe_serialization:
-            save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+            _write_safetensors({n: t.contiguous() for n, t in tensors.items()}, path)
         elif save_function is not None:
             save_function({n: _alone(t) for n, t in tensors.items()}, path)
             if not path.is_file() or not path.stat().st_size:
@@ -267,6 +271,17 @@ def write_tensors(
                 torch.save({n: _alone(t) for n, t in tensors.items()}, file)
     except (SafetensorError, RuntimeError) as error:
         raise _disk_error(error) from error
+
+
+def _write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """In a folder beside the path: safetensors makes a file of a name that no one could tell to be a leftover."""
+    folder = path.with_name(f"{path.name}.d")
+    try:
+        folder.mkdir()
+        save_file(tensors, folder / path.name, metadata={"format": "pt"})
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
@@ -306,12 +321,35 @@ def _bytes(size: int | str) -> int:
     return value
 
 
-def earlier_files(directory: Path, variant: str | None = None) -> list[Path]:
-    """Indices and weight files of a variant in a directory, in the order in which they can go: no index without shards.
+def is_weight_file(name: str, variant: str | None = None) -> bool:
+    """Whether a file's name is that of weights of a variant, of their index, or of one of their shards."""
+    part = re.escape(f".{variant}") if variant else ""
+    shard = rf"(model{part}-\d{{5}}-of-\d{{5}}\.safetensors)|(pytorch_model{part}-\d{{5}}-of-\d{{5}}\.bin)"
+    return name in weight_names(variant=variant) or re.fullmatch(shard, name) is not None
 
-    The files of other variants are not among them.
+
+def earlier_files(directory: Path, variant: str | None = None) -> tuple[list[Path], list[Path]]:
+    """What a directory holds of a variant's weights: files that are looked for by name, and shards.
+
+    Both are in the order in which they can go: what another file is preferred to goes before it, so that it is never
+    read in that one's place, and an index goes before its shards. Files of other variants are not among them.
     """
-    names, part = weight_names(variant=variant), re.escape(f".{variant}") if variant else ""
-    shard = re.compile(rf"(model{part}-\d{{5}}-of-\d{{5}}\.safetensors)|(pytorch_model{part}-\d{{5}}-of-\d{{5}}\.bin)")
-    found = [path for path in directory.iterdir() if path.name in names or shard.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (not path.name.endswith(".index.json"), path.name))
+    names = weight_names(variant=variant)
+    found = sorted(path for path in directory.iterdir() if is_weight_file(path.name, variant))
+    by_name = sorted((path for path in found if path.name in names), key=lambda path: -names.index(path.name))
+    return by_name, [path for path in found if path.name not in names]
+
+
+def other_variants(directory: Path, variant: str | None = None) -> list[str]:
+    """Names of the weights and indices of other variants in a directory."""
+    whole, index = (
+        r"model(\..+)?\.safetensors|pytorch_model(\..+)?\.bin",
+        r"(model\.safetensors|pytorch_model\.bin)\.index(\..+)?\.json",
+    )
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return [
+        name
+        for name in names
+        if re.fullmatch(f"{whole}|{index}", name) and not re.search(r"-\d{5}-of-\d{5}\.\w+$", name)
+        if not is_weight_file(name, variant)
+    ]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 import vilt_fast
-from vilt_fast.checkpoints.files import naming, read_json, write_atomically
-from vilt_fast.checkpoints.hub import HubOptions, find_file
+from vilt_fast.checkpoints.files import directory_path, make_directory, naming, read_json, write_atomically
+from vilt_fast.checkpoints.hub import HubOptions, find_file, is_file, local_path
+from vilt_fast.checkpoints.json_files import to_json
 from vilt_fast.configs.checks import check_flag, check_integer, check_labels, check_pruned_heads, shown
 from vilt_fast.configs.spelling import nearest
 
@@ -101,6 +102,10 @@ class PreTrainedConfig:
                 self._check_name(name)
                 setattr(self, name, value)
 
+    def count_weights(self) -> int:
+        """About how many weights a model of these sizes has, and no more, for a look at the memory; 0: not known."""
+        return 0
+
     def validate(self) -> None:
         """Check the values again, after some were assigned.
 
@@ -185,9 +190,9 @@ class PreTrainedConfig:
         if "use_auth_token" in kwargs:
             kwargs.setdefault("token", kwargs.pop("use_auth_token"))
         hub, rest = HubOptions.split(kwargs)
-        path = Path(name_or_path).expanduser()
-        is_file = path.suffix == ".json" and path.is_file()
-        return read_json(path if is_file else find_file(name_or_path, "config.json", **hub)), rest
+        path = local_path(name_or_path)
+        is_json = path.suffix == ".json" and is_file(path)
+        return read_json(path if is_json else find_file(name_or_path, "config.json", **hub)), rest
 
     @classmethod
     def from_dict(cls: type[Config], config: dict[str, Any], **overrides: Any) -> Config:
@@ -268,7 +273,7 @@ class PreTrainedConfig:
         if not isinstance(fields.get("hidden_act", ""), str):
             fields["hidden_act"] = getattr(fields["hidden_act"], "__name__", str(fields["hidden_act"]))
         content = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
-        return {**copy.deepcopy(content), "model_type": self.model_type}
+        return {**_copies(content), "model_type": self.model_type}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As `to_dict`, without what says nothing: the content of the file."""
@@ -282,30 +287,62 @@ class PreTrainedConfig:
         Args:
             use_diff: False: with what says nothing (`"problem_type": null`).
             **written: further keys.
+
+        Raises:
+            ValueError: a field was given a value that no config.json can hold, or that could not be read again.
         """
+        self.validate()
+        check_labels(self.id2label, self.label2id, None)
+        check_pruned_heads(self.pruned_heads)
         content = self.to_diff_dict() if use_diff else self.to_dict()
-        content = {**content, **written, "vilt_fast_version": vilt_fast.__version__}
-        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+        return to_json({**content, **written, "vilt_fast_version": vilt_fast.__version__})
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write `to_json_string` into a file, whole or not at all."""
         write_atomically(Path(json_file_path), self.to_json_string(use_diff))
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write config.json into `directory`, whole or not at all."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self.to_json_file(Path(directory) / "config.json")
+        """Write config.json into `directory`, whole or not at all.
+
+        Raises:
+            ValueError: `directory` is a file, or a field could not be read again; see `to_json_string`.
+        """
+        path = directory_path(directory) / "config.json"
+        text = self.to_json_string()
+        make_directory(path.parent)
+        write_atomically(path, text)
+
+    def differing_fields(self, other: PreTrainedConfig) -> list[str]:
+        """The names of the fields that differ from another configuration's, but for those that are about the file."""
+        mine, its = self.to_dict(), other.to_dict()
+        names = sorted({*mine, *its} - {*_BOOKKEEPING})
+        return [name for name in names if name not in mine or name not in its or mine[name] != its[name]]
 
     def __eq__(self, other: object) -> bool:
-        def essence(config: PreTrainedConfig) -> dict[str, Any]:
-            return {name: value for name, value in config.to_dict().items() if name not in _BOOKKEEPING}
-
         if isinstance(other, type(self)) or (isinstance(other, PreTrainedConfig) and isinstance(self, type(other))):
-            return essence(self) == essence(other)
+            return not self.differing_fields(other)
         return False
+
+    def __deepcopy__(self: Config, memo: dict[int, Any]) -> Config:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(_copies(self.__dict__, memo))
+        return made
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"
+
+
+def _copies(fields: dict[str, Any], memo: dict[int, Any] | None = None) -> dict[str, Any]:
+    """Copies of fields. Raises ValueError for one that cannot be copied."""
+    made = {}
+    for name, value in fields.items():
+        try:
+            # Labels are many, and texts and numbers alone.
+            made[name] = dict(value) if name in ("id2label", "label2id") else copy.deepcopy(value, memo)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"{name}: got a {type(value).__name__} that cannot be copied ({error})") from error
+    return made
 
 
 def _parse_like(old: Any, text: str, name: str) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 # Sizes are 32-bit in the kernels; the other two keep a slip of the pen from taking all memory.
@@ -56,14 +58,28 @@ def check_labels(id2label: Any, label2id: Any, num_labels: Any) -> tuple[dict[in
     by_id = _by_id(id2label)
     if num_labels is not None and len(by_id) != num_labels:
         raise ValueError(f"num_labels is {num_labels}, but id2label names {len(by_id)} labels")
-    if label2id is None or label2id == {}:
+    if label2id is None or (isinstance(label2id, Mapping) and not label2id):
         return by_id, {label: i for i, label in by_id.items()}
+    return by_id, _checked_ids(label2id, by_id)
+
+
+def _checked_ids(label2id: Any, by_id: dict[int, str]) -> dict[str, int]:
+    """Label -> id as it is given; a warning where id2label has another label there. Raises ValueError."""
     try:
-        for index in label2id.values():
-            int(index)  # transformers writes some of them as texts, and keeps them
-        return by_id, dict(label2id)
+        # transformers writes some ids as texts, and keeps them.
+        ids = {label: int(index) for label, index in label2id.items() if isinstance(label, str)}
+        if len(ids) < len(label2id) or any(isinstance(index, float | bool) for index in label2id.values()):
+            raise TypeError
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"label2id must map labels to integers, got {shown(label2id)}") from error
+    wrong = next((label for label, index in ids.items() if by_id.get(index) != label), None)
+    if wrong is not None:
+        there = shown(by_id.get(ids[wrong]))
+        warnings.warn(
+            f"label2id gives {wrong!r} the id {ids[wrong]}, where id2label has {there}; answers follow id2label",
+            stacklevel=4,
+        )
+    return dict(label2id)
 
 
 def _by_id(id2label: Any) -> dict[int, str]:

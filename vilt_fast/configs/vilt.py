@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from vilt_fast.checkpoints.hub import HubOptions
+from vilt_fast.checkpoints.hub import HubOptions, is_directory, local_path
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.checks import (
     LARGEST_SIZE,
@@ -24,7 +23,7 @@ _LARGEST = sys.float_info.max
 MOST_WEIGHTS = 10**12
 _GROWING = (
     "hidden_size intermediate_size num_hidden_layers vocab_size max_position_embeddings type_vocab_size "
-    "modality_type_vocab_size image_size patch_size num_channels"
+    "modality_type_vocab_size image_size patch_size num_channels num_images"
 ).split()
 
 
@@ -166,16 +165,21 @@ class ViltConfig(PreTrainedConfig):
 
     def _check_memory(self) -> None:
         """Refuse sizes, each possible, that together make weights of several terabytes."""
+        count = self.count_weights()
+        if count > MOST_WEIGHTS:
+            named = ", ".join(f"{name}={getattr(self, name)}" for name in _GROWING)
+            raise ValueError(
+                f"hidden_size and the other sizes make {count:.1e} weights, wanted at most {MOST_WEIGHTS:.0e}: "
+                f"got {named}"
+            )
+
+    def count_weights(self) -> int:
+        """About how many weights a model has, rather less: the tables, the encoder and a classifier, without biases."""
         rows, columns = self.table_size
         tables = self.vocab_size + self.type_vocab_size + self.modality_type_vocab_size + self.max_position_embeddings
         layer = 4 * self.hidden_size + 2 * self.intermediate_size
         widths = tables + rows * columns + self.num_channels * self.patch_shape[0] ** 2 + self.num_hidden_layers * layer
-        if widths * self.hidden_size > MOST_WEIGHTS:
-            named = ", ".join(f"{name}={getattr(self, name)}" for name in _GROWING)
-            raise ValueError(
-                f"hidden_size and the other sizes make {widths * self.hidden_size:.1e} weights, wanted at most "
-                f"{MOST_WEIGHTS:.0e}: got {named}"
-            )
+        return (widths + self.num_labels + self.hidden_size * max(self.num_images, 0) ** 2) * self.hidden_size
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -208,7 +212,8 @@ class ViltConfig(PreTrainedConfig):
             FileNotFoundError: there is no config.json or `.ckpt`.
             ValueError: it is not JSON, or not of this architecture; or the checkpoint does not say enough.
         """
-        if Path(name_or_path).suffix != ".ckpt" or Path(name_or_path).is_dir():
+        path = local_path(name_or_path)
+        if path.suffix != ".ckpt" or is_directory(path):
             return super().get_config_dict(name_or_path, **kwargs)
         from vilt_fast.checkpoints.vilt import read_original_fields  # here, because it needs PyTorch
 

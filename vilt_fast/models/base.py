@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import checkpoints
-from vilt_fast.checkpoints.files import naming
-from vilt_fast.checkpoints.hub import HubOptions
+from vilt_fast.checkpoints.files import directory_path, naming
+from vilt_fast.checkpoints.hub import HubOptions, is_file, local_path
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.mixins import EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin
@@ -50,6 +50,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
                 f"config must be a {wanted.__name__} of {wanted.__module__}, got {got.__name__} of {got.__module__}"
                 f"{advice}"
             )
+        checkpoints.check_weights(config.count_weights(), f"config: a {got.__name__} of these sizes makes a model that")
         self.config = config
         self.name_or_path = config.name_or_path  # where the weights came from; PEFT notes it down
         self.warnings_issued: dict[str, bool] = {}  # trainers keep account here of what they said
@@ -172,19 +173,20 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             max_shard_size: bytes, or a text such as "200MB"; larger models are split.
             safe_serialization: safetensors where True, else PyTorch's .bin.
             state_dict: what to write in place of the model's own, under its names; a warning names what it lacks.
-            variant: "fp16" writes model.fp16.safetensors.
-            is_main_process: False: nothing is written.
-            save_function: writes a .bin in place of `torch.save`; safetensors have one writer, as in transformers.
+            variant: "fp16" writes model.fp16.safetensors. All variants share one config.json, which then stays.
+            is_main_process: False: nothing is written. Processes whose part of a sharded state dict is empty give it.
+            save_function: writes a .bin in place of `torch.save`; safetensors have one writer, as in transformers:
+                then it is not called, and a warning says so.
             push_to_hub: whether to upload what was written to `repo_id` (None: the directory's name).
             repo_id, token, options: see `push_to_hub`. save_peft_format, save_original_format are accepted: there are
                 no adapters in the model and one format.
 
         Raises:
-            OSError: the files cannot be written. ValueError, TypeError: an argument means nothing here.
+            OSError: the files cannot be written. ValueError, TypeError: an argument means nothing here, or what would
+                be written could not be read again.
         """
         directory = options.pop("save_directory", directory)
-        if directory in (None, ""):
-            raise ValueError(f"directory: got {directory!r}, wanted where to save")
+        directory = directory_path(directory)
         for name in ("save_peft_format", "save_original_format"):
             options.pop(name, None)
         if options.pop("distributed_checkpoint", False):
@@ -197,7 +199,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
         sizes = {"max_shard_size": max_shard_size, "safe_serialization": safe_serialization, "variant": variant}
         files = self._write(directory, state_dict=state_dict, save_function=save_function, **sizes)
         if push_to_hub:
-            self._upload(directory, repo_id or Path(directory).name, files, token=token, **options)
+            self._upload(directory, repo_id or directory.name, files, token=token, **options)
 
     def push_to_hub(
         self,
@@ -329,14 +331,14 @@ def _configuration(
 
 
 def _read_config(config_class: type[PreTrainedConfig], source: str | Path, **options: Any) -> Any:
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix not in (".json", ".ckpt"):
+    path = local_path(source)
+    if is_file(path) and path.suffix not in (".json", ".ckpt"):
         source = path.parent
     try:
         return config_class.from_pretrained(source, **options)
     except FileNotFoundError as error:
         folder = path / (options["subfolder"] or "")
-        if not any((folder / name).is_file() for name in checkpoints.weight_names()):
+        if not any(is_file(folder / name) for name in checkpoints.weight_names()):
             raise
         raise FileNotFoundError(
             f"{error}. Give config=, the configuration that the model was made with. (transformers.Trainer saves it "

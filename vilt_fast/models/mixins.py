@@ -12,6 +12,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from vilt_fast.checkpoints import check_weights
+from vilt_fast.configs.checks import LARGEST_SIZE, is_integer, shown
 from vilt_fast.layers.attention import Attention
 
 # Of torch.utils.checkpoint.checkpoint, without the function and its arguments.
@@ -189,7 +191,8 @@ class EmbeddingMixin(nn.Module):
             The word table.
 
         Raises:
-            ValueError: a number is not positive, or the table or the decoder is no plain `nn.Embedding`, `nn.Linear`.
+            ValueError: a number is not positive or more than memory holds, or the table or the decoder is no plain
+                `nn.Embedding`, `nn.Linear`.
         """
         words, decoder = self.get_input_embeddings(), self.get_output_embeddings()
         for module, kind in ((words, nn.Embedding), (decoder, nn.Linear)):
@@ -201,6 +204,8 @@ class EmbeddingMixin(nn.Module):
         rows = _rounded(new_num_tokens, pad_to_multiple_of, words.weight.shape[0])
         if rows == words.weight.shape[0]:
             return words
+        tables, width = (1 if decoder is None else 2), words.weight.shape[1]
+        check_weights(tables * rows * width, f"new_num_tokens: a table of {rows} words, {width} wide,")
         tied = decoder is not None and decoder.weight is words.weight
         self._resize(words, nn.Embedding(rows, words.weight.shape[1]), mean_resizing)
         words.num_embeddings = rows
@@ -290,8 +295,8 @@ def _whole_numbers(heads_to_prune: Any) -> dict[int, list[int]]:
 
 def _rounded(rows: int | None, multiple: int | None, held: int) -> int:
     for name, value in (("new_num_tokens", rows), ("pad_to_multiple_of", multiple)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
+        if value is not None and not is_integer(value, 1):
+            raise ValueError(f"{name}: got {shown(value)}, wanted a positive integer up to {LARGEST_SIZE}")
     rows = held if rows is None else rows
     return rows if multiple is None else -(-rows // multiple) * multiple
 

@@ -6,7 +6,6 @@ import copy
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,8 @@ import torch
 from PIL import Image
 
 from vilt_fast import ops
-from vilt_fast.checkpoints.files import naming, read_json, write_atomically
+from vilt_fast.checkpoints.files import directory_path, naming, read_json, write_atomically
+from vilt_fast.checkpoints.hub import is_file, local_path
 from vilt_fast.pixels import PackedPixels
 
 from .batch import BatchFeature, tensor_kind
@@ -285,7 +285,7 @@ class ViltImageProcessor(Settings):
     def files_to_save(self, save_directory: str | os.PathLike[str]) -> dict[str, str]:
         """The files of `save_pretrained` (name -> text), for a caller that writes more together with them."""
         files = {"preprocessor_config.json": self.to_json_string()}
-        unified = Path(save_directory) / "processor_config.json"
+        unified = directory_path(save_directory, "save_directory") / "processor_config.json"
         if unified.is_file():
             content = read_json(unified)
             if "image_processor" in content:
@@ -308,7 +308,7 @@ class ViltFeatureExtractor(ViltImageProcessor):
 
 def _find_settings(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[str, Any]:
     """The file that holds the settings, and the settings."""
-    if Path(name_or_path).is_file():
+    if is_file(local_path(name_or_path)):
         content: Any = read_json(name_or_path)
         return str(name_or_path), content.get("image_processor", content)
     # 5.x nests the settings in processor_config.json and reads that first.

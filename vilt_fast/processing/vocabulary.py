@@ -7,14 +7,14 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 
 from vilt_fast.checkpoints.files import naming, read_json
-from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.checkpoints.hub import find_file, is_file, local_path
+from vilt_fast.checkpoints.json_files import check_size
 from vilt_fast.configs.spelling import nearest
 
 from .backend import check_content, check_ids
@@ -36,10 +36,11 @@ def read_vocabulary(path: str | os.PathLike[str]) -> dict[str, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is empty or not UTF-8.
+        ValueError: the file is too large, empty or not UTF-8.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"vocab_file: no such file: {str(path)!r}")
+    check_size(path)
     try:
         with open(path, encoding="utf-8") as file:
             vocabulary = {line.rstrip("\n"): index for index, line in enumerate(file)}
@@ -188,7 +189,7 @@ def read_saved(name_or_path: str | os.PathLike[str], **hub: Any) -> dict[str, An
         FileNotFoundError: neither a tokenizer.json nor a vocab.txt.
         ValueError: a JSON file is broken.
     """
-    if Path(name_or_path).is_file():
+    if is_file(local_path(name_or_path)):
         key = "tokenizer_file" if str(name_or_path).endswith(".json") else "vocab_file"
         return {key: str(name_or_path)}
     settings = find_json(name_or_path, "tokenizer_config.json", **hub) or {}
