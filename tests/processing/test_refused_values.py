@@ -73,6 +73,12 @@ def test_a_data_format_that_is_none_of_an_image_either():
         ViltImageProcessor(**SMALL)(Image.new("RGB", (64, 64)), input_data_format="x")
 
 
+@pytest.mark.parametrize("device", ["x", "cuda:99", [], 1.5])
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(ValueError, match="^device: got .* wanted a device that is there, such as 'cpu'"):
+        ViltImageProcessor(**SMALL).pack(Image.new("RGB", (64, 64)), device=device)
+
+
 @pytest.mark.parametrize("resize", [True, False])
 def test_bytes_in_16_bits_are_bytes_as_in_transformers(resize):
     transformers = pytest.importorskip("transformers", minversion="5.0", reason="transformers is the oracle")

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from vilt_fast import ops
+from vilt_fast.checkpoints.arguments import as_device
 from vilt_fast.checkpoints.files import directory_path, naming, read_json, write_atomically
 from vilt_fast.checkpoints.hub import is_file, local_path
 from vilt_fast.pixels import PackedPixels
@@ -183,7 +184,7 @@ class ViltImageProcessor(Settings):
             TypeError: an argument that is no setting.
         """
         settings = self._settings("pack", **overrides)
-        device = torch.device(device)
+        device = as_device(device) or torch.device("cpu")
         if settings.do_resize and settings.resample != Image.Resampling.BICUBIC:
             raise ValueError(
                 f"resample: got {Image.Resampling(settings.resample).name}, wanted BICUBIC, the only filter that "
