@@ -395,6 +395,7 @@ def test_a_model_that_the_caller_froze(model, processor, pairs, expected):
 WRONG = [
     *(("max_tokens", 0), ("max_tokens", True), ("workers", -1), ("workers", "2"), ("top", 2.5), ("top", [1])),
     *(("max_wait_ms", -1), ("max_wait_ms", "1"), ("max_wait_ms", None), ("max_wait_ms", float("nan"))),
+    *(("max_wait_ms", 1e300), ("max_wait_ms", 10**30), ("top", None), ("device", "cuda:99"), ("device", [])),
     *(("dtype", "float32"), ("dtype", torch.int8), ("device", "toaster"), ("device", 1.5), ("cuda_graphs", "no")),
 ]
 

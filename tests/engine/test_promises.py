@@ -1,8 +1,12 @@
 """What the engine promises beside its answers: batches of one's own, and refusals where waiting would never end."""
 
+import concurrent.futures
+import copy
 import io
+import itertools
 import json
 import os
+import pickle
 import queue
 import select
 import signal
@@ -12,6 +16,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from vilt_fast.engine import Answer, Engine
 
@@ -135,13 +140,18 @@ def test_a_fork_is_told_at_once(model, processor, pairs):
         begun.close()
 
 
-@pytest.mark.parametrize("call", ["result", "exception", "answer", "answer an iterator", "warmup", "close"])
+WAITS = ["result", "exception", "wait", "as_completed", "answer", "answer an iterator", "warmup", "close"]
+
+
+@pytest.mark.parametrize("call", WAITS)
 def test_a_callback_cannot_wait_for_its_own_thread(model, processor, pairs, call):
     image, text, said = pairs[0][0], pairs[1][0], queue.SimpleQueue()
     engine = Engine(model, processor)
     calls = {
         "result": lambda: engine.submit(image, text).result(),
         "exception": lambda: engine.submit(image, text).exception(),
+        "wait": lambda: concurrent.futures.wait([engine.submit(image, text), blocker]),
+        "as_completed": lambda: list(concurrent.futures.as_completed([blocker, engine.submit(image, text)])),
         "answer": lambda: engine.answer(image, text),
         "answer an iterator": lambda: list(engine.answer(iter([image]), text)),
         "warmup": engine.warmup,
@@ -162,3 +172,103 @@ def test_a_callback_cannot_wait_for_its_own_thread(model, processor, pairs, call
     error = said.get(timeout=TIMEOUT_S)
     assert isinstance(error, RuntimeError) and "callback" in str(error)
     engine.close()
+
+
+def test_waiting_for_several_futures(model, processor, pairs):
+    """Elsewhere it is allowed, and in a callback too where there is nothing to wait for."""
+    (images, texts), said = pairs, queue.SimpleQueue()
+    with Engine(model, processor) as engine:
+        futures = [engine.submit(image, text) for image, text in zip(images, texts, strict=True)]
+        assert len(list(concurrent.futures.as_completed(futures, TIMEOUT_S))) == len(futures)
+        again = [engine.submit(image, text) for image, text in zip(images, texts, strict=True)]
+        assert not concurrent.futures.wait(again, TIMEOUT_S).not_done
+
+        def callback(future):
+            said.put(len(concurrent.futures.wait(futures).done) + len(list(concurrent.futures.as_completed(again))))
+
+        engine.submit(images[0], texts[0]).add_done_callback(callback)
+        assert said.get(timeout=TIMEOUT_S) == len(futures) + len(again)
+
+
+@pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy], ids=lambda function: function.__name__)
+def test_an_engine_cannot_be_copied(model, processor, copied):
+    with Engine(model, processor) as engine, pytest.raises(TypeError, match=r"an Engine has threads.*make an Engine"):
+        copied(engine)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (None, "pairs: got NoneType, wanted a list of pairs"),
+        (3, "pairs: got int"),
+        ("ab", "pairs: got str"),
+        (itertools.repeat(("a.png", "a")), "pairs: got repeat"),
+        ([("a.png", "a"), 3], r"pairs\[1\]: got int, wanted a pair \(image, text\)"),
+        ([("a.png",)], r"pairs\[0\]: got tuple of 1"),
+        (["ab"], r"pairs\[0\]: got str"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_list_of_pairs(model, processor, pairs, message):
+    with Engine(model, processor) as engine:
+        with pytest.raises(ValueError, match=message):
+            engine.submit_batch(pairs)
+        assert engine.stats().pairs == 0
+
+
+def test_words_that_the_model_lacks(make_model, processor, pairs):
+    """As the live form says it, and the other pairs are answered."""
+    model, images = make_model(vocab_size=19), pairs[0]
+    long = "how many cat ?"
+    with pytest.raises(ValueError) as wanted:
+        model(**processor(images[0], long, return_tensors="pt"))
+    with Engine(model, processor) as engine:
+        result, error = engine.answer(images[:2], ["a", long], on_error="return")
+        assert isinstance(result, Answer) and isinstance(error, ValueError)
+        assert str(wanted.value) in str(error) and "input_ids must be in 0..18" in str(error)
+        assert str(engine.submit(images[0], long).exception(TIMEOUT_S)) == str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("ViltForQuestionAnswering", "classifier.0"),
+        ("ViltForImageTextMatching", "vilt.pooler.dense"),
+        ("ViltForMaskedLM", "mlm_score.transform.dense"),
+    ],
+)
+def test_numbers_that_overflow_are_no_answer(make_model, processor, pairs, name, layer):
+    """Weights that are finite, and large enough for a norm of what they make, or for its product, to overflow."""
+    model = make_model(name, dtype=torch.float32, layer_norm_eps=1e-6)
+    with torch.no_grad():
+        model.get_submodule(layer).weight.mul_(1e38)
+        if name == "ViltForImageTextMatching":
+            model.itm_score.fc.weight.copy_(1e38 * torch.ones_like(model.itm_score.fc.weight))
+    with Engine(model, processor) as engine:
+        for text in ("[MASK] cat", "[MASK] [MASK]"):
+            error = engine.submit(pairs[0][0], text).exception(TIMEOUT_S)
+            assert isinstance(error, ValueError) and "overflow in torch.float32" in str(error), error
+
+
+def test_a_system_that_has_no_more_threads(model, processor, pairs, monkeypatch):
+    """The one that asked is told so, and whoever asks next does not wait for the thread that is missing."""
+    begin, left = threading.Thread.start, iter([True, False])
+
+    def start(thread):
+        if not next(left, False):
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    engine = Engine(model, processor)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for message in ("can't start new thread", "the engine broke.*takes no more pairs"):
+        with pytest.raises(RuntimeError, match=message):
+            engine.submit(pairs[0][0], "a")
+    engine.close()
+
+
+def test_a_progress_bar_leaves_no_thread(model, processor, pairs, monkeypatch):
+    monkeypatch.setattr(tqdm, "monitor", None)
+    with Engine(model, processor) as engine:
+        engine.answer(*pairs, progress=True)
+    assert tqdm.monitor is None and tqdm.monitor_interval > 0

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import time
 
 import pytest
 import torch
@@ -302,6 +303,36 @@ def test_a_changed_model_is_refused_by_name(make_model, change):
     assert frozen.is_stale(model)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("parameter", ["vilt.embeddings.cls_token", "classifier.3.weight"])
+def test_weights_that_are_not_finite(make_model, bad, parameter):
+    model = make_model("ViltForQuestionAnswering")
+    with torch.no_grad():
+        model.get_parameter(parameter).flatten()[-1] = bad
+    with pytest.raises(ValueError, match=f"freeze: 1 weights are NaN or infinite in float32: {parameter}"):
+        vilt_fast.freeze(model)
+
+
+def test_weights_that_are_not_finite_in_another_dtype(make_model):
+    model = make_model("ViltForQuestionAnswering")
+    with torch.no_grad():
+        model.classifier[0].bias[0] = 7e4
+        model.vilt.pooler.dense.weight.fill_(3e38)  # whose sum is infinite, and no matter
+    assert vilt_fast.freeze(model, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"2 weights are .* in float16: vilt.pooler.dense.weight, classifier.0.bias"):
+        vilt_fast.freeze(model, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_hidden_layers", 10**9), ("hidden_size", 10**30)])
+def test_a_configuration_that_was_changed_is_not_built(make_model, field, value):
+    model = make_model("ViltForQuestionAnswering")
+    setattr(model.config, field, value)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="freeze: .*config"):
+        vilt_fast.freeze(model)
+    assert time.monotonic() - start < 5
+
+
 class Named(vilt_fast.ViltForQuestionAnswering):
     """A user's class that computes nothing else."""
 
@@ -332,10 +363,11 @@ def test_what_was_built_counts_not_what_the_configuration_says_now(make_model, m
 
 def test_stale_is_a_question_about_models(make_model):
     model = make_model("ViltForQuestionAnswering")
-    with torch.no_grad():
-        model.classifier[3].bias[0] = float("nan")
     frozen = vilt_fast.freeze(model)
     assert not frozen.is_stale(model) and frozen.is_stale(make_model("ViltModel"))
+    with torch.no_grad():
+        model.classifier[3].bias[0] = float("nan")
+    assert frozen.is_stale(model)  # and would be refused
     with pytest.raises(TypeError, match="is_stale: model: got NoneType"):
         frozen.is_stale(None)
 
@@ -417,6 +449,10 @@ def test_errors_are_those_of_the_live_form(make_model, make_inputs, change):
         (dict(max_seqlen=2.5), "max_seqlen: got 2.5"),
         (dict(dtype=torch.float8_e4m3fn), "dtype: got torch.float8_e4m3fn"),
         (dict(device="meta"), "device: got meta"),
+        (dict(device="toaster"), "device: got 'toaster', wanted one that is there"),
+        (dict(device="cuda:99"), "device: got 'cuda:99', wanted one that is there"),
+        (dict(device=-1), "device: got -1, wanted one that is there"),
+        (dict(device=[]), r"device: got \[\], wanted one that is there"),
         (dict(graphs="no"), "graphs: got 'no'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -424,6 +460,11 @@ def test_errors_are_those_of_the_live_form(make_model, make_inputs, change):
 def test_bad_arguments(make_model, arguments, message):
     with pytest.raises(ValueError, match=message):
         vilt_fast.freeze(**{"model": make_model("ViltModel"), **arguments})
+
+
+def test_a_model_without_weights(make_model):
+    with pytest.raises(ValueError, match="model: it is on the meta device, which holds no weights: load them first"):
+        vilt_fast.freeze(make_model("ViltModel").to("meta"))
 
 
 # --- buckets ----------------------------------------------------------------------------------------------------------

@@ -307,7 +307,7 @@ ODD = PackedPixels(torch.zeros(9 * 8 * 3, dtype=torch.uint8), [(9, 8)], picture=
         (dict(pixel_values=pictures(2)), ("pixel_values", "3, got 2", "picture")),
         (dict(pixel_values=pictures(3, picture=[0, 1])), ("3, got 2",)),
         (dict(pixel_values=ODD), ("image 0 is 9 x 8", "multiples of the patch, 8")),
-        (dict(pixel_values=pictures(3).to("meta")), ("meta", "cpu")),
+        (dict(pixel_values=pictures(3).to("meta")), ("pixel_values is on the meta device",)),
         (dict(pixel_values=pictures(3), patch_mask=torch.ones(3, 9, 9)), ("patch_mask",)),
         (dict(pixel_values=pictures(3), image_embeds=torch.ones(3, 2, 24)), ("both",)),
     ],

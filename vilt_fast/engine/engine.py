@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
+from vilt_fast.engine.futures import Process
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts, Ticket
 from vilt_fast.engine.vilt import ViltStages, longest_pair
 from vilt_fast.frozen.graphs import max_pairs
-from vilt_fast.frozen.model import MAX_TOKENS, FrozenModel, freeze
+from vilt_fast.frozen.model import MAX_TOKENS, FrozenModel, device_for, freeze
 from vilt_fast.models.vilt import (
     ViltForImageAndTextRetrieval,
     ViltForImageTextMatching,
@@ -32,6 +33,7 @@ _KINDS = {
 }
 _MODELS = tuple(model for models in _KINDS.values() for model in models)
 _MAX_TOKENS_ELSEWHERE = 4096  # what a CPU's caches hold
+_LONGEST_WAIT_MS = 86_400_000  # a day
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Engine:
     sums on the CPU (not even that in `submit_batch`). Images are whatever `vilt_fast.processing.decoding` reads (a
     path, a PIL image, an array of 0..255), or the bytes of an image's file, in a BytesIO too. Pending pairs that name
     the same object or the same path share the image: it is decoded once, and embedded once per batch. An image must
-    not be modified before the results that depend on it are there.
+    not be modified before the results that depend on it are there. An engine that is still open when Python shuts down
+    answers what was submitted, unless an error brought the end; after that it refuses all calls.
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
@@ -67,11 +70,11 @@ class Engine:
         dtype, device: None for the model's. The model is frozen (`vilt_fast.freeze`): the engine has a copy of its own.
         cuda_graphs: whether to record CUDA graphs, one per bucket of lengths, on first use or in `warmup`.
         workers: threads that decode images; None for one per core.
-        max_wait_ms: how long a pair waits for others to share a batch with while the model is idle.
+        max_wait_ms: how long a pair waits for others to share a batch with while the model is idle; at most a day.
         top: number of answers in `Answer.top`.
 
     Raises:
-        ValueError: an argument is out of range or of the wrong type.
+        ValueError: an argument is out of range or of the wrong type, or the model cannot be frozen.
     """
 
     def __init__(
@@ -95,10 +98,10 @@ class Engine:
             raise ValueError("dtype, device, cuda_graphs: a frozen model has its own; give them to freeze()")
         if not hasattr(getattr(processor, "image_processor", None), "pack"):
             raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
-        _check_numbers(max_wait_ms, max_tokens=max_tokens, workers=workers, top=top)
-        _check_form(dtype, device, cuda_graphs)
-        where = torch.device(model.device if device is None else device).type
-        max_tokens = max_tokens or (MAX_TOKENS if where == "cuda" else _MAX_TOKENS_ELSEWHERE)
+        _check_numbers(max_wait_ms, top, max_tokens=max_tokens, workers=workers)
+        _check_form(dtype, cuda_graphs)
+        where = device_for(model, device)
+        max_tokens = max_tokens or (MAX_TOKENS if where.type == "cuda" else _MAX_TOKENS_ELSEWHERE)
         longest = longest_pair(model.config, processor.image_processor)
         largest = max(max_tokens, longest)  # the longest pair has a batch of its own
         if isinstance(model, FrozenModel):
@@ -116,9 +119,19 @@ class Engine:
             max_pending=max(64, max_tokens // 32),
         )
         # An engine that is forgotten, not closed, answers what is pending and ends its threads.
-        closing = threading.Thread(target=pipeline.close, name="vilt-close", daemon=True)
-        self._forgotten = weakref.finalize(self, closing.start)
+        self._forgotten = weakref.finalize(self, _close_later, pipeline)
         self._forgotten.atexit = False
+
+    def __reduce__(self) -> Any:
+        """Refuse to be copied or pickled: threads cannot be.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "an Engine has threads and cannot be pickled or copied: send the model and the processor (or the frozen "
+            "model, engine.model), and make an Engine of them there"
+        )
 
     def __enter__(self) -> Engine:
         return self
@@ -171,7 +184,8 @@ class Engine:
         """Enqueue one pair, from any thread; the future gives what `answer` (or the model's own method) gives.
 
         A future can be cancelled until its batch is formed. Blocks while too many pairs are pending. Callbacks of
-        futures run in the engine's threads: they should be quick, and they cannot wait for other answers.
+        futures run in the engine's threads: they should be quick, and they cannot wait for other answers (nor by
+        `concurrent.futures.wait`).
 
         Args:
             kind: "answer", "score", "fill" or "logits"; None for the model's own.
@@ -192,12 +206,17 @@ class Engine:
         otherwise in another batch. Not for `fill`'s models, whose pairs need several batches.
 
         Raises:
-            ValueError: a question is not a text, or the model is of another kind.
+            ValueError: `pairs` is no list of pairs, a question is not a text, or the model is of another kind.
             RuntimeError: the engine is closed.
         """
         kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
         if kind == "fill":
             raise ValueError(f"submit_batch: got {self.model.model_class.__name__}, wanted a model for answer or score")
+        if not isinstance(pairs, Sequence) or isinstance(pairs, str | bytes):
+            raise ValueError(f"pairs: got {type(pairs).__name__}, wanted a list of pairs (image, text)")
+        for number, pair in enumerate(pairs):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"pairs[{number}]: got {_short(pair)}, wanted a pair (image, text)")
         return self._pipeline.submit_batch(kind, [(image, _checked(text)) for image, text in pairs])
 
     def warmup(self) -> None:
@@ -267,21 +286,28 @@ def _checked(text: Any) -> str:
     return text
 
 
-def _check_numbers(max_wait_ms: Any, **counts: Any) -> None:
+def _short(value: Any) -> str:
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+
+
+def _check_numbers(max_wait_ms: Any, top: Any, **optional: Any) -> None:
+    counts = {"top": top, **{name: value for name, value in optional.items() if value is not None}}
     for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}: got {value!r}, wanted a positive integer")
     is_number = isinstance(max_wait_ms, int | float) and not isinstance(max_wait_ms, bool)
-    if not is_number or not 0 <= max_wait_ms < float("inf"):
-        raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 or more")
+    if not is_number or not 0 <= max_wait_ms <= _LONGEST_WAIT_MS:
+        raise ValueError(f"max_wait_ms: got {max_wait_ms!r}, wanted milliseconds, 0 to {_LONGEST_WAIT_MS} (a day)")
 
 
-def _check_form(dtype: Any, device: Any, cuda_graphs: Any) -> None:
+def _check_form(dtype: Any, cuda_graphs: Any) -> None:
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype: got {dtype!r}, wanted a floating torch.dtype, such as torch.bfloat16")
     if not isinstance(cuda_graphs, bool):
         raise ValueError(f"cuda_graphs: got {cuda_graphs!r}, wanted True or False")
-    try:
-        torch.device("cpu" if device is None else device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'device: got {device!r}, wanted a torch.device or its name, such as "cuda"') from error
+
+
+def _close_later(pipeline: Pipeline) -> None:
+    """Close it in a thread: this may be any thread, at any moment."""
+    if not Process.is_ending:  # else it is being closed
+        threading.Thread(target=pipeline.close, name="vilt-close", daemon=True).start()

@@ -61,7 +61,7 @@ def in_order(
         on_error: "raise" or "return" what a pair raised; what `pairs` raises is raised after the results before it.
     """
     relay = _Relay(ahead)
-    threading.Thread(target=_feed, args=(submit, pairs, relay), name="vilt-feed", daemon=True).start()
+    relay.start(lambda: _feed(submit, pairs, relay))
     chunk: deque[Any] = deque()
     try:
         for number in itertools.count():
@@ -81,6 +81,12 @@ def in_order(
                 left.cancel()
 
 
+class _Bar(tqdm):
+    """A progress bar without the thread that refreshes bars nobody updates: it would outlive the engine."""
+
+    monitor_interval = 0
+
+
 class _Relay:
     """Hands over what one thread makes to another, in chunks and in order; at most `ahead` are under way."""
 
@@ -91,6 +97,13 @@ class _Relay:
         self._taken = 0  # by the consumer, and not yet used up
         self._is_closed = False
         self._pid = Process.pid
+        self._threads: list[threading.Thread] = []  # the one that puts
+
+    def start(self, feed: Callable[[], None]) -> None:
+        """Run what puts the entries in a thread."""
+        Process.end_with(self)
+        self._threads.append(threading.Thread(target=feed, name="vilt-feed", daemon=True))
+        self._threads[0].start()
 
     def put(self, entry: Any) -> bool:
         """Add an entry, once there is room; False if nobody wants it any more."""
@@ -103,7 +116,11 @@ class _Relay:
             return not self._is_closed
 
     def take(self) -> deque[Any]:
-        """The next entries, at least one; those taken before count as used up. RuntimeError after a fork."""
+        """The next entries, at least one; those taken before count as used up.
+
+        Raises:
+            RuntimeError: none will come, after a fork or when Python has shut down.
+        """
         if Process.pid != self._pid:
             raise RuntimeError(f"these results were begun before a fork, in process {self._pid}: only it can go on")
         with self._changed:
@@ -112,6 +129,8 @@ class _Relay:
             if was_full:
                 self._changed.notify()
             while not self._entries:
+                if self._is_closed:
+                    raise RuntimeError("Python is shutting down: no more results come")
                 self._changed.wait()
             self._taken = min(len(self._entries), self._chunk)
             return deque(self._entries.popleft() for _ in range(self._taken))
@@ -120,15 +139,20 @@ class _Relay:
         """Take no more; returns what was not taken."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
             return list(self._entries)
+
+    def end(self) -> list[threading.Thread]:
+        """`close`, when Python shuts down; the caller's iterator may still be at work."""
+        self.close()
+        return self._threads
 
 
 def with_bar(results: Generator[Any, None, None], length: int | None, progress: bool | None) -> Iterator[Any]:
     """The same results, with a progress bar if wanted; None: for a long list on a terminal."""
     if progress is None:
         progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()
-    with closing(results), tqdm(total=length, unit=" pairs", smoothing=0.1, disable=not progress) as bar:
+    with closing(results), _Bar(total=length, unit=" pairs", smoothing=0.1, disable=not progress) as bar:
         for result in results:
             bar.update()
             yield result

@@ -1,26 +1,63 @@
-"""Who may wait for answers: not the engine's own threads, and no fork of its process; there they would never come."""
+"""Where answers come: not in the engine's own threads, nor in a fork of its process, nor when Python has shut down."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
+import time
+import weakref
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
+
+_PATIENCE_S = 1.0  # with threads that may never end
+
+
+class Ending(Protocol):
+    """What has threads."""
+
+    def end(self) -> list[threading.Thread]:
+        """End them, as Python is shutting down; those that still run what a caller gave are returned."""
 
 
 class Process:
     """The process this code runs in; a fork changes `pid`. To ask the system for each pair would cost more."""
 
     pid = os.getpid()
+    is_ending = False  # Python is shutting down: a thread that is started now need not ever run
+    _ended_with: weakref.WeakValueDictionary[int, Ending] = weakref.WeakValueDictionary()
 
     @classmethod
-    def note(cls) -> None:
-        """Read it anew."""
+    def fork(cls) -> None:
+        """In the child: nothing has threads there."""
         cls.pid = os.getpid()
+        cls._ended_with = weakref.WeakValueDictionary()
+
+    @classmethod
+    def end_with(cls, ending: Ending) -> None:
+        """Have it ended before Python shuts down.
+
+        Raises:
+            RuntimeError: it is too late for that.
+        """
+        cls._ended_with[id(ending)] = ending
+        if cls.is_ending:
+            raise RuntimeError("Python is shutting down: the engine takes no more pairs")
+
+    @classmethod
+    def end(cls) -> None:
+        """End what has threads: one that Python cuts off inside PyTorch would abort the process."""
+        cls.is_ending = True
+        endings = [reference() for reference in cls._ended_with.valuerefs()]
+        left = [thread for ending in endings if ending is not None for thread in ending.end()]
+        deadline = time.monotonic() + _PATIENCE_S
+        for thread in left:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
+atexit.register(Process.end)
 if hasattr(os, "register_at_fork"):  # Windows has no fork
-    os.register_at_fork(after_in_child=Process.note)
+    os.register_at_fork(after_in_child=Process.fork)
 
 
 class Home:
@@ -51,6 +88,17 @@ class WaitingFuture(Future):
     def __init__(self, home: Home) -> None:
         super().__init__()
         self._home = home
+
+    @property
+    def _waiters(self) -> list[Any]:
+        """Where `concurrent.futures.wait` and `as_completed` enter themselves."""
+        if not self.done():
+            self._home.check_wait("concurrent.futures.wait()")
+        return self._entered
+
+    @_waiters.setter
+    def _waiters(self, waiters: list[Any]) -> None:
+        self._entered = waiters
 
     def result(self, timeout: float | None = None) -> Any:
         """As of any future; RuntimeError in a fork, and in a callback of the same engine's."""

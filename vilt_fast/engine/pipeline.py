@@ -18,15 +18,17 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from vilt_fast.engine.futures import Home, Process, WaitingFuture
+from vilt_fast.engine.pool import Pool
 from vilt_fast.engine.stages import AGAIN, Counts, Group, Item, Picture, Stages, Ticket, is_out_of_memory
 
 LOG = logging.getLogger(__name__)
@@ -87,8 +89,8 @@ class Pipeline:
         self._slots = _WAITING_BATCHES
         self._closing: str | None = None  # why no more pairs are accepted
         self._is_aborted = self._is_stopped = self._is_broken = False
-        self._loaders = ThreadPoolExecutor(workers or os.cpu_count() or 1, "vilt-load")
-        self._preparers = ThreadPoolExecutor(_WAITING_BATCHES, "vilt-prepare")
+        self._loaders = Pool(workers or os.cpu_count() or 1, "vilt-load")
+        self._preparers = Pool(_WAITING_BATCHES, "vilt-prepare")
         self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.Queue[tuple[list[Item], Any] | None] = queue.Queue(_WAITING_BATCHES)
 
@@ -173,7 +175,9 @@ class Pipeline:
         with self._lock:
             self._closing = self._closing or "the engine is closed"
             self._is_aborted = self._is_aborted or not finish
-            fresh = [] if finish else [item for item in self._pending if not item.is_taken]
+            # When Python shuts down nobody takes results in order any more.
+            kept = () if not finish else Future if Process.is_ending else (Future, Ticket)
+            fresh = [item for item in self._pending if not item.is_taken and not isinstance(item.future, kept)]
             dropped = [item for item in fresh if self._take(item)]
             self._forget(dropped)
         self._settle([(item, _aborted()) for item in dropped])
@@ -185,8 +189,16 @@ class Pipeline:
             self._arrived.notify()
         for thread in self._threads:
             thread.join(1.0 if self._is_broken else None)
-        self._loaders.shutdown(cancel_futures=True)
-        self._preparers.shutdown()
+        self._loaders.close()
+        self._preparers.close()
+
+    def end(self) -> list[threading.Thread]:
+        """`close`, when Python shuts down: like the end of a `with` block, it finishes unless an error brought it."""
+        try:
+            self.close(finish=not hasattr(sys, "last_type"))
+        except KeyboardInterrupt:  # the user does not want to wait
+            self.close(finish=False)
+        return []
 
     # --- shared state: these five are called under the lock -------------------------------------------------------
 
@@ -202,9 +214,16 @@ class Pipeline:
             raise RuntimeError(f"{self._closing}: it takes no more pairs")
         if self._threads:
             return
+        Process.end_with(self)
         for arrow, loop in (("form", self._form_loop), ("launch", self._launch_loop), ("finish", self._finish_loop)):
-            self._threads.append(threading.Thread(target=self._guard, args=(loop,), name=f"vilt-{arrow}", daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._guard, args=(loop,), name=f"vilt-{arrow}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more: the others end
+                self._closing, self._is_stopped = f"the engine broke ({error})", True
+                self._arrived.notify()
+                raise
+            self._threads.append(thread)
 
     def _make_ready(self, items: Sequence[Item]) -> None:
         """These pairs can be measured; wakes the forming thread when there is something for it to do."""

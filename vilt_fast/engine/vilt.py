@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -108,6 +109,11 @@ class ViltStages:
             item.tokens = len(ids) + 1 + item.picture.value.tokens
             if not 0 < len(ids) <= longest:
                 item.error = ValueError(f"text: got {len(ids)} tokens, wanted 1 to {longest}: {item.text[:60]!r}")
+            elif max(ids) >= self.config.vocab_size:
+                item.error = ValueError(
+                    f"input_ids must be in 0..{self.config.vocab_size - 1} (vocab_size), got {max(ids)}: the processor "
+                    f"has words that the model lacks: {item.text[:60]!r}"
+                )
             elif item.kind == "fill":
                 words.open_places = torch.tensor(ids) == mask
                 if not words.open_places.any():
@@ -145,7 +151,7 @@ class ViltStages:
             launched.done.synchronize()
         kind, outputs = items[0].kind, launched.outputs
         if kind == "score":
-            return outputs[0].tolist()
+            return [self._unless_nan(score, score) for score in outputs[0].tolist()]
         if kind == "logits":
             # A copy each: a row that is kept must not keep its whole batch alive.
             is_text = outputs[0].ndim == 3
@@ -156,7 +162,9 @@ class ViltStages:
         if kind == "fill":
             return [self._fill(item.state, *rows) for item, *rows in zip(items, *outputs, strict=True)]
         rows = zip(*(part.tolist() for part in outputs), strict=True)
-        return [make_answer(self.config.id2label, chances, labels) for chances, labels in rows]
+        return [
+            self._unless_nan(chances[0], make_answer(self.config.id2label, chances, labels)) for chances, labels in rows
+        ]
 
     def recover(self) -> None:
         """Return unused memory to the device."""
@@ -184,13 +192,23 @@ class ViltStages:
             return word_chances(logits)
         return (match_scores(logits) if kind == "score" else logits.float(),)
 
+    def _unless_nan(self, number: float, result: Any) -> Any:
+        """The result, or the error that is the answer where the numbers of the model overflowed."""
+        if not math.isnan(number):
+            return result
+        return ValueError(
+            f"dtype: the model's numbers overflow in {self.model.dtype}, its result is NaN; wanted a wider one, as is "
+            "torch.float32"
+        )
+
     def _fill(self, words: _Words, chances: Tensor, chosen: Tensor) -> Any:
         length, decode = len(words.ids), self.processor.decode
         words.filled.append(fill_surest(words.ids, words.open_places, chances[:length], chosen[:length]))
         if words.open_places.any():
-            return AGAIN
+            return self._unless_nan(words.filled[-1][1], AGAIN)
         text = decode(words.ids, skip_special_tokens=True)
-        return Filled(text, [(decode([token]), chance) for token, chance in words.filled])
+        filled = Filled(text, [(decode([token]), chance) for token, chance in words.filled])
+        return self._unless_nan(words.filled[-1][1], filled)
 
 
 def longest_pair(config: Any, image_processor: Any) -> int:

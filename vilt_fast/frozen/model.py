@@ -22,6 +22,7 @@ from vilt_fast.frozen.weights import Weights, collect, own_class
 from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
 from vilt_fast.models.base import PreTrainedModel
+from vilt_fast.models.checks import refuse_non_finite_pixels
 from vilt_fast.models.inputs import Inputs, check_modality
 from vilt_fast.models.outputs import ModelOutput
 from vilt_fast.packing import Layout
@@ -73,7 +74,8 @@ def freeze(
             own rule of resizing.
 
     Raises:
-        ValueError: a module has a hook, an adapter, quantised weights or a forward of its own; names it.
+        ValueError: a module has a hook, an adapter, quantised weights or a forward of its own, or a weight is NaN or
+            infinite; names it. Or the device is not there, or an argument is out of range.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"freeze: model: got {type(model).__name__}, wanted a model of vilt_fast")
@@ -90,12 +92,29 @@ def freeze(
     dtype = model.dtype if dtype is None else dtype
     if dtype not in _DTYPES:
         raise ValueError(f"freeze: dtype: got {dtype!r}, wanted one of {', '.join(map(str, _DTYPES))}")
-    if device is not None and torch.device(device).type == "meta":
-        raise ValueError("freeze: device: got meta, wanted one that computes")
-    # The index of "cuda" is that of the current device.
-    device = torch.empty(0, device=model.device if device is None else device).device
+    device = device_for(model, device)
     limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config), model.config.max_position_embeddings)
     return FrozenModel(model, collect(model, dtype, device), limits, graphs=graphs)
+
+
+def device_for(model: Any, device: Any) -> torch.device:
+    """The device that is meant, None for the model's; the index of "cuda" is that of the current one.
+
+    Raises:
+        ValueError: it is not there, or computes nothing.
+    """
+    try:
+        found = torch.empty(0, device=torch.device(model.device if device is None else device)).device
+    except (RuntimeError, TypeError, AssertionError) as error:  # the last: PyTorch was built without it
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: got {device!r}, wanted one that is there, such as 'cpu' or 'cuda:0': {reason}"
+        ) from error
+    if found.type == "meta":
+        if device is None:
+            raise ValueError("model: it is on the meta device, which holds no weights: load them first")
+        raise ValueError("device: got meta, wanted one that computes")
+    return found
 
 
 class FrozenModel:
@@ -103,7 +122,7 @@ class FrozenModel:
 
     Inputs may be on the host or on the device; from the host, nothing waits for the device. Results are the caller's
     own tensors and have no gradient. Several threads may call it. It can be copied and pickled; graphs are recorded
-    anew.
+    anew. NaN or infinite pixels are refused on a CPU; on a GPU, where nothing is read back, they make their pair NaN.
     `labels`, `output_attentions` and `output_hidden_states` are refused.
 
     Attributes:
@@ -199,6 +218,8 @@ class FrozenModel:
     def _answer(self, inputs: Inputs) -> ModelOutput:
         batch = plan_inputs(inputs, self.config)
         if batch is not None:
+            if self.device.type == "cpu":
+                refuse_non_finite_pixels(inputs.pixel_values, inputs.pixel_mask)
             return self.run(batch)
         # Unusual inputs, and those that are wrong: planned and refused as the live form does it, on the device.
         checked = inputs.to(self.device).check(self.config, self.device)

@@ -141,7 +141,17 @@ class ViltEmbeddings(nn.Module):
 
         Returns:
             (total_tokens, d), and the layout, in the place of Hugging Face's mask.
+
+        Raises:
+            ValueError: the weights are on the meta device, or of 8 bits.
         """
+        if self.cls_token.is_meta:
+            raise ValueError("the model is on the meta device, which holds no weights: load them first")
+        if self.cls_token.element_size() == 1:
+            raise ValueError(
+                f"the model is in {self.cls_token.dtype}, which is not computed with: .to(torch.bfloat16), or quantise "
+                "its products alone, with torchao.quantization.quantize_"
+            )
         # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
         tokens = self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
         tokens = self._embed_words(tokens, layout, input_ids, token_type_ids, inputs_embeds)

@@ -10,8 +10,20 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.models.checks import (
+    check_shape,
+    check_tensor,
+    exactly_one,
+    integers,
+    range_check,
+    refuse_non_finite_mask,
+    refuse_non_finite_pixels,
+    refuse_unreadable,
+)
 from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels
+
+_MASKS = {"attention_mask", "pixel_mask", "patch_mask", "head_mask"}
 
 
 @dataclass(kw_only=True)
@@ -32,6 +44,17 @@ class Inputs:
     image_index: Tensor | None = None
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is None:
+                continue
+            if isinstance(value, Tensor):
+                refuse_unreadable(name, value)
+                if name in _MASKS:
+                    refuse_non_finite_mask(name, value)
+            elif isinstance(value, PackedPixels):
+                refuse_unreadable(name, value.data)
+
     def to(self, device: torch.device) -> Inputs:
         """The same inputs with every tensor on `device`."""
         moved: dict[str, Any] = {}
@@ -49,11 +72,11 @@ class Inputs:
     @property
     def device(self) -> torch.device:
         """Where the text is, and everything has to be."""
-        return _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds).device
+        return exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds).device
 
     def text_shape(self) -> tuple[int, int]:
         """(B, L)."""
-        text = _exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
+        text = exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
         rank = 2 if text is self.input_ids else 3
         if text.ndim != rank or 0 in text.shape[:2]:
             wanted = "input_ids: (batch, words)" if rank == 2 else "inputs_embeds: (batch, words, hidden_size)"
@@ -86,7 +109,7 @@ class Inputs:
 
         PackedPixels have B * num_images pairs: the images of the first text, then those of the second.
         """
-        images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
+        images = exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         batch, _ = self.text_shape()
         pixel_values, image_embeds = self.pixel_values, self.image_embeds
         if isinstance(images, PackedPixels):
@@ -122,16 +145,16 @@ class Inputs:
                 f"the text must have at most max_position_embeddings = {config.max_position_embeddings} tokens, got "
                 f"{length}; pass truncation=True to the tokenizer"
             )
-        _shape("inputs_embeds", self.inputs_embeds, (batch, length, config.hidden_size))
-        _shape("attention_mask", self.attention_mask, (batch, length))
-        _shape("token_type_ids", self.token_type_ids, (batch, length))
+        check_shape("inputs_embeds", self.inputs_embeds, (batch, length, config.hidden_size))
+        check_shape("attention_mask", self.attention_mask, (batch, length))
+        check_shape("token_type_ids", self.token_type_ids, (batch, length))
         grid_size = self._check_images(config, batch, device)
-        _shape("patch_mask", self.patch_mask, (batch, *grid_size))
+        check_shape("patch_mask", self.patch_mask, (batch, *grid_size))
         ones = torch.ones(batch, length, dtype=torch.bool, device=device)
         types = self.token_type_ids
-        types = torch.zeros_like(ones, dtype=torch.int64) if types is None else _integers("token_type_ids", types)
+        types = torch.zeros_like(ones, dtype=torch.int64) if types is None else integers("token_type_ids", types)
         return Batch(
-            input_ids=None if self.input_ids is None else _integers("input_ids", self.input_ids),
+            input_ids=None if self.input_ids is None else integers("input_ids", self.input_ids),
             attention_mask=ones if self.attention_mask is None else self.attention_mask != 0,
             token_type_ids=types,
             inputs_embeds=self.inputs_embeds,
@@ -149,7 +172,7 @@ class Inputs:
 
     def _check_images(self, config: ViltConfig, batch: int, device: torch.device) -> tuple[int, int]:
         """(GH, GW), or (1, places) with image_embeds."""
-        images = _exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
+        images = exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         if isinstance(images, PackedPixels):
             return _check_packed(images, self.pixel_mask, config, batch, device)
         if self.image_embeds is not None:
@@ -160,7 +183,7 @@ class Inputs:
             if self.patch_mask is not None:
                 raise ValueError("patch_mask goes with pixel_values; with image_embeds, give pixel_mask")
             mask = self.pixel_mask
-            if mask is not None and _tensor("pixel_mask", mask).flatten(1).shape != images.shape[:2]:
+            if mask is not None and check_tensor("pixel_mask", mask).flatten(1).shape != images.shape[:2]:
                 raise ValueError(
                     f"pixel_mask must have one entry a row of image_embeds, {tuple(images.shape[:2])}, got shape "
                     f"{tuple(mask.shape)}"
@@ -171,6 +194,8 @@ class Inputs:
         if images.shape[0] != batch:
             name = "image_embeds" if self.pixel_values is None else "pixel_values"
             raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
+        if self.pixel_values is not None:
+            refuse_non_finite_pixels(images, self.pixel_mask)
         return grid_size
 
     def _pair_modality(self, config: ViltConfig, batch: int, device: torch.device) -> Tensor:
@@ -196,8 +221,8 @@ class Inputs:
         if self.image_index is None:
             return self.pixel_values.image_index if isinstance(self.pixel_values, PackedPixels) else None
         index = torch.as_tensor(self.image_index, device=device)
-        _shape("image_index", index, (batch,))
-        return _integers("image_index", index)
+        check_shape("image_index", index, (batch,))
+        return integers("image_index", index)
 
 
 def check_modality(index: Any) -> None:
@@ -255,9 +280,9 @@ class Batch:
         return layout.sharing(self.leaders, counts if limit < 0 else [min(count, limit) for count in counts])
 
     def _value_checks(self, config: ViltConfig) -> list[Check]:
-        checks = [_range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, " (type_vocab_size)")]
+        checks = [range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, " (type_vocab_size)")]
         if self.input_ids is not None:
-            checks.append(_range_check("input_ids", self.input_ids, config.vocab_size, " (vocab_size)"))
+            checks.append(range_check("input_ids", self.input_ids, config.vocab_size, " (vocab_size)"))
         if self.image_index is not None:
             checks.append(((self.image_index < 0).any(), lambda: "image_index must not be negative"))
         return checks
@@ -270,13 +295,14 @@ def check_labels(
 
     ignore: whether -100 means "no label".
     """
-    _shape("labels", labels, shape)
+    refuse_unreadable("labels", check_tensor("labels", labels))
+    check_shape("labels", labels, shape)
     if classes is None:
         return []
-    labels = _integers("labels", labels)
+    labels = integers("labels", labels)
     if ignore:
-        return [_range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
-    return [_range_check("labels", labels, classes)]
+        return [range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
+    return [range_check("labels", labels, classes)]
 
 
 def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig) -> tuple[int, int]:
@@ -293,7 +319,7 @@ def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig)
             f"pixel_values must be at least one patch of {patch} x {patch} pixels, got "
             f"{pixels.shape[2]} x {pixels.shape[3]}"
         )
-    _shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
+    check_shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
     return grid_size
 
 
@@ -315,7 +341,7 @@ def _fold(name: str, extra: Tensor | None, batch: int, num_images: int) -> Tenso
     """(B, num_images, ...) to (B * num_images, ...); with one image per text, its axis may be left out."""
     if extra is None:
         return None
-    _tensor(name, extra)
+    check_tensor(name, extra)
     extra = extra[:, None] if num_images == 1 and extra.shape[:2] != (batch, 1) else extra
     if extra.shape[:2] != (batch, num_images):
         raise ValueError(
@@ -360,7 +386,7 @@ def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
     """(layers, heads) or None."""
     if head_mask is None:
         return None
-    _tensor("head_mask", head_mask)
+    check_tensor("head_mask", head_mask)
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
         raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
@@ -373,35 +399,3 @@ def _seed(seed: int | None) -> int | None:
     if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**63:
         raise ValueError(f"seed must be an integer in 0..2**63 - 1, got {seed!r}")
     return int(seed)
-
-
-def _exactly_one(first_name: str, first: Any, second_name: str, second: Any) -> Any:
-    """The one of the two that is there; a tensor, or PackedPixels where they may stand."""
-    if (first is None) == (second is None):
-        found = "neither" if first is None else "both"
-        raise ValueError(f"exactly one of {first_name} and {second_name} must be given, got {found}")
-    chosen, name = (first, first_name) if second is None else (second, second_name)
-    return chosen if name == "pixel_values" and isinstance(chosen, PackedPixels) else _tensor(name, chosen)
-
-
-def _tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}; pass return_tensors='pt'")
-    return value
-
-
-def _shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raises unless the tensor has that shape, or is None."""
-    if tensor is not None and tuple(_tensor(name, tensor).shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
-
-
-def _integers(name: str, tensor: Tensor) -> Tensor:
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
-    return tensor.long()
-
-
-def _range_check(name: str, values: Tensor, size: int, note: str = "") -> Check:
-    wrong = (values < 0) | (values >= size)
-    return wrong.any(), lambda: f"{name} must be in 0..{size - 1}{note}, got {int(values[wrong][0])}"

@@ -105,7 +105,8 @@ class ViltModel(PreTrainedModel):
                 PackedPixels that of the image.
 
         Raises:
-            ValueError: an argument is missing, of another shape, or holds values that mean nothing.
+            ValueError: an argument is missing, of another shape, or holds values that mean nothing. (NaN or infinite
+                pixels are refused on a CPU; on a GPU they make their pair NaN.)
         """
         check_modality(image_token_type_idx)
         inputs = Inputs(
