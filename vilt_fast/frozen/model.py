@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
+from vilt_fast.checkpoints import as_device
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
 from vilt_fast.frozen.planning import HostBatch, HostPlan, Words, make_plan, plan_inputs
 from vilt_fast.frozen.weights import Weights, collect, own_class
@@ -103,13 +104,7 @@ def device_for(model: Any, device: Any) -> torch.device:
     Raises:
         ValueError: it is not there, or computes nothing.
     """
-    try:
-        found = torch.empty(0, device=torch.device(model.device if device is None else device)).device
-    except (RuntimeError, TypeError, AssertionError) as error:  # the last: PyTorch was built without it
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: got {device!r}, wanted one that is there, such as 'cpu' or 'cuda:0': {reason}"
-        ) from error
+    found = torch.empty(0, device=as_device(device) or model.device).device
     if found.type == "meta":
         if device is None:
             raise ValueError("model: it is on the meta device, which holds no weights: load them first")

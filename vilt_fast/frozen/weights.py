@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vilt_fast import ops
+from vilt_fast.checkpoints import shapes_only
 from vilt_fast.checkpoints.files import listing
 from vilt_fast.layers.activations import fused_name
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
@@ -316,7 +317,7 @@ def _plain(model: Any, kind: Any) -> nn.Module:
     # A ViltModel may have been made without its pooler.
     options = {"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {}
     try:
-        with torch.device("meta"):
+        with shapes_only():
             return kind(model.config, **options)
     except (RuntimeError, TypeError, ArithmeticError) as error:
         reason = str(error).splitlines()[0]
