@@ -283,7 +283,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 @functools.cache
-def _entries(arch: str) -> list[dict[str, Any]]:
+def table_entries(arch: str) -> list[dict[str, Any]]:
     measured = []
     if torch.cuda.is_available() and arch == _arch_of_device(torch.cuda.current_device()):
         name = table_name(torch.cuda.get_device_name(), triton.__version__)
@@ -291,7 +291,7 @@ def _entries(arch: str) -> list[dict[str, Any]]:
     return measured + read_table(SHIPPED / f"{family(arch)}.json")
 
 
-def _matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:
+def matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether an entry applies; a key is one value or a list of them, and a key that is not there fits everything."""
     wanted = ((entry.get(key, value), value) for key, value in asked.items())
     return all(value == want or isinstance(want, list) and value in want for want, value in wanted)
@@ -300,8 +300,8 @@ def _matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:
 @functools.cache
 def _configuration(op: str, arch: str, N: int, K: int, bucket: str, dtype: str, heuristic: Callable) -> dict:
     asked = {"op": op, "N": N, "K": K, "bucket": bucket, "dtype": dtype}
-    for entry in _entries(arch):
-        if _matches(entry, asked):
+    for entry in table_entries(arch):
+        if matches(entry, asked):
             return entry["config"]
     return heuristic(arch=arch, **asked)
 
@@ -348,7 +348,7 @@ def configuration(
 
 def forget_configurations() -> None:
     """Reads the tables again at the next launch, after one was written."""
-    _entries.cache_clear()
+    table_entries.cache_clear()
     _configuration.cache_clear()
     plans.clear()
 

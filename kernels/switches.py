@@ -1,0 +1,121 @@
+"""Choices inside the kernels that a chip should make, each on or off by one entry.
+
+Every one computes what the kernels compute without it, to the bit or within their error; which is faster, only a chip
+can say. What counts, first match
+wins:
+
+    1. `with forced(resident=True): ...`, for tests, ablations and measurements
+    2. the environment variable VILT_FAST_SWITCHES, for example "resident,-pdl": on, and off with a minus
+    3. a table of `vilt_fast.kernels.launch`: {"op": "switches", "config": {"resident": true}}; one with a "bucket" or
+       another key counts there alone
+    4. off
+
+A launcher asks when it plans a launch, `freeze` when it lays weights out: what was planned or recorded before a change
+of the environment stays as it is.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from . import launch
+
+VARIABLE = "VILT_FAST_SWITCHES"
+EVERYWHERE = ("sm80", "sm90", "sm100", "gfx942", "interpreter")
+HOPPER = ("sm90", "sm100", "interpreter")  # programmatic launch and tensor descriptors
+
+
+class Switch(NamedTuple):
+    """One choice."""
+
+    operations: tuple[str, ...]  # whose kernels it changes
+    families: tuple[str, ...]  # where it can be on, see `launch.family`
+    about: str  # what it does, for tables
+    is_exact: bool  # whether results are the same bits with it and without, so that a size class may have its own
+
+
+SWITCHES = {
+    "bias_first": Switch(("linear",), HOPPER, "the bias of a tile is read once, ahead of its halves", True),
+    "one_reciprocal": Switch(("linear",), EVERYWHERE, "GELU divides once in place of twice", False),
+    "pdl": Switch(
+        ("linear", "layer_norm", "attention"), HOPPER, "a kernel of a block starts while the one before it ends", True
+    ),
+    "fold_norm": Switch(
+        ("linear", "layer_norm"), EVERYWHERE, "LayerNorm as part of the next product; 16-bit frozen models", False
+    ),
+    "resident": Switch(("attention",), EVERYWHERE, "K and V of a (span, head) stay in shared memory", False),
+    "span_list": Switch(("attention",), EVERYWHERE, "one program per live block of queries, from a list", True),
+    "byte_bits": Switch(("patch_embed",), EVERYWHERE, "bytes become floats by their bits, not by I2F", True),
+    "shared_bytes": Switch(("patch_embed",), EVERYWHERE, "blocks of columns share a conversion of bytes", True),
+    "wide_bytes": Switch(("resize",), EVERYWHERE, "bytes are read several at a time", True),
+    "trimmed_rows": Switch(("linear", "attention"), EVERYWHERE, "spare rows of a bucket cost no tile", True),
+}
+
+_forced: dict[str, bool] = {}
+
+
+@contextlib.contextmanager
+def forced(**choices: bool) -> Iterator[None]:
+    """Turns switches on or off inside a `with` block, for launches that are planned in it.
+
+    Raises:
+        ValueError: an unknown switch.
+    """
+    _check_names(choices, "forced")
+    before = dict(_forced)
+    _forced.update(choices)
+    launch.plans.clear()
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+        launch.plans.clear()
+
+
+def is_on(name: str, arch: str, **asked: Any) -> bool:
+    """Whether a switch is on where the kernels run.
+
+    Args:
+        name: a key of SWITCHES. arch: what `launch.arch_of` said.
+        asked: N, K, bucket, dtype, as far as the tables may tell them apart; see `launch.configuration`.
+
+    Raises:
+        ValueError: it was asked for on a chip that it is not made for; or a table or $VILT_FAST_SWITCHES is wrong.
+    """
+    chosen = {**_from_environment(os.environ.get(VARIABLE, "")), **_forced}.get(name)
+    if chosen is None:
+        chosen = _from_tables(name, arch, asked)
+    if chosen and launch.family(arch) not in SWITCHES[name].families:
+        wanted = ", ".join(SWITCHES[name].families)
+        raise ValueError(f"switch {name!r}: got a chip of {launch.family(arch)}, wanted one of {wanted}")
+    return chosen
+
+
+@functools.cache
+def _from_environment(words: str) -> dict[str, bool]:
+    choices = {}
+    for word in filter(None, (word.strip() for word in words.split(","))):
+        choices[word.removeprefix("-")] = not word.startswith("-")
+    _check_names(choices, f"${VARIABLE}")
+    return choices
+
+
+def _from_tables(name: str, arch: str, asked: dict[str, Any]) -> bool:
+    for entry in launch.table_entries(arch):
+        if entry["op"] != "switches":
+            continue
+        _check_names(entry["config"], "the table's entry of switches")
+        if name in entry["config"] and launch.matches(entry, asked):
+            if "bucket" in entry and not SWITCHES[name].is_exact:
+                raise ValueError(f"switch {name!r}: its bits differ, so a table cannot choose it by size class")
+            return bool(entry["config"][name])
+    return False
+
+
+def _check_names(choices: dict[str, bool], source: str) -> None:
+    unknown = sorted(choices.keys() - SWITCHES.keys())
+    if unknown:
+        raise ValueError(f"{source}: got the switch {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
