@@ -17,8 +17,10 @@ from vilt_fast.bench import flops, peers
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
 
+# Of spans whose keys stay in shared memory: how many blocks of queries are on their way, and the tile of longer spans.
+RESIDENT_TILES = [(64, 32, 4, 3, 128, 2), (64, 32, 4, 3, 128, 1), (64, 64, 4, 2, 128, 2), (64, 64, 4, 2, 128, 1)]
 TILES = [(64, 32, 4, 3), (64, 32, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 8, 3), (128, 64, 8, 3)]
-_PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
+_PARAMETERS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "HALF", "QUERY_STAGES")
 
 
 def cases(batch: Case) -> list[OperationCase]:
@@ -31,6 +33,10 @@ def cases(batch: Case) -> list[OperationCase]:
         attend = peers.varlen(qkv, spans, longest)
         return attend(*qkv.unflatten(-1, (3, heads, -1)).unbind(1)).flatten(1)
 
+    def attend(qkv: Tensor) -> Tensor:
+        listed = ops.list_spans(spans, total, d // heads, qkv.dtype)  # a launch that a model makes once a batch
+        return ops.attention(qkv, spans, heads, max_seqlen=longest, span_list=listed)
+
     case = partial(
         OperationCase,
         batch,
@@ -41,7 +47,7 @@ def cases(batch: Case) -> list[OperationCase]:
     attention = case(
         operation="attention",
         floor="attention",
-        ours=lambda qkv: ops.attention(qkv, spans, heads, max_seqlen=longest),
+        ours=attend,
         peers={
             "torch varlen_attn": varlen,
             "torch SDPA, unpacked, padded and packed again": _padded(spans, longest, heads),
@@ -73,8 +79,13 @@ def _padded(spans: Tensor, longest: int, heads: int) -> Callable[[Tensor], Tenso
 
 
 def tasks(batches: Sequence[Case]) -> Iterator[Task]:
-    """One tile for every size class, chosen where most time goes."""
+    """One tile for every size class, chosen where most time goes; for the kernel that the switch "resident" chose."""
+    from vilt_fast.kernels import attention, launch
+
     config = batches[-1].config
-    candidates = [dict(zip(_PARAMETERS, tile, strict=True)) for tile in TILES]
-    key = {"N": config.hidden_size // config.num_attention_heads, "dtype": TUNED_DTYPES}
-    yield Task("attention", key, cases(batches[-1])[0], candidates)
+    head_dim = config.hidden_size // config.num_attention_heads
+    arch = launch.arch_of(torch.empty(0, device=batches[-1].device))
+    is_resident = "HALF" in attention.configure(arch, head_dim, torch.bfloat16, sum(batches[-1].lengths))[0]
+    op, tiles = ("attention_resident", RESIDENT_TILES) if is_resident else ("attention", TILES)
+    candidates = [dict(zip(_PARAMETERS, tile, strict=False)) for tile in tiles]
+    yield Task(op, {"N": head_dim, "dtype": TUNED_DTYPES}, cases(batches[-1])[0], candidates)

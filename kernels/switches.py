@@ -24,6 +24,7 @@ from . import launch
 
 VARIABLE = "VILT_FAST_SWITCHES"
 EVERYWHERE = ("sm80", "sm90", "sm100", "gfx942", "interpreter")
+NVIDIA = ("sm80", "sm90", "sm100", "interpreter")  # more than 64 KB of shared memory for a program
 HOPPER = ("sm90", "sm100", "interpreter")  # programmatic launch and tensor descriptors
 
 
@@ -45,8 +46,12 @@ SWITCHES = {
     "fold_norm": Switch(
         ("linear", "layer_norm"), EVERYWHERE, "LayerNorm as part of the next product; 16-bit frozen models", False
     ),
-    "resident": Switch(("attention",), EVERYWHERE, "K and V of a (span, head) stay in shared memory", False),
-    "span_list": Switch(("attention",), EVERYWHERE, "one program per live block of queries, from a list", True),
+    "resident": Switch(
+        ("attention",), NVIDIA, "K and V of a (span, head) stay in shared memory: heads of <= 64 in 16 bits", False
+    ),
+    "span_list": Switch(
+        ("attention",), EVERYWHERE, "programs of attention by a list made once a batch; frozen models", True
+    ),
     "byte_bits": Switch(("patch_embed",), EVERYWHERE, "bytes become floats by their bits, not by I2F", True),
     "shared_bytes": Switch(("patch_embed",), EVERYWHERE, "blocks of columns share a conversion of bytes", True),
     "wide_bytes": Switch(("resize",), EVERYWHERE, "bytes are read several at a time", True),

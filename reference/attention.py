@@ -15,6 +15,7 @@ def attention(
     scale: float | None = None,
     head_scale: Tensor | None = None,
     dropout_p: float = 0.0,
+    span_list: Tensor | None = None,
 ) -> Tensor:
     """Multi-head attention in which row i sees only the rows of its own span.
 
@@ -26,6 +27,7 @@ def attention(
         scale: multiplies q k^T; 1 / sqrt(head_dim) where None.
         head_scale: (num_heads,) multiplies the probabilities of each head (Hugging Face's `head_mask`).
         dropout_p: probability of dropping a probability.
+        span_list: what `list_spans` made of `cu_seqlens`. Unused here; the kernel launches no program in vain with it.
 
     Returns:
         (rows, d) in the dtype of `qkv`. Rows past the last span are zero.
@@ -57,6 +59,19 @@ def attention(
         context.append(out.transpose(0, 1).flatten(1))  # (length, d)
     context.append(qkv.new_zeros(qkv.shape[0] - total, qkv.shape[1] // 3))
     return torch.cat(context)
+
+
+def list_spans(cu_seqlens: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> Tensor | None:
+    """A list of the pieces that the spans of a batch are cut into, to be made once and given to every `attention`.
+
+    Args:
+        cu_seqlens: as in `attention`. rows, head_dim, dtype: of the `qkv` that will come.
+
+    Returns:
+        (entries, 4) int32 where the kernels want one: first row and length of a span, number of the piece; its rows
+        are as many as the kernel's plan says. None here.
+    """
+    return None
 
 
 def attention_rows(

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import PIL
+import torch
 from torch import Tensor
 
 from vilt_fast.contracts.pillow import pillow_rule
@@ -188,11 +189,24 @@ def attention(
     scale: float | None = None,
     head_scale: Tensor | None = None,
     dropout_p: float = 0.0,
+    span_list: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.attention`."""
     return side(_attention, qkv).attention(
-        qkv, cu_seqlens, num_heads, max_seqlen=max_seqlen, scale=scale, head_scale=head_scale, dropout_p=dropout_p
+        qkv,
+        cu_seqlens,
+        num_heads,
+        max_seqlen=max_seqlen,
+        scale=scale,
+        head_scale=head_scale,
+        dropout_p=dropout_p,
+        span_list=span_list,
     )
+
+
+def list_spans(cu_seqlens: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> Tensor | None:
+    """See `vilt_fast.reference.attention`; follows the switch of "attention"."""
+    return side(_attention, cu_seqlens).list_spans(cu_seqlens, rows, head_dim, dtype)
 
 
 def attention_rows(

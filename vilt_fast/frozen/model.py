@@ -345,7 +345,8 @@ class FrozenModel:
 
     def _encode(self, tokens: Tensor, spans: Spans, head_mask: Tensor | None = None) -> Tensor:
         """All rows (total_tokens, d) after the blocks; or where the head reads first rows alone, its scores."""
-        blocks = self.weights.blocks
+        blocks, head_dim = self.weights.blocks, self.config.hidden_size // self.config.num_attention_heads
+        span_list = ops.list_spans(spans.cu_seqlens, len(tokens), head_dim, tokens.dtype) if blocks else None
         for i, block in enumerate(blocks):
             attend = partial(
                 ops.attention,
@@ -353,6 +354,7 @@ class FrozenModel:
                 num_heads=block.num_heads,
                 max_seqlen=spans.max_seqlen,
                 head_scale=None if head_mask is None else block.scale_of(head_mask[i]).to(tokens.dtype),
+                span_list=span_list,
             )
             narrows = self._first_rows_only and i + 1 == len(blocks)
             tokens = walk_block(block, tokens, attend, spans.first if narrows else None)
