@@ -17,6 +17,7 @@ setup(
         "vilt_fast": ["py.typed"],
         "vilt_fast.demo": [f"**/*.{kind}" for kind in ("safetensors", "json", "txt", "md", "png", "jpg", "jpeg")],
         "vilt_fast.kernels": ["**/*.json"],
+        "vilt_fast.bench.gpu_run": ["*.json"],
     },
     include_package_data=False,
 )

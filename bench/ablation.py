@@ -1,7 +1,8 @@
 """What each idea buys and costs: from the padded reference to the whole library, one switch at a time.
 
 The switches are turned on one after the other in the order of SWITCHES and stay on, so each row holds the gain of one
-idea on top of those before it. Any subset can be chosen; what is left out stays as in the reference.
+idea on top of those before it. Any subset can be chosen; what is left out stays as in the reference. The last ones are
+those of `vilt_fast.kernels.switches`: choices inside the kernels, which a chip decides.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import vilt_fast
 from vilt_fast import ops
-from vilt_fast.bench import ours, workloads
+from vilt_fast.bench import choices, ours, workloads
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Calls, Contestant, Row, Unavailable
 from vilt_fast.bench.suites import Run
@@ -37,6 +38,7 @@ SWITCHES = {
     **{name: OPERATIONS[name].ablation for name in reversed(KERNELS) if name != "linear"},
     "uint8": "pixels stay bytes; the normalisation is folded into the projection",
     "graphs": "the frozen form: planned on the host, padded to a bucket and replayed as one CUDA graph",
+    **{name: switch.about for name, switch in choices.switches().items()},
     "sampling": "at most a third of the largest image's patches, drawn at random (max_image_length)",
 }
 
@@ -76,7 +78,7 @@ def run_ablation(run: Run, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
         make = partial(_calls, dtype=dtype, switches=(*on, name))
         price = name == "sampling"
         steps.append(Contestant(f"+ {name}", dtype, make, is_ours=True, approximates=price))
-        if _can_run(name, run.device):
+        if _reason(name, run.device) is None:
             on.append(name)
     rows = run.time("ablate", case, steps)
     for row, name in zip(rows[1:], names, strict=True):
@@ -84,14 +86,45 @@ def run_ablation(run: Run, names: Sequence[str] = tuple(SWITCHES)) -> list[Row]:
     return rows
 
 
-def _can_run(name: str, device: torch.device) -> bool:
-    return device.type == "cuda" or name not in (*KERNELS, "epilogues", "graphs")
+def _in_model(switch: Any) -> list[str]:
+    """The operations of the model that a switch of the kernels changes."""
+    return [operation for operation in switch.operations if operation in KERNELS]
+
+
+def _reason(name: str, device: torch.device) -> str | None:
+    """Why a switch cannot be turned on here; None if it can."""
+    switch = choices.switches().get(name)
+    if switch is not None and not _in_model(switch):
+        return f"changes {', '.join(switch.operations)} alone, which the model does not call: see the suite ops"
+    if not _has_kernels(device):
+        return "needs a GPU" if switch is not None or name in (*KERNELS, "epilogues", "graphs") else None
+    if switch is not None and name not in choices.available(device):
+        return f"not made for {choices.arch(device)}, but for {', '.join(switch.families)}"
+    return None
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _calls(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Calls:
     """The packed model with these switches on."""
-    if not _can_run(switches[-1], case.device):
-        raise Unavailable("needs a GPU")
+    name = switches[-1]
+    reason = _reason(name, case.device)
+    if reason is not None:
+        raise Unavailable(reason)
+    if name in choices.switches():
+        for operation in _in_model(choices.switches()[name]):
+            if operation not in switches:
+                raise Unavailable(f"changes the kernels of {operation}, which are off")
+    if not _has_kernels(case.device):
+        return _made(case, dtype, switches)
+    choice = choices.Choice(switches)
+    with choice.held():
+        return [choice.around(call) for call in _made(case, dtype, switches)]
+
+
+def _made(case: Case, dtype: torch.dtype, switches: tuple[str, ...]) -> Calls:
     model = _model(case, dtype, switches)
     if "graphs" in switches:
         if not set(KERNELS) <= set(switches):

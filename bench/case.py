@@ -192,11 +192,13 @@ class Case:
         return tokens, layout
 
     def cost(self, scope: str, dtype: torch.dtype) -> flops.Cost:
-        """Useful work of one call: the whole model, or encoder and head."""
+        """Useful work of one call: the whole model, or encoder and head; see `contestant.ENCODER`."""
         words = sum(self.workload.lengths) * self.workload.pictures
         arguments = (self.workload.batch, self.workload.pictures, dtype.itemsize)
-        if scope == "encoder":
-            return flops.encoder(self.config, self.lengths, dtype.itemsize) + flops.head(self.config, *arguments)
+        if scope.startswith("encoder"):
+            read = len(self.lengths) if scope == "encoder" else None
+            encoder = flops.encoder(self.config, self.lengths, dtype.itemsize, read)
+            return encoder + flops.head(self.config, *arguments)
         return flops.model(self.config, self.lengths, words, *arguments)
 
     @property

@@ -60,7 +60,7 @@ def check_kernels(*, small: bool = False) -> Iterator[Row]:
     for module in operations.modules().values():
         for case in module.cases(batch):
             for dtype in DTYPES if case.floor else DTYPES[:1]:
-                yield _compare(case, dtype)
+                yield compare(case, dtype)
 
 
 def kernel_device() -> torch.device:
@@ -83,10 +83,11 @@ def kernel_device() -> torch.device:
     return torch.device("cuda")
 
 
-def _compare(case: OperationCase, dtype: torch.dtype) -> Row:
+def compare(case: OperationCase, dtype: torch.dtype, side: str = "kernels") -> Row:
+    """One operation in a dtype beside the reference in fp64."""
     (tensors, *_), wanted = case.sets_in(dtype), case.wanted
     with torch.inference_mode():
-        with vilt_fast.backend("kernels"):
+        with vilt_fast.backend(side):
             got = case.ours(*tensors)
         if not case.floor:
             different = sum(int((a.cpu() != b.cpu()).sum()) for a, b in zip(got, wanted, strict=True))

@@ -18,6 +18,11 @@ MEBIBYTE = 2**20
 Calls = list[Callable[[], Any]]  # from nothing to the answer, one for each input set
 
 
+# From embedded rows to logits, ours and theirs alike; and the same without a shortcut.
+ENCODER: dict[str, Any] = {"scope": "encoder", "note": "the last block computes only the rows that the head reads"}
+EVERY_ROW: dict[str, Any] = {"scope": "encoder, every row", "note": "the last block computes every row"}
+
+
 class Unavailable(Exception):
     """A contestant cannot run here; the message says why."""
 
@@ -52,8 +57,8 @@ class Contestant:
         name: in tables.
         dtype: of weights and activations.
         make: from a case the calls to time, one per input set; raises `Unavailable`.
-        scope: "model" from padded pixels and ids to logits, "encoder" from embedded rows to logits, or another word
-            with `cost`.
+        scope: "model" from padded pixels and ids to logits, "encoder" from embedded rows to logits (see ENCODER), or
+            another word with `cost`.
         is_ours: whether it is this library.
         compiles: whether it compiles for so long that only some cases are worth it.
         samples: whether it can draw the same patches as we do under `max_image_length`.
@@ -61,6 +66,7 @@ class Contestant:
         repeats: how many times over a call answers the case: a pipeline needs more than one batch to fill.
         bound: largest error; None: the case's.
         planning: from a case the part of its calls that the host does before anything is launched, where it is apart.
+        note: what a reader of its row should know.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Contestant:
     repeats: int = 1
     bound: float | None = None
     planning: Callable[[Any], Calls] | None = None
+    note: str = ""
 
     def calls(self, case: Case) -> Calls:
         """The calls to time.
@@ -155,6 +162,7 @@ def new_row(suite: str, case: Case, contestant: Contestant, environment: dict[st
         contestant=contestant.name,
         is_ours=contestant.is_ours,
         dtype=name_of(contestant.dtype),
+        note=contestant.note,
         environment=environment,
         **case.describe(),
     )
@@ -175,7 +183,7 @@ def checked_calls(case: Case, contestant: Contestant, row: Row) -> Calls:
         release(case.device)
         return []
     if contestant.approximates and math.isfinite(row.error):
-        row.note = "an approximation: its error is its price"
+        row.note = "; ".join(filter(None, (row.note, "an approximation: its error is its price")))
     elif not row.error <= row.bound:  # NaN is wrong too
         row.status = f"wrong: error {row.error:.1e} is above {row.bound:.0e}; not timed"
         return []

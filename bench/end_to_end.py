@@ -86,11 +86,11 @@ def _moved(inputs: Mapping[str, Tensor], device: torch.device, dtype: torch.dtyp
     return {**moved, "pixel_values": moved["pixel_values"].to(dtype)}
 
 
-def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int) -> Calls:
-    """`vilt_fast.engine.Engine`, with graphs where there is a GPU; every image an object of its own."""
+def engine_way(case: ImageCase, dtype: torch.dtype, repeats: int, **options: Any) -> Calls:
+    """`vilt_fast.engine.Engine` with such options; every image an object of its own."""
     from vilt_fast.engine import Engine
 
-    engine = Engine(case.model(dtype), case.processor())
+    engine = Engine(case.model(dtype), case.processor(), **options)
     images = [image.copy() for _ in range(repeats) for image in case.images]
     questions = case.questions * repeats
 

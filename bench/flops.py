@@ -49,19 +49,28 @@ def text_embed(words: int, d: int, itemsize: int) -> Cost:
     return Cost(0, 2 * words * d * itemsize)
 
 
-def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int) -> Cost:
-    """All blocks (two LayerNorms, four products, one attention each), every row through every one of them."""
-    rows, d, hidden = sum(lengths), config.hidden_size, config.intermediate_size
-    block = (
-        layer_norm(rows, d, itemsize)
-        + linear(rows, d, 3 * d, itemsize)
-        + attention(lengths, d, itemsize)
-        + linear(rows, d, d, itemsize, residual=True)
+def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int, read: int | None = None) -> Cost:
+    """All blocks (two LayerNorms, four products, one attention each).
+
+    Args:
+        read: rows that the last block goes on with after its attention; None: all, as in every other block.
+    """
+    found, rows, d = Cost(0, 0), sum(lengths), config.hidden_size
+    for i in range(config.num_hidden_layers):
+        kept = rows if read is None or i + 1 < config.num_hidden_layers else read
+        found += layer_norm(rows, d, itemsize) + linear(rows, d, 3 * d, itemsize) + attention(lengths, d, itemsize)
+        found += _after_attention(config, kept, itemsize)
+    return found
+
+
+def _after_attention(config: ViltConfig, rows: int, itemsize: int) -> Cost:
+    d, hidden = config.hidden_size, config.intermediate_size
+    return (
+        linear(rows, d, d, itemsize, residual=True)
         + layer_norm(rows, d, itemsize)
         + linear(rows, d, hidden, itemsize)
         + linear(rows, hidden, d, itemsize, residual=True)
     )
-    return Cost(block.flops * config.num_hidden_layers, block.bytes * config.num_hidden_layers)
 
 
 def head(config: ViltConfig, pairs: int, images: int, itemsize: int) -> Cost:

@@ -13,7 +13,8 @@ from torch import Tensor
 import vilt_fast
 from vilt_fast.bench import contestant
 from vilt_fast.bench.case import Case, padded_logits
-from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
+from vilt_fast.bench.contestant import ENCODER, EVERY_ROW, Calls, Contestant, Unavailable, graphed
+from vilt_fast.frozen.graphs import Spans
 from vilt_fast.frozen.planning import plan_inputs
 from vilt_fast.models.inputs import Inputs
 
@@ -74,15 +75,24 @@ def _planned_on_host(case: Case, dtype: torch.dtype, is_packed: bool) -> list[di
     return [{name: one[name] if name == "pixel_values" else one[name].cpu() for name in one} for one in given]
 
 
-def encoder_calls(case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False) -> Calls:
-    """Embedded rows to logits, every row through every block, as the peers do it."""
+def encoder_calls(
+    case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False, every_row: bool = False
+) -> Calls:
+    """Embedded rows to logits by the frozen encoder.
+
+    Args:
+        graphs: whether a call replays a CUDA graph.
+        every_row: whether the last block computes rows that the head does not read, as the live encoder does if asked.
+    """
     need_kernels(case, backend)
-    model = case.model(dtype)
-    tokens, layout = case.packed
+    model, (tokens, layout) = case.model(dtype), case.packed
     tokens = tokens.to(dtype)
+    frozen, spans = vilt_fast.freeze(model, graphs=False), Spans(layout.cu_seqlens, layout.first, layout.max_seqlen)
 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
+            if not every_row:
+                return frozen._encode(tokens, spans)
             x, _, _ = model.vilt.encoder(tokens, layout)
             return model.score(model.vilt.pooler(model.vilt.layernorm(x[layout.first])))
 
@@ -137,8 +147,10 @@ def _frozen(name: str, dtype: torch.dtype, **options: Any) -> list[Contestant]:
 def encoder_contestants(dtype: torch.dtype) -> list[Contestant]:
     """The encoder alone, beside `peers.encoder_peers`."""
     reference, kernels = (partial(encoder_calls, backend=backend) for backend in ("reference", "kernels"))
+    graph = partial(kernels, graphs=True)
     return [
-        _ours("vilt_fast reference", dtype, reference, scope="encoder"),
-        _ours("vilt_fast kernels", dtype, kernels, scope="encoder"),
-        _ours("vilt_fast kernels + graph", dtype, partial(kernels, graphs=True), scope="encoder"),
+        _ours("vilt_fast reference", dtype, reference, **ENCODER),
+        _ours("vilt_fast kernels", dtype, kernels, **ENCODER),
+        _ours("vilt_fast kernels + graph", dtype, graph, **ENCODER),
+        _ours("vilt_fast kernels + graph", dtype, partial(graph, every_row=True), **EVERY_ROW),
     ]

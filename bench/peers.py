@@ -1,8 +1,8 @@
 """Who else a user could pick: transformers, and two ViLT encoders written by hand around PyTorch's own attention.
 
 The peers take our weights, so that their answers can be checked. The hand-written ones start from embedded rows, as a
-reader would write them in an afternoon: fused query, key and value, exact GELU, the head on the first rows. They skip
-masks, patches and the embedding, so they stand beside our encoder, not beside our model.
+reader would write them in an afternoon: fused query, key and value, exact GELU, the last block and the head on the
+first rows. They skip masks, patches and the embedding, so they stand beside our encoder, not beside our model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.contestant import Calls, Contestant, Unavailable, graphed
+from vilt_fast.bench.contestant import ENCODER, EVERY_ROW, Calls, Contestant, Unavailable, graphed
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -92,21 +92,26 @@ class HandWritten(nn.Module):
     def _norm(self, name: str, x: Tensor, eps: float) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], *self._of(name), eps)
 
-    def forward(self, x: Tensor, first: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, first: Tensor, attend: Attend, every_row: bool = False) -> Tensor:
         """Logits.
 
         Args:
             x: (rows, d) packed, or (B, S, d) padded. first: flat indices of the rows that the pooler reads.
             attend: query, key, value (..., heads, head_dim) to the same shape.
+            every_row: whether the last block goes on with all rows after its attention.
         """
         for i in range(self.layers):
             block = f"vilt.encoder.layer.{i}"
             qkv = self._linear(f"{block}.qkv", self._norm(f"{block}.layernorm_before", x, self.eps))
             query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-            x = x + self._linear(f"{block}.attention.output.dense", attend(query, key, value).flatten(-2))
+            context = attend(query, key, value).flatten(-2)
+            if i + 1 == self.layers and not every_row:
+                context, x = context.flatten(0, -2)[first], x.flatten(0, -2)[first]
+            x = x + self._linear(f"{block}.attention.output.dense", context)
             inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
             x = x + self._linear(f"{block}.output.dense", F.gelu(inner))
-        rows = self._norm("vilt.layernorm", x.flatten(0, -2)[first], self.eps)
+        x = x.flatten(0, -2)[first] if every_row else x
+        rows = self._norm("vilt.layernorm", x, self.eps)
         pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.images, -1)
         inner = self._norm("classifier.1", self._linear("classifier.0", pooled), 1e-5)
         return self._linear("classifier.3", F.gelu(inner))
@@ -146,11 +151,13 @@ def padded_calls(
     return [sdpa_kernel(SDPBackend.CUDNN_ATTENTION)(calls[0])]
 
 
-def packed_calls(case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False) -> Calls:
+def packed_calls(
+    case: Case, dtype: torch.dtype, *, mode: str | None = None, graphs: bool = False, every_row: bool = False
+) -> Calls:
     """(rows, d) packed and torch.nn.attention.varlen.varlen_attn (FlashAttention)."""
     tokens, layout = case.packed
     attend = varlen(tokens.to(dtype), layout.cu_seqlens, layout.max_seqlen)
-    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs)
+    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, mode, graphs, every_row)
 
 
 def varlen(rows: Tensor, spans: Tensor, longest: int) -> Attend:
@@ -209,11 +216,18 @@ def flex_calls(case: Case, dtype: torch.dtype, *, graphs: bool = False) -> Calls
 
 
 def _encoder_calls(
-    case: Case, dtype: torch.dtype, x: Tensor, first: Tensor, attend: Attend, mode: str | None, graphs: bool
+    case: Case,
+    dtype: torch.dtype,
+    x: Tensor,
+    first: Tensor,
+    attend: Attend,
+    mode: str | None,
+    graphs: bool,
+    every_row: bool = False,
 ) -> Calls:
     module = hand_written(case, dtype)
     forward = module if mode is None else torch.compile(module, mode=mode, dynamic=False)
-    call = partial(forward, x, first, attend)
+    call = partial(forward, x, first, attend, every_row)
     return [graphed(call, case.device) if graphs else call]
 
 
@@ -243,7 +257,11 @@ def encoder_peers(dtype: torch.dtype) -> list[Contestant]:
         "packed varlen_attn + max-autotune": (packed_calls, {"mode": "max-autotune-no-cudagraphs"}),
         "packed FlexAttention": (flex_calls, {}),
     }
-    return [
-        Contestant(name, dtype, partial(make, dtype=dtype, **options), "encoder", compiles="mode" in options)
+    found = [
+        Contestant(name, dtype, partial(make, dtype=dtype, **options), compiles="mode" in options, **ENCODER)
         for name, (make, options) in makes.items()
     ]
+    for name in ("packed varlen_attn + graph", "packed varlen_attn + torch.compile + graph"):
+        call = partial(packed_calls, dtype=dtype, every_row=True, **makes[name][1])
+        found.append(Contestant(name, dtype, call, compiles="mode" in makes[name][1], **EVERY_ROW))
+    return found

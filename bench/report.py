@@ -22,8 +22,8 @@ RESULTS = "bench/results"
 START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
 END = "<!-- performance: end -->"
 NOT_MEASURED = "not measured yet"
-NO_GPU = f"""On a GPU: {NOT_MEASURED}. One command, `bench/run_gpu.sh`, checks the kernels, runs every suite
-within a limit of minutes, and files the results."""
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 6, check the kernels,
+choose between their variants and run every suite, nine minutes at a time: see [bench/README.md](bench/README.md)."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
 `{RESULTS}` hold every row, with those that could not run and why."""
@@ -68,6 +68,7 @@ def _device_parts(rows: Rows) -> list[str]:
     for title, suite, scopes in (
         ("Pixels to logits", "model", ("model",)),
         ("Embedded rows to logits, the encoder alone", "model", ("encoder",)),
+        ("The same, where the last block computes every row", "model", ("encoder, every row",)),
         ("Decoded pictures to logits", "end-to-end", ("pictures",)),
         ("One batch at a time", "latency", ("model", "encoder")),
     ):

@@ -1,30 +1,27 @@
 #!/usr/bin/env bash
-# Everything that a GPU has to say, planned for ten minutes: the kernels beside their references, the tests marked gpu, the
-# ablation, every suite, and the README's section. What does not fit into MINUTES is filed as "not run".
+# A part of the GPU run, on a machine without a network: installs the checkout, then runs the part. See bench/README.md.
 #
-#     pip install -e '.[test]' && bench/run_gpu.sh
-#     PYTHON=.venv/bin/python MINUTES=6 bench/run_gpu.sh OUT
-set -euo pipefail
+#     bench/run_gpu.sh --part 1 --out OUT
+#     PYTHON=.venv/bin/python bench/run_gpu.sh --part 1 --out OUT --rehearse     tiny, on a CPU
+#
+# A checkout that was copied without its history says its commit in VILT_FAST_COMMIT, or in a file COMMIT.
+set -uo pipefail # a step that fails must not end the others, so no -e
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PYTHON="${PYTHON:-python}"
-MINUTES="${MINUTES:-6}"
-OUT="${1:-bench/results}"
-vilt_fast() { "$PYTHON" -m vilt_fast.cli "$@"; }
+PYTHON="${PYTHON:-python3}"
+if [ -z "${VILT_FAST_COMMIT:-}" ] && [ -f COMMIT ]; then VILT_FAST_COMMIT="$(cat COMMIT)"; fi
+export VILT_FAST_COMMIT="${VILT_FAST_COMMIT:-}"
 
-"$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"'
-mkdir -p "$OUT"
-vilt_fast env
-vilt_fast check | tee "$OUT/check.txt"
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck; do
-        timeout 90 compute-sanitizer --tool "$tool" "$PYTHON" -m vilt_fast.cli check --small | tail -n 5 | tee "$OUT/$tool.txt" ||
-            echo "$tool: found something, or took longer than 90 s" | tee -a "$OUT/$tool.txt"
-    done
+is_installed() { PYTHONSAFEPATH=1 "$PYTHON" -c 'import vilt_fast.bench.gpu_run, vilt_fast.kernels' 2>/dev/null; }
+
+if ! is_installed; then
+    "$PYTHON" -m pip install -q --no-index --no-deps --no-build-isolation --root-user-action ignore -e . && is_installed || {
+        # An image whose setuptools is too old: the packages side by side, as they are installed.
+        SITE="$(mktemp -d)"
+        cp -r vilt_fast "$SITE/" && cp -r kernels reference bench "$SITE/vilt_fast/"
+        # Without the safe path ./vilt_fast is found first, which has no kernels.
+        export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+        echo "pip cannot install here; copied to $SITE"
+    }
 fi
-"$PYTHON" -m pytest -q -m gpu tests | tee /dev/stderr | tail -n 1 >"$OUT/gpu_tests.txt"
-vilt_fast ablate --minutes 1 --out "$OUT"
-vilt_fast bench --suite all --minutes "$MINUTES" --out "$OUT"
-if [ "$OUT" = bench/results ]; then
-    "$PYTHON" -m vilt_fast.bench.report || echo "no report: see above" >&2
-fi
+exec "$PYTHON" -m vilt_fast.bench.gpu_run "$@"

@@ -110,7 +110,8 @@ class Run:
             elif calls := contestant.checked_calls(case, one, row):
                 row.peak_mib = contestant.peak_memory(calls[0], case.device)
                 if row.peak_mib == 0:  # a graph's memory is there before the call and stays
-                    row.peak_mib, row.note = None, "holds its memory between calls"
+                    row.peak_mib = None
+                    row.note = "; ".join(filter(None, (row.note, "holds its memory between calls")))
                 ready.append((one, row, calls))
         times = timing.measure([calls for _, _, calls in ready], case.device, self.budget)
         for (one, row, _), measured in zip(ready, times, strict=True):
@@ -202,7 +203,7 @@ def _memory(run: Run) -> Iterator[list[Row]]:
         rows = run.time("memory", run.case(workloads.vqa_mix(batch), sets=1), _everybody(run))
         for row in rows:
             if row.status == "ok" and run.device.type != "cuda":
-                row.note = "peak memory needs a GPU: torch counts it there alone"
+                row.note = "; ".join(filter(None, (row.note, "peak memory needs a GPU: torch counts it there alone")))
         yield rows
 
 

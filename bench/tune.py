@@ -70,19 +70,30 @@ def tune(
             if entry:
                 entries.append(entry)
                 report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
-    return _write(Path(directory) if directory else launch.tuned_tables(), entries)
+    folder = Path(directory) if directory else launch.tuned_tables()
+    # Tiles were measured under the switches that a table turns on.
+    return write_table(folder, entries, keeps=lambda entry: entry["op"] == "switches")
 
 
-def _write(folder: Path, entries: list[dict[str, Any]]) -> Path:
+def write_table(folder: Path, entries: list[dict[str, Any]], *, keeps: Callable[[dict[str, Any]], bool]) -> Path:
+    """Write the table of this GPU and this Triton.
+
+    Args:
+        entries: in front of those that stay. keeps: says of an entry of the table that is there whether it stays.
+
+    Raises:
+        OSError: it cannot be written. ValueError: what is there is no table.
+    """
     import triton
 
     from vilt_fast.kernels import launch
 
     arch = launch.arch_of(torch.empty(0, device=_device()))
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else arch
-    table = {"gpu": gpu, "arch": arch, "triton": triton.__version__, "torch": torch.__version__, "entries": entries}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / launch.table_name(gpu, triton.__version__)
+    entries = [*entries, *filter(keeps, launch.read_table(path))]
+    table = {"gpu": gpu, "arch": arch, "triton": triton.__version__, "torch": torch.__version__, "entries": entries}
     write_atomically(path, json.dumps(table, indent=1) + "\n")
     launch.forget_configurations()
     return path

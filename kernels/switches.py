@@ -113,7 +113,8 @@ def _from_tables(name: str, arch: str, asked: dict[str, Any]) -> bool:
         if entry["op"] != "switches":
             continue
         _check_names(entry["config"], "the table's entry of switches")
-        if name in entry["config"] and launch.matches(entry, asked):
+        is_asked = entry.keys() & {"N", "K", "bucket", "dtype"} <= asked.keys()  # else it would count everywhere
+        if name in entry["config"] and is_asked and launch.matches(entry, asked):
             if "bucket" in entry and not SWITCHES[name].is_exact:
                 raise ValueError(f"switch {name!r}: its bits differ, so a table cannot choose it by size class")
             return bool(entry["config"][name])

@@ -61,6 +61,7 @@ def test_wheel_holds_the_data(wheel_names):
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in wheel_names)
     kinds = (".safetensors", ".json", ".txt", ".md", ".png", ".jpg")
     data = {f"vilt_fast/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "kernels").rglob("*.json")}
+    data.add("vilt_fast/bench/gpu_run/predictions.json")
     data |= {path.relative_to(ROOT).as_posix() for path in DEMO.rglob("*") if path.suffix in kinds}
     assert any(name.endswith(".safetensors") for name in data), "the demo model's weights are not in the checkout"
     assert data <= wheel_names

@@ -153,7 +153,11 @@ _BENCH = (
     _Option("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)"),
     _Option("--device", help="default: cuda if available, else cpu"),
     _Option("--batch", type=_positive, action="append", metavar="N", help="pairs per batch; may be repeated"),
-    _Option("--compile", action="store_true", help="with compiled peers on a CPU too: takes minutes"),
+    _Option(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="with peers that compile for minutes, or without (default: with them on a GPU)",
+    ),
     _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
 )
 _SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "all")
@@ -250,9 +254,13 @@ _COMMANDS = {
     "compile": _Command(
         "kernels:compile_kernels",
         "compile every kernel for GPUs that need not be here",
-        "vilt-fast compile --targets sm80,sm90 --json compiled.json",
+        "vilt-fast compile --targets sm80,sm90 --json compiled.json\n"
+        "  vilt-fast compile --targets sm90 --operations linear --sass --csv compiled.csv",
         _Option("--targets", default=_TARGETS, metavar="LIST", help=f"comma-separated (default: {_TARGETS})"),
+        _Option("--operations", metavar="LIST", help="kernel files to compile, comma-separated (default: all)"),
+        _Option("--sass", action="store_true", help="count the instructions of loops and epilogues, by kind"),
         _Option("--json", metavar="FILE", help="also write the rows as JSON"),
+        _Option("--csv", metavar="FILE", help="also write the rows as CSV"),
     ),
     "tune": _Command(
         "kernels:tune",

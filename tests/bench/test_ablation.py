@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from vilt_fast import ops
-from vilt_fast.bench import ablation, verify, workloads
+from vilt_fast.bench import ablation, choices, verify, workloads
 from vilt_fast.bench.case import Case, tiny_config
 
-NEED_GPU = {*ablation.KERNELS, "epilogues", "graphs"}
+INSIDE = choices.switches()  # the kernels'
+NEED_GPU = {*ablation.KERNELS, "epilogues", "graphs", *INSIDE}
 
 
 def test_waterfall_on_the_cpu(run):
@@ -15,7 +16,9 @@ def test_waterfall_on_the_cpu(run):
     assert [row.contestant for row in rows] == [ablation.BASE, *(f"+ {name}" for name in ablation.SWITCHES)]
     for row, name in zip(rows[1:], ablation.SWITCHES, strict=True):
         assert row.note.startswith(ablation.SWITCHES[name])
-        if name in NEED_GPU:
+        if name in INSIDE and not set(INSIDE[name].operations) & set(ablation.KERNELS):
+            assert row.status.startswith("not run: changes resize alone")
+        elif name in NEED_GPU:
             assert row.status == "not run: needs a GPU" and row.median_ms is None
         else:
             assert row.status == "ok" and row.median_ms > 0
@@ -81,3 +84,37 @@ def test_backends_follow_the_switches():
         assert ops._chosen["attention"] == "kernels" and ops._chosen["linear"] == "reference"
     assert not ops._chosen
     assert set(ablation.KERNELS) <= set(ablation.SWITCHES) and "resize" not in ablation.KERNELS
+
+
+def test_a_switch_of_the_kernels_counts_where_it_is_held():
+    """Each choice has launches of its own, and what was planned before is there again."""
+    pytest.importorskip("triton", reason="the kernels need Triton")
+    from vilt_fast.kernels import launch, switches
+
+    first, *_ = switches.SWITCHES
+    on, off = choices.Choice([first]), choices.Choice([])
+    before, seen = launch.plans, []
+    launch.plans = {"before": 1}
+
+    def call(name):
+        seen.append((switches.is_on(first, "interpreter"), dict(launch.plans)))
+        launch.plans[name] = 1
+
+    try:
+        for choice, name in ((on, "a"), (off, "b"), (on, "c")):
+            choice.around(lambda name=name: call(name))()
+        assert launch.plans == {"before": 1}
+    finally:
+        launch.plans = before
+    assert seen == [(True, {}), (False, {}), (True, {"a": 1})]
+
+
+def test_a_switch_needs_its_kernels_and_its_chip(run, monkeypatch):
+    if not INSIDE:
+        pytest.skip("needs Triton")
+    monkeypatch.setattr(ablation, "_has_kernels", lambda device: True)
+    name = next(name for name, switch in INSIDE.items() if "linear" in switch.operations)
+    (_, packing, row) = ablation.run_ablation(run, ("packing", name))
+    assert row.status == "not run: changes the kernels of linear, which are off"
+    monkeypatch.setattr(choices, "available", lambda device: [])
+    assert ablation._reason(name, run.device).startswith("not made for interpreter, but for sm")

@@ -75,6 +75,8 @@ def test_encoder_and_head(batch):
         first = layout.first.long()
         got = counted(lambda m=module, t=tokens, f=first: m(t, f, spelled_out))
         assert got == case.cost("encoder", torch.float32).flops
+        every_row = counted(lambda m=module, t=tokens, f=first: m(t, f, spelled_out, every_row=True))
+        assert every_row == case.cost("encoder, every row", torch.float32).flops > got
         total += got
     whole = Case(work, tiny_config(work), torch.device("cpu"))
     assert whole.cost("encoder", torch.float32).flops == total

@@ -29,7 +29,8 @@ def test_encoder_by_hand(make, any_case):
     assert error(make(any_case, FP32), any_case) < 1e-5
 
 
-def test_packed_encoder_by_hand(any_case):
+@pytest.mark.parametrize("every_row", [False, True])
+def test_packed_encoder_by_hand(any_case, every_row):
     """The module of the varlen_attn peer, with attention spelled out in place of the GPU's."""
     tokens, layout = any_case.packed
     bounds = layout.cu_seqlens.tolist()
@@ -41,12 +42,21 @@ def test_packed_encoder_by_hand(any_case):
         ]
         return torch.cat([part.transpose(0, 1) for part in one])
 
-    calls = peers._encoder_calls(any_case, FP32, tokens, layout.first.long(), attend, None, False)
+    calls = peers._encoder_calls(any_case, FP32, tokens, layout.first.long(), attend, None, False, every_row)
     assert error(calls, any_case) < 1e-5
 
 
-def test_our_encoder(any_case):
-    assert error(ours.encoder_calls(any_case, FP32, backend="reference"), any_case) < 1e-5
+@pytest.mark.parametrize("every_row", [False, True])
+def test_our_encoder(any_case, every_row):
+    assert error(ours.encoder_calls(any_case, FP32, backend="reference", every_row=every_row), any_case) < 1e-5
+
+
+def test_encoders_are_compared_on_the_same_work():
+    """Ours and theirs: with the shortcut in the last block, or each without."""
+    for scope, word in (("encoder", "only the rows that the head reads"), ("encoder, every row", "every row")):
+        everybody = (*peers.encoder_peers(FP32), *ours.encoder_contestants(FP32))
+        assert {word in one.note for one in everybody if one.scope == scope} == {True}
+        assert {one.is_ours for one in everybody if one.scope == scope} == {True, False}
 
 
 def test_our_model_on_packed_bytes(any_case):

@@ -1,5 +1,6 @@
 """`vilt-fast check`, `compile` and `tune`."""
 
+import csv
 import json
 
 import pytest
@@ -47,16 +48,28 @@ def test_compile_prints_a_table_and_writes_rows(capsys, monkeypatch, tmp_path) -
         matrix_shapes=[],
     )
     asked = []
-    monkeypatch.setattr(compiler, "compile_all", lambda targets: asked.append(targets) or [row])
+    monkeypatch.setattr(compiler, "compile_all", lambda targets, **options: asked.append((targets, options)) or [row])
     assert cli.main(["compile", "--targets", "sm90,sm80", "--json", str(tmp_path / "rows.json")]) == 0
-    assert asked == [["sm90", "sm80"]]
+    assert asked == [(["sm90", "sm80"], {"counts": False})]
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == [key for key in row if key != "matrix_shapes"] and "wgmma" in printed[1]
     (written,) = json.loads((tmp_path / "rows.json").read_text())
     assert written == {key: value for key, value in row.items() if key != "matrix_shapes"}
-    monkeypatch.setattr(compiler, "compile_all", lambda targets: [{**row, "spill_bytes": 8}])
+    monkeypatch.setattr(compiler, "compile_all", lambda targets, **options: [{**row, "spill_bytes": 8}])
     assert cli.main(["compile"]) == 2
     assert "spill: sm90 k" in capsys.readouterr().err
+
+
+def test_compile_counts_instructions(capsys, tmp_path) -> None:
+    """One kernel, really compiled: its rows have registers, spills and what its loops are made of."""
+    path = tmp_path / "counts.csv"
+    arguments = ["--targets", "sm90", "--operations", "dropout", "--sass", "--csv", str(path)]
+    assert cli.main(["compile", *arguments]) == 0
+    rows = list(csv.DictReader(path.open()))
+    assert rows and {row["target"] for row in rows} == {"sm90"} and "inner_matrix" in capsys.readouterr().out
+    for row in rows:
+        assert int(row["instructions"]) >= int(row["inner"]) + int(row["outer"]) > 0
+        assert int(row["inner_global_load"]) + int(row["outer_global_load"]) > 0
 
 
 def test_compile_of_an_unknown_target_is_bad_input(capsys) -> None:

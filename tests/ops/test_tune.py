@@ -47,6 +47,14 @@ def test_the_fastest_goes_into_a_table_that_launchers_read(clock, tmp_path) -> N
     assert others == {"layer_norm": 1, "attention": None}
 
 
+def test_the_switches_of_a_table_stay(clock, tmp_path) -> None:
+    """Tiles are measured under them; tiles of before go."""
+    switch, tile = {"op": "switches", "config": {"pdl": True}}, {"op": "layer_norm", "config": {"ROWS": 4}}
+    path = module.write_table(tmp_path, [switch, tile], keeps=lambda entry: True)
+    path = module.write_table(tmp_path, [{**tile, "N": 32}], keeps=lambda entry: entry["op"] == "switches")
+    assert launch.read_table(path) == [{**tile, "N": 32}, switch]
+
+
 def _linears(entries: list[dict]) -> list[dict]:
     return [entry for entry in entries if entry["op"].startswith("linear")]
 

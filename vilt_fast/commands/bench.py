@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> Any:
         device=device,
         quick=arguments.quick,
         batches=tuple(arguments.batch) if arguments.batch else None,
-        compiles=True if arguments.compile else None,
+        compiles=arguments.compile,
         minutes=arguments.minutes,
         report=_print_row,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 
@@ -27,20 +28,34 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def compile_kernels(arguments: argparse.Namespace) -> None:
-    """Compile every shipped configuration for targets that need not be here, and print what came of it."""
+    """Compile shipped configurations for targets that need not be here, and print what came of it."""
     _need_triton()
     from vilt_fast.bench.compile import compile_all
     from vilt_fast.bench.results import table
 
-    rows = compile_all(arguments.targets.split(","))
-    columns = ("target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions")
+    chosen = {"operations": arguments.operations.split(",")} if arguments.operations else {}
+    rows = compile_all(arguments.targets.split(","), counts=arguments.sass, **chosen)
+    columns = ["target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions"]
+    columns += _counts() if arguments.sass else []
     if arguments.json:
         content = [{key: row[key] for key in columns} for row in rows]
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if arguments.csv:
+        with open(arguments.csv, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
     print(table(rows, columns))
     spilling = sorted({f"{r['target']} {r['kernel']}" for r in rows if r["spill_bytes"] and r["target"] in _NO_SPILLS})
     if spilling:
         raise ValueError(f"registers spill: {', '.join(spilling)}")
+
+
+def _counts() -> list[str]:
+    """Columns of `--sass`."""
+    from vilt_fast.bench.machine_code import Code, describe
+
+    return [*describe(Code([], {}, set()))]
 
 
 _NO_SPILLS = ("sm80", "sm90")
