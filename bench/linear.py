@@ -6,6 +6,7 @@ Peers: F.linear, F.linear + add, F.gelu(F.linear), and the same under torch.comp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.bench import flops
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.operations import TUNED_DTYPES, OperationCase, Task, rounded
+from vilt_fast.bench.operations import EPS, TUNED_DTYPES, OperationCase, Task, rounded
+from vilt_fast.contracts.moments import GROUP
 
 _PARAMETERS = {
     "descriptor": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages", "FLATTEN", "programs", "SUBTILES"),
@@ -67,7 +69,11 @@ def cases(batch: Case) -> list[OperationCase]:
     """Every product of a block with its epilogue; the activations that ViLT-B/32 does without are not timed."""
     d, hidden = batch.config.hidden_size, batch.config.intermediate_size
     others = [(d, hidden, activation, False) for activation in ("gelu_tanh", "relu", "tanh")]
-    return [_case(batch, *product) for product in (*_products(d, hidden), *others)]
+    found = [_case(batch, *product) for product in (*_products(d, hidden), *others)]
+    if d % GROUP == 0:  # what frozen models with folded norms launch
+        found += [_normed_case(batch, *product[:3]) for product in _products(d, hidden) if not product[3]]
+        found += [_moments_case(batch, *product[:2]) for product in _products(d, hidden) if product[3]]
+    return found
 
 
 def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residual: bool) -> OperationCase:
@@ -99,6 +105,38 @@ def _case(batch: Case, inputs: int, outputs: int, activation: str | None, residu
     )
 
 
+def _normed_case(batch: Case, inputs: int, outputs: int, activation: str | None) -> OperationCase:
+    """LayerNorm in a product, its moments and its sums beside it, from a weight with the norm's in it."""
+    rows = sum(batch.lengths)
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        sums, moments = weight.to(wide).sum(1), ops.row_moments(x)
+        return ops.linear_of_normed(x, moments, weight, sums, bias.to(wide), EPS, activation=activation)
+
+    def torch_way(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        out = F.linear(F.layer_norm(x, (inputs,), eps=EPS), weight, bias)
+        return F.gelu(out) if activation else out
+
+    return OperationCase(
+        batch,
+        operation="LayerNorm in linear" + (" + GELU" if activation else ""),
+        floor=f"linear {activation or ''}".strip(),
+        shape=f"{rows} x {inputs} -> {outputs}",
+        make=lambda g: [rounded(g, rows, inputs), rounded(g, outputs, inputs, scale=inputs**-0.5), rounded(g, outputs)],
+        ours=ours,
+        peers={"torch": torch_way},
+        work=lambda itemsize: flops.linear(rows, inputs, outputs, itemsize),
+    )
+
+
+def _moments_case(batch: Case, inputs: int, outputs: int) -> OperationCase:
+    """A product that leaves the moments of its rows for the next one's norm."""
+    plain = _case(batch, inputs, outputs, None, True)
+    ours = lambda *tensors: ops.linear_and_moments(*tensors)  # noqa: E731
+    return replace(plain, operation="linear + residual, moments", ours=ours, peers={})
+
+
 def tasks(batches: Sequence[Case]) -> Iterator[Task]:
     """A tile for each product and size class.
 
@@ -118,10 +156,16 @@ def tasks(batches: Sequence[Case]) -> Iterator[Task]:
             suffix = "_residual" if has_residual and kind == "descriptor" else ""
             key = {"N": N, "K": K, "bucket": bucket, "dtype": TUNED_DTYPES}
             yield Task(f"linear_{kind}{suffix}", key, _case(batch, *product), candidates, anchor)
+            if kind == "descriptor" and K % GROUP == N % GROUP == 0:
+                whole = [tile for tile in candidates if tile["BLOCK_N"] // tile["SUBTILES"] % GROUP == 0]
+                case = _moments_case(batch, K, N) if has_residual else _normed_case(batch, *product[:3])
+                found = ("_moments", whole) if has_residual else ("_normed", candidates)
+                yield Task(f"linear_{kind}{found[0]}", key, case, found[1], anchor)
 
 
 def _configuration(arch: str, kind: str, tile: tuple[Any, ...]) -> dict[str, Any]:
     from vilt_fast.kernels import launch
 
     found = dict(zip(_PARAMETERS[kind], tile, strict=True), GROUP_M=8)
+    found |= {"BIAS_FIRST": False} if kind == "descriptor" and launch.family(arch) == "sm100" else {}
     return found | {"num_stages": 2, "matrix_instr_nonkdim": 16} if launch.family(arch) == "gfx942" else found

@@ -120,7 +120,7 @@ def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[
     today = measure(call)
     with launch.forced(task.op, task.anchor) if task.anchor else contextlib.nullcontext():
         wanted = call()
-    same = torch.equal if task.anchor else _close
+    same = _equal if task.anchor else _close
     best, best_ms, left_out = None, float("inf"), 0
     for config in task.candidates:
         with launch.forced(task.op, config):
@@ -136,6 +136,12 @@ def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[
         return None
     why = f"{best_ms:.4f} ms, {today:.4f} before; {len(task.candidates)} measured, {left_out} left out"
     return {"op": task.op, **task.key, "why": why, "config": best}
+
+
+def _equal(got: Tensor | tuple[Tensor, ...], wanted: Tensor | tuple[Tensor, ...]) -> bool:
+    if isinstance(got, Tensor) and isinstance(wanted, Tensor):
+        return torch.equal(got, wanted)
+    return all(map(torch.equal, got, wanted))
 
 
 def _close(got: Tensor, wanted: Tensor) -> bool:

@@ -250,8 +250,7 @@ def configure(arch: str, head_dim: int, dtype: torch.dtype, rows: int) -> tuple[
     op = "attention_resident" if is_resident else "attention"
     tile = dict(launch.configuration(op, arch=arch, heuristic=heuristic, **asked))
     bucket, queries = launch.size_bucket(rows), tile["BLOCK_M"]
-    if switches.is_on("pdl", arch, **asked, bucket=bucket) and arch != "interpreter":
-        tile |= {"PDL": True, "launch_pdl": True}
+    tile = switches.with_pdl(tile, arch, **asked, bucket=bucket)
     if is_resident and bucket in GROUPED:
         queries = 2 * tile["HALF"]
     return tile, queries.bit_length() - 1

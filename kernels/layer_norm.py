@@ -22,10 +22,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from . import launch
+from . import launch, switches
+from . import row_moments as _row_moments
 from .shipped import Configuration, compiled, empty
 
 MAX_D = 4096
+row_moments = _row_moments.row_moments  # follows the switch of "layer_norm" in `vilt_fast.backend`
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -41,7 +43,7 @@ def _layer_norm_kernel(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     ROWS: tl.constexpr,
-    PDL: tl.constexpr = False,  # see linear.py
+    PDL: tl.constexpr = False,  # see `switches.with_pdl`
 ):
     if PDL:
         gdc_wait()
@@ -77,9 +79,10 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 
 
 def _plan(input: Tensor) -> launch.Program:
-    d = input.shape[1]
+    (rows, d), arch = input.shape, launch.arch_of(input)
     # Whatever the number of rows: another tile could add a row's columns in another order.
-    config = launch.configuration("layer_norm", arch=launch.arch_of(input), N=d, dtype=input.dtype, heuristic=heuristic)
+    config = launch.configuration("layer_norm", arch=arch, N=d, dtype=input.dtype, heuristic=heuristic)
+    config = switches.with_pdl(config, arch, N=d, bucket=launch.size_bucket(rows), dtype=input.dtype)
     return launch.Program(_layer_norm_kernel, D=d, BLOCK_D=launch.next_power_of_2(d), **config)
 
 
@@ -93,7 +96,8 @@ def _launch(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def _key(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Any, ...]:
-    return "layer_norm", x.shape[1:], weight.shape, bias.shape, *map(launch.traits, (x, weight, bias))
+    bucket = launch.size_bucket(x.shape[0])
+    return "layer_norm", bucket, x.shape[1:], weight.shape, bias.shape, *map(launch.traits, (x, weight, bias))
 
 
 def _run(program: launch.Program, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -115,6 +119,11 @@ def shipped_configurations(target: str) -> list[Configuration]:
     for dtype, d in (("bf16", 768), ("fp16", 768), ("fp32", 768), ("bf16", 1536), ("fp32", 4096)):
         vector, name = empty(dtype, d), f"{dtype} d{d} rows{{ROWS}} w{{num_warps}}"
         shipped += compiled(target, name, _launch, empty(dtype, 211, d), vector, vector, 1e-6)
+    if launch.family(target) in switches.SWITCHES["pdl"].families:
+        with switches.forced(pdl=True):
+            x, vector = empty("bf16", 211, 768), empty("bf16", 768)
+            shipped += compiled(target, "bf16 d768 pdl", _launch, x, vector, vector, 1e-6)
+    shipped += _row_moments.shipped_configurations(target)
     return shipped
 
 

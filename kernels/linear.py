@@ -11,158 +11,32 @@ One program makes tiles of the output; the accumulator is fp32 and stays in regi
 
 Tiles are visited in groups of GROUP_M rows of tiles, so that a group's x and all of W stay in the L2 cache.
 
-Two kernels compute the same sums: `_linear_pointer` (any chip, any strides: one tile a program) and
-`_linear_descriptor` (TMA on sm_90 and later: each program walks over many tiles). Every element adds its products in
+Two kernels compute the same sums: `linear_pointer` (any chip, any strides: one tile a program) and
+`linear_descriptor` (TMA on sm_90 and later: each program walks over many tiles). Every element adds its products in
 the order of K in chunks of one matrix instruction, whatever the tile, so a row's result does not depend on how many
 rows there are or on its place among them. For the same reason there is no split of K.
 
-A configuration with PDL and launch_pdl (sm_90 and later) lets a kernel start while the one before it ends
-(programmatic dependent launch); no shipped one does.
+LayerNorm can be part of a product (`linear_of_normed`): the tile is made of rows as they are, and the epilogue takes
+their mean and scale from moments that the product before wrote (`linear_and_moments`, see row_moments.py).
 
 Not supported: fp8 and integer inputs, operands of different dtypes, and gradients.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from . import launch
-from .activations import ACTIVATIONS, activate
+from vilt_fast.contracts.moments import GROUP
+
+from . import launch, switches
+from .activations import ACTIVATIONS
+from .linear_tiles import linear_descriptor, linear_pointer
+from .row_moments import new_moments, row_moments
 from .shipped import Configuration, compiled, empty
-
-
-@triton.jit
-def _place_of(tile, rows, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """First row and first column of a tile: down GROUP_M tiles, then across, then the next group."""
-    m_blocks = tl.cdiv(rows, BLOCK_M)
-    per_group = GROUP_M * tl.cdiv(N, BLOCK_N)
-    first = tile // per_group * GROUP_M
-    height = tl.minimum(m_blocks - first, GROUP_M)
-    return (first + tile % per_group % height) * BLOCK_M, tile % per_group // height * BLOCK_N
-
-
-# A new number of rows must not compile a new kernel.
-@triton.jit(do_not_specialize=["rows"])
-def _linear_pointer(
-    out_ptr,  # (rows, N)
-    x_ptr,  # (rows, K)
-    w_ptr,  # (N, K)
-    bias_ptr,  # (N,) or None
-    residual_ptr,  # (rows, N) or None
-    rows,
-    stride_om,
-    stride_xm,
-    stride_wn,
-    stride_rm,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    PDL: tl.constexpr = False,
-):
-    if PDL:
-        gdc_wait()
-    m_start, n_start = _place_of(tl.program_id(0), rows, N, BLOCK_M, BLOCK_N, GROUP_M)
-    m_first, n_first = m_start.to(tl.int64), n_start.to(tl.int64)
-    m_offs, n_offs, k_offs = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    # Past the edge the last row (column) is read again and its result dropped: the loop needs no mask for it.
-    x_offs = tl.minimum(m_offs, rows - m_start - 1)
-    w_offs = tl.minimum(n_offs, N - n_start - 1)
-    x_ptrs = x_ptr + m_first * stride_xm + (x_offs[:, None] * stride_xm + k_offs[None, :])  # (BLOCK_M, BLOCK_K)
-    w_ptrs = w_ptr + n_first * stride_wn + (w_offs[:, None] * stride_wn + k_offs[None, :])  # (BLOCK_N, BLOCK_K)
-
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k in range(0, K, BLOCK_K):
-        if K % BLOCK_K == 0:
-            x = tl.load(x_ptrs)
-            w = tl.load(w_ptrs)
-        else:
-            k_mask = k_offs[None, :] < K - k
-            x = tl.load(x_ptrs, mask=k_mask, other=0.0)
-            w = tl.load(w_ptrs, mask=k_mask, other=0.0)
-        acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
-        x_ptrs += BLOCK_K
-        w_ptrs += BLOCK_K
-    if PDL:
-        gdc_launch_dependents()
-
-    n_mask = n_offs < N - n_start
-    mask = (m_offs < rows - m_start)[:, None] & n_mask[None, :]
-    if bias_ptr is not None:
-        acc += tl.load(bias_ptr + n_start + n_offs, mask=n_mask, other=0.0).to(tl.float32)[None, :]
-    OUT_16BIT: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
-    acc = activate(acc, ACTIVATION, OUT_16BIT)
-    if residual_ptr is not None:
-        residual_ptrs = residual_ptr + m_first * stride_rm + n_start + (m_offs[:, None] * stride_rm + n_offs[None, :])
-        acc += tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
-    out_ptrs = out_ptr + m_first * stride_om + n_start + (m_offs[:, None] * stride_om + n_offs[None, :])
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _write(acc, out_desc, bias_ptr, residual_desc, m_start, n_start, N: tl.constexpr, ACTIVATION: tl.constexpr):
-    """Epilogue of `acc`, a (BLOCK_M, columns) block of a tile at (m_start, n_start)."""
-    if bias_ptr is not None:
-        n_offs = n_start + tl.arange(0, acc.shape[1])
-        acc += tl.load(bias_ptr + n_offs, mask=n_offs < N, other=0.0).to(tl.float32)[None, :]
-    OUT_16BIT: tl.constexpr = out_desc.dtype.primitive_bitwidth == 16
-    acc = activate(acc, ACTIVATION, OUT_16BIT)
-    if residual_desc is not None:
-        acc += residual_desc.load([m_start, n_start]).to(tl.float32)
-    out_desc.store([m_start, n_start], acc.to(out_desc.dtype))
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _linear_descriptor(
-    out_desc,  # (rows, N) in blocks of (BLOCK_M, BLOCK_N / SUBTILES)
-    x_desc,  # (rows, K) in blocks of (BLOCK_M, BLOCK_K)
-    w_desc,  # (N, K) in blocks of (BLOCK_N, BLOCK_K)
-    bias_ptr,  # (N,) or None
-    residual_desc,  # (rows, N) in blocks of (BLOCK_M, BLOCK_N / SUBTILES), or None
-    rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-    SUBTILES: tl.constexpr,
-    FLATTEN: tl.constexpr,
-    PDL: tl.constexpr = False,
-):
-    if PDL:
-        gdc_wait()
-        # The next kernel's programs start as soon as ours leave room for them.
-        gdc_launch_dependents()
-    tiles = tl.cdiv(rows, BLOCK_M) * tl.cdiv(N, BLOCK_N)
-    # A descriptor reads zeros past every edge and writes nothing there: no masks.
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=FLATTEN):
-        m_start, n_start = _place_of(tile, rows, N, BLOCK_M, BLOCK_N, GROUP_M)
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        for k in range(0, K, BLOCK_K):
-            x = x_desc.load([m_start, k])
-            w = w_desc.load([n_start, k])
-            acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
-        if SUBTILES == 2:
-            # Half the columns at a time: half the registers and half the shared memory for what is on its way out.
-            pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
-            left, right = tl.split(pair)  # (BLOCK_M, BLOCK_N / 2) each
-            _write(left, out_desc, bias_ptr, residual_desc, m_start, n_start, N, ACTIVATION)
-            _write(right, out_desc, bias_ptr, residual_desc, m_start, n_start + BLOCK_N // 2, N, ACTIVATION)
-        else:
-            _write(acc, out_desc, bias_ptr, residual_desc, m_start, n_start, N, ACTIVATION)
-
 
 # --- configurations ---------------------------------------------------------------------------------------------------
 
@@ -171,7 +45,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     """Tiles where no table has an entry: 128 rows where there are tiles enough to fill the chip, 64 elsewhere.
 
     Args:
-        op: "linear_pointer", "linear_descriptor" or "linear_descriptor_residual".
+        op: "linear_pointer"; "linear_descriptor", or that with "_residual", "_normed" or "_moments" after it.
         arch, N, K, bucket: see `launch.configuration`.
         dtype: "float16", "bfloat16", "tf32" or "float32" (fp32 inputs as they are).
     """
@@ -191,7 +65,15 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
     if op != "linear_pointer":
         # A flattened loop fetches the next tile during the epilogue, and keeps the residual's own shared memory alive:
         # with a residual, not flattening lets two programs fit, which hide each other's epilogues.
-        config |= {"SUBTILES": 2, "FLATTEN": op == "linear_descriptor", "programs": 2}
+        # There the sum is in tensor memory, and read by halves; the mean and scale of rows for two halves would spill.
+        config |= {"BIAS_FIRST": op == "linear_descriptor_normed"} if chip == "sm100" else {}
+        # A half of a tile that makes moments holds whole groups of 64 columns.
+        halves = 1 if op == "linear_descriptor_moments" and config["BLOCK_N"] < 2 * GROUP else 2
+        config |= {
+            "SUBTILES": halves,
+            "FLATTEN": op in ("linear_descriptor", "linear_descriptor_normed"),
+            "programs": 2,
+        }
     return config
 
 
@@ -223,8 +105,11 @@ def _describe(tensor: Tensor, block_rows: int, block_columns: int) -> TensorDesc
     return _Descriptor(tensor, [rows, columns], [stride, 1], [block_rows, block_columns])
 
 
-def _choose(x: Tensor, w: Tensor, residual: Tensor | None) -> dict[str, Any]:
-    """A configuration; one with `programs`, per multiprocessor, is of the descriptor kernel."""
+def _choose(x: Tensor, w: Tensor, residual: Tensor | None, variant: str = "") -> dict[str, Any]:
+    """A configuration; one with `programs`, per multiprocessor, is of the descriptor kernel.
+
+    variant: what its epilogue does beside that of `linear`: "_normed" or "_moments".
+    """
     (N, K), arch, dtype = w.shape, launch.arch_of(x), launch.product_name(x.dtype)
     # The output is new: contiguous, and at a multiple of 16 bytes.
     described = N * x.element_size() % 16 == 0
@@ -233,8 +118,21 @@ def _choose(x: Tensor, w: Tensor, residual: Tensor | None) -> dict[str, Any]:
     if not described or launch.family(arch) not in ("sm90", "sm100") or dtype == "float32":
         op = "linear_pointer"
     else:
-        op = "linear_descriptor" if residual is None else "linear_descriptor_residual"
-    return launch.configuration(op, arch=arch, N=N, K=K, rows=x.shape[0], dtype=dtype, heuristic=heuristic)
+        op = "linear_descriptor" + (variant or ("" if residual is None else "_residual"))
+    rows = x.shape[0]
+    config = launch.configuration(op, arch=arch, N=N, K=K, rows=rows, dtype=dtype, heuristic=heuristic)
+    return switches.with_pdl(config, arch, N=N, K=K, bucket=launch.size_bucket(rows), dtype=dtype)
+
+
+class Normed(NamedTuple):
+    """What makes a product of rows one of normalised rows, see `vilt_fast.reference.linear.linear_of_normed`."""
+
+    moments: Tensor | None  # (2, K / 64, rows) fp32
+    column_sums: Tensor | None  # (N,) fp32
+    eps: float | None
+
+
+AS_THEY_ARE = Normed(None, None, None)
 
 
 class _Plan:
@@ -247,7 +145,7 @@ class _Plan:
         self.columns = self.block_n // config.get("SUBTILES", 1)
         programs = options.pop("programs", None)
         self.programs = None if programs is None else programs * launch.multiprocessors(x.get_device())
-        kernel = _linear_pointer if programs is None else _linear_descriptor
+        kernel = linear_pointer if programs is None else linear_descriptor
         product = {"N": self.N, "K": K, "ACTIVATION": activation, "PRECISION": launch.input_precision(x.dtype)}
         self.program = launch.Program(kernel, **product, **options)
 
@@ -258,17 +156,26 @@ class _Plan:
             self.write(out, x, w, bias, residual)
         return out
 
-    def write(self, out: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
-        rows = x.shape[0]
+    def write(
+        self,
+        out: Tensor,
+        x: Tensor,
+        w: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        normed: Normed = AS_THEY_ARE,
+        out_moments: Tensor | None = None,
+    ) -> None:
+        rows, (moments, sums, eps) = x.shape[0], normed
         tiles = launch.cdiv(rows, self.block_m) * self.column_tiles
         if self.programs is None:
             strides = (out.stride(0), x.stride(0), w.stride(0), None if residual is None else residual.stride(0))
-            self.program((tiles, 1, 1), out, x, w, bias, residual, rows, *strides)
+            self.program((tiles, 1, 1), out, x, w, bias, residual, moments, sums, rows, *strides, eps)
             return
         added = None if residual is None else _describe(residual, self.block_m, self.columns)
-        described = (_describe(out, self.block_m, self.columns), _describe(x, self.block_m, self.block_k))
-        described += (_describe(w, self.block_n, self.block_k),)
-        self.program((min(tiles, self.programs), 1, 1), *described, bias, added, rows)
+        result, w_blocks = _describe(out, self.block_m, self.columns), _describe(w, self.block_n, self.block_k)
+        operands = (_describe(x, self.block_m, self.block_k), w_blocks, bias, added, moments, sums)
+        self.program((min(tiles, self.programs), 1, 1), result, out_moments, *operands, rows, eps)
 
 
 def _key(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None) -> tuple[Any, ...]:
@@ -282,6 +189,12 @@ def _key(x: Tensor, w: Tensor, bias: Tensor | None, activation: str | None, resi
     )
 
 
+def _remember(key: tuple[Any, ...], plan: _Plan) -> _Plan:
+    if launch.recording is None:
+        launch.plans[key] = plan
+    return plan
+
+
 def _launch(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, residual: Tensor | None
 ) -> Tensor:
@@ -291,9 +204,7 @@ def _launch(
     bias = None if bias is None else bias.contiguous()
     residual = None if residual is None else launch.row_major(residual)
     key = _key(x, w, bias, activation, residual)
-    plan = launch.plans.get(key) or _Plan(x, w, activation, _choose(x, w, residual))
-    if launch.recording is None:
-        launch.plans[key] = plan
+    plan = launch.plans.get(key) or _remember(key, _Plan(x, w, activation, _choose(x, w, residual)))
     return plan.run(x, w, bias, residual)
 
 
@@ -312,20 +223,51 @@ def shipped_configurations(target: str) -> list[Configuration]:
     cases += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
     # The pointer kernel's longest epilogue is here for its registers.
     cases += [("bf16", 53831, *longest), ("fp32", 53831, *longest)]
-    shipped: dict[str, Configuration] = {}
-    for dtype, rows, N, K, activation, residual in cases:
-        name = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''}"
-        added = empty(dtype, rows, N) if residual else None
-        if activation == "gelu_tanh":
-            added = empty(dtype, 1, N).expand(rows, N)  # TMA cannot describe rows that overlap
-        arguments = (empty(dtype, rows, K), empty(dtype, N, K), empty(dtype, N), activation, added)
-        name += " {BLOCK_M}x{BLOCK_N}x{BLOCK_K} w{num_warps} s{num_stages}"
-        found = compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
-        shipped |= {str((entry.function.__name__, *entry[2:])): entry for entry in found}
-    return list(shipped.values())
+    shipped = [entry for case in cases for entry in _shipped(target, *case)]
+    has_descriptors = launch.family(target) in switches.HOPPER
+    for shape in (qkv, out, up, down) if has_descriptors else (qkv, up):
+        for rows in (226, 1688, 53831):
+            shipped += _shipped(target, "bf16", rows, *shape, folded=True)
+    if has_descriptors:
+        with switches.forced(pdl=True):
+            for rows, shape in ((226, qkv), (226, out), (53831, up), (53831, down)):
+                shipped += _shipped(target, "bf16", rows, *shape) + _shipped(target, "bf16", rows, *shape, folded=True)
+            shipped += _shipped(target, "bf16", 226, *words)
+    return list({str((entry.function.__name__, *entry[2:])): entry for entry in shipped}.values())
 
 
-# --- public function --------------------------------------------------------------------------------------------------
+def _shipped(
+    target: str, dtype: str, rows: int, N: int, K: int, activation: str | None, residual: bool, folded: bool = False
+) -> list[Configuration]:
+    name = f"{dtype} {N}x{K} {activation or 'none'}{'+residual' if residual else ''}"
+    added = empty(dtype, rows, N) if residual else None
+    if activation == "gelu_tanh":
+        added = empty(dtype, 1, N).expand(rows, N)  # TMA cannot describe rows that overlap
+    x, w, bias = empty(dtype, rows, K), empty(dtype, N, K), empty(dtype, N)
+    call: Callable[[], object] = partial(_launch, x, w, bias, activation, added)
+    if folded:
+        name += "+moments" if residual else "+normed"
+        vector, moments = empty("fp32", N), empty("fp32", 2, K // GROUP, rows)
+        call = partial(linear_of_normed, x, moments, w, vector, vector, 1e-6, activation=activation)
+        call = partial(linear_and_moments, x, w, bias, added) if residual else call
+    name += " {BLOCK_M}x{BLOCK_N}x{BLOCK_K} w{num_warps} s{num_stages}"
+    name += " pdl" if switches.is_on("pdl", target) else ""
+    return compiled(target, name, call, tf32=dtype == "tf32")
+
+
+# --- public functions -------------------------------------------------------------------------------------------------
+
+
+def _check(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None = None
+) -> None:
+    launch.check_tensor("linear", "input", input, ("rows", "K"))
+    launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
+    launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
+    launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
+    launch.check_device("linear", input, weight, bias, residual)
 
 
 def linear(
@@ -346,12 +288,72 @@ def linear(
         plan = launch.plans.get(_key(input, weight, bias, activation, residual))
         if plan is not None:
             return plan.run(input, weight, bias, residual)
-    launch.check_tensor("linear", "input", input, ("rows", "K"))
-    launch.check_tensor("linear", "weight", weight, ("N", input.shape[1]), input.dtype)
-    launch.check_tensor("linear", "bias", bias, (weight.shape[0],), input.dtype)
-    launch.check_tensor("linear", "residual", residual, (input.shape[0], weight.shape[0]), input.dtype)
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"linear: activation: got {activation!r}, wanted one of {ACTIVATIONS}")
-    launch.check_device("linear", input, weight, bias, residual)
+    _check(input, weight, bias, residual, activation)
     run = _launch if launch.is_direct(input, weight, bias, residual) else _linear
     return run(input, weight, bias, activation, residual)
+
+
+def linear_and_moments(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """`vilt_fast.reference.linear.linear_and_moments`: the descriptor kernel writes both, elsewhere a kernel follows.
+
+    N is a multiple of 64 up to 4096; else as `linear`. For frozen models: not for torch.compile.
+    """
+    x, w = launch.row_major(input), launch.row_major(weight)
+    residual = launch.row_major(residual)
+    key = ("linear_and_moments", *_key(x, w, bias, None, residual))
+    plan = launch.plans.get(key)
+    if plan is None:
+        _check(x, w, bias, residual)
+        if w.shape[0] % GROUP:
+            raise ValueError(f"linear_and_moments: weight: got {w.shape[0]} rows, wanted a multiple of {GROUP}")
+        plan = _Plan(x, w, None, _choose(x, w, residual, "_moments"))
+        if plan.programs is not None and plan.columns % GROUP:
+            columns = plan.columns
+            raise ValueError(f"linear_and_moments: a table's tile writes {columns} columns at a time, wanted {GROUP}")
+        _remember(key, plan)
+    out = x.new_empty((x.shape[0], plan.N))
+    moments = None if plan.programs is None else new_moments(x, x.shape[0], plan.N)
+    if x.shape[0]:
+        plan.write(out, x, w, bias, residual, out_moments=moments)
+    return out, row_moments(out) if moments is None else moments
+
+
+def linear_of_normed(
+    input: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    column_sums: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """`vilt_fast.reference.linear.linear_of_normed` in one kernel; activations as in `linear`.
+
+    K is a multiple of 64; moments, sums and bias are contiguous. For frozen models: not for torch.compile.
+    """
+    x, w = launch.row_major(input), launch.row_major(weight)
+    shapes = (x.shape[0] == moments.shape[-1], moments.shape[:-1], column_sums.shape)
+    traits = (launch.batch_traits(moments), launch.traits(column_sums))
+    key = ("linear_of_normed", *_key(x, w, bias, activation, None), *shapes, *traits)
+    plan = launch.plans.get(key)
+    if plan is None:
+        _check(x, w, None, None, activation)
+        _check_normed(x, w, moments, column_sums, bias)
+        plan = _remember(key, _Plan(x, w, activation, _choose(x, w, None, "_normed")))
+    out = x.new_empty((x.shape[0], plan.N))
+    if x.shape[0]:
+        plan.write(out, x, w, bias, None, Normed(moments, column_sums, float(eps)))
+    return out
+
+
+def _check_normed(x: Tensor, w: Tensor, moments: Tensor, column_sums: Tensor, bias: Tensor) -> None:
+    (N, K), name = w.shape, "linear_of_normed"
+    if K % GROUP:
+        raise ValueError(f"{name}: input: got {K} columns, wanted a multiple of {GROUP}")
+    launch.check_tensor(name, "moments", moments, (2, K // GROUP, x.shape[0]), torch.float32)
+    launch.check_tensor(name, "column_sums", column_sums, (N,), torch.float32)
+    launch.check_tensor(name, "bias", bias, (N,), torch.float32)
+    if not all(tensor.is_contiguous() for tensor in (moments, column_sums, bias)):
+        raise ValueError(f"{name}: moments, column_sums, bias: got strides, wanted contiguous tensors")
+    launch.check_device(name, x, moments, w, column_sums, bias)

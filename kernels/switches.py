@@ -1,8 +1,7 @@
 """Choices inside the kernels that a chip should make, each on or off by one entry.
 
 Every one computes what the kernels compute without it, to the bit or within their error; which is faster, only a chip
-can say. What counts, first match
-wins:
+can say. What counts, first match wins:
 
     1. `with forced(resident=True): ...`, for tests, ablations and measurements
     2. the environment variable VILT_FAST_SWITCHES, for example "resident,-pdl": on, and off with a minus
@@ -38,8 +37,6 @@ class Switch(NamedTuple):
 
 
 SWITCHES = {
-    "bias_first": Switch(("linear",), HOPPER, "the bias of a tile is read once, ahead of its halves", True),
-    "one_reciprocal": Switch(("linear",), EVERYWHERE, "GELU divides once in place of twice", False),
     "pdl": Switch(
         ("linear", "layer_norm", "attention"), HOPPER, "a kernel of a block starts while the one before it ends", True
     ),
@@ -125,3 +122,20 @@ def _check_names(choices: dict[str, bool], source: str) -> None:
     unknown = sorted(choices.keys() - SWITCHES.keys())
     if unknown:
         raise ValueError(f"{source}: got the switch {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
+
+
+# Programmatic dependent launch: with PDL and launch_pdl (sm_90 and later) the programs of a kernel may start while the
+# kernel before it still runs. Then every program of the kernel has to call `gdc_wait` before it reads what another
+# kernel wrote, before it writes anything, and also if it has nothing to do. The wait ends when the kernel before has
+# ended and all that it wrote can be seen. As that one waited too before it could end, all kernels before it have ended
+# as well: so none still reads a buffer that is written again, and no other order has to be kept. A kernel without PDL
+# starts when the one before it has ended, as ever. `gdc_launch_dependents` only says that the next kernel may come:
+# when all our programs have called it or ended, so it never takes the place of a program of ours.
+def with_pdl(config: dict[str, Any], arch: str, **asked: Any) -> dict[str, Any]:
+    """A configuration, of a kernel that starts while the one before it ends where the switch "pdl" says so.
+
+    The interpreter, which runs one kernel after the other, changes nothing. Arguments as in `is_on`.
+    """
+    asked["dtype"] = str(asked["dtype"]).removeprefix("torch.")
+    early = is_on("pdl", arch, **asked) and launch.family(arch) != "interpreter"
+    return config | {"PDL": True, "launch_pdl": True} if early else config

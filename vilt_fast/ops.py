@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,6 +101,8 @@ OPERATIONS = {
 }
 BACKENDS = ("kernels", "reference")
 
+SWITCHES = "VILT_FAST_SWITCHES"  # the environment variable of `vilt_fast.kernels.switches`
+_SWITCHES_FILE = "vilt_fast.kernels.switches"
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _chosen: dict[str, str] = {}  # operation -> backend; an operation that is absent follows the device of its tensors
 
@@ -131,6 +135,18 @@ def backend(default: str | None = None, /, **operations: str) -> Iterator[None]:
 def is_switched(side: str, *operations: str) -> bool:
     """Whether any of these operations was sent to "kernels" or "reference" by `backend`."""
     return any(_chosen.get(operation) == side for operation in operations)
+
+
+def is_on(switch: str, tensor: Tensor) -> bool:
+    """Whether a choice of `vilt_fast.kernels.switches` is on where `tensor` is; off a GPU, as for the interpreter.
+
+    Off a GPU Triton is not imported for it: without $VILT_FAST_SWITCHES, and before the kernels are, nothing is on.
+    """
+    if not _HAS_TRITON or not (tensor.is_cuda or os.environ.get(SWITCHES) or _SWITCHES_FILE in sys.modules):
+        return False
+    from vilt_fast.kernels import launch, switches
+
+    return switches.is_on(switch, launch.arch_of(tensor) if tensor.is_cuda else "interpreter")
 
 
 def side(reference: ModuleType, tensor: Tensor) -> Any:
@@ -175,9 +191,33 @@ def linear(
     return side(_linear, input).linear(input, weight, bias, activation=activation, residual=residual)
 
 
+def linear_and_moments(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """See `vilt_fast.reference.linear`; follows the switch of "linear"."""
+    return side(_linear, input).linear_and_moments(input, weight, bias, residual)
+
+
+def linear_of_normed(
+    input: Tensor,
+    moments: Tensor,
+    weight: Tensor,
+    column_sums: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    activation: str | None = None,
+) -> Tensor:
+    """See `vilt_fast.reference.linear`; follows the switch of "linear"."""
+    return side(_linear, input).linear_of_normed(input, moments, weight, column_sums, bias, eps, activation=activation)
+
+
 def layer_norm(input: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `vilt_fast.reference.layer_norm`."""
     return side(_layer_norm, input).layer_norm(input, weight, bias, eps)
+
+
+def row_moments(input: Tensor) -> Tensor:
+    """See `vilt_fast.reference.layer_norm`; follows the switch of "layer_norm"."""
+    return side(_layer_norm, input).row_moments(input)
 
 
 def attention(

@@ -12,9 +12,9 @@ pytest.importorskip("triton", reason="the kernels need Triton")
 
 BLOCKS = 2
 # A block: LayerNorm, qkv, attention, out + residual, LayerNorm, up + GELU, down + residual.
-ENCODER = {"_layer_norm_kernel": 2 * BLOCKS, "attention_kernel": BLOCKS, "_linear_descriptor": 4 * BLOCKS}
+ENCODER = {"_layer_norm_kernel": 2 * BLOCKS, "attention_kernel": BLOCKS, "linear_descriptor": 4 * BLOCKS}
 # On top: LayerNorm, pooler; product, LayerNorm, product. Seven labels of two bytes are no rows for TMA.
-HEAD = {"_layer_norm_kernel": 2, "_linear_descriptor": 2, "_linear_pointer": 1}
+HEAD = {"_layer_norm_kernel": 2, "linear_descriptor": 2, "linear_pointer": 1}
 INSIDE = {name: ENCODER.get(name, 0) + HEAD.get(name, 0) for name in {**ENCODER, **HEAD}}
 EMBEDDINGS = {"text_embed_kernel": 1, "patch_embed_kernel": 1}
 

@@ -7,7 +7,9 @@ from torch import Tensor
 from vilt_fast.reference.layer_norm import layer_norm as reference
 
 pytest.importorskip("triton", reason="the kernels need Triton")
+from vilt_fast.kernels import launch, linear, switches  # noqa: E402
 from vilt_fast.kernels import layer_norm as kernel  # noqa: E402
+from vilt_fast.kernels.shipped import empty  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -103,6 +105,30 @@ def test_registration(device) -> None:
     inputs[0].requires_grad_()
     with pytest.raises(RuntimeError, match="no autograd formula"):
         kernel.layer_norm(*inputs, 1e-6).sum().backward()
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_programmatic_launch_by_its_switch(arch, monkeypatch) -> None:
+    """Every kernel of a block but attention; without the switch none."""
+    x, w, vector = empty("bf16", 226, 768), empty("bf16", 768, 768), empty("bf16", 768)
+    wide = empty("fp32", 768)
+
+    def launches() -> list[dict]:
+        monkeypatch.setattr(launch, "recording", launch.Recording(arch, []))
+        kernel._launch(x, vector, vector, 1e-6)
+        linear._launch(x, w, vector, None, x)
+        linear._launch(x[:, 1:], w[:, 1:], None, None, None)  # no descriptor describes this
+        moments = kernel.row_moments(x)
+        linear.linear_of_normed(x, moments, w, wide, wide, 1e-6)
+        linear.linear_and_moments(x, w, vector, x)
+        return [configuration for _, _, configuration in launch.recording.launches]
+
+    plain = launches()
+    assert len(plain) == 6 and not any("PDL" in config for config in plain)
+    with switches.forced(pdl=True):
+        assert launches() == [config | {"PDL": True, "launch_pdl": True} for config in plain]
+        # The interpreter runs one kernel after the other.
+        assert switches.with_pdl({"ROWS": 1}, "interpreter", N=64, bucket="tiny", dtype=torch.float16) == {"ROWS": 1}
 
 
 # --- real sizes, on a GPU ---------------------------------------------------------------------------------------------

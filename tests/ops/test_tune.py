@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
-from vilt_fast.bench import attention, layer_norm
+import vilt_fast
+from vilt_fast.bench import attention, layer_norm, verify, workloads
 from vilt_fast.bench import linear as products
 from vilt_fast.bench import tune as module
+from vilt_fast.bench.case import Case
+from vilt_fast.configs.vilt import ViltConfig
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 from vilt_fast.kernels import launch, linear  # noqa: E402
@@ -82,3 +85,23 @@ def test_bad_arguments(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="got no CUDA GPU"):
         module.tune()
+
+
+def test_folded_norms_have_tiles_of_their_own(device, monkeypatch) -> None:
+    """Where there are descriptors: any tile for a product of normalised rows, whole groups for moments."""
+    config = ViltConfig(hidden_size=64, intermediate_size=128, num_attention_heads=2)
+    batch = Case(workloads.vqa_mix(1), config, device)
+    monkeypatch.setattr(launch, "family", lambda arch: "sm90")
+    tasks = {(task.op, task.key["N"]): task for task in products.tasks([batch])}
+    assert {name for name, _ in tasks} == {
+        f"linear_descriptor{end}" for end in ("", "_residual", "_normed", "_moments")
+    }
+    assert len(tasks[("linear_descriptor_normed", 192)].candidates) == len(products.FEW_ROWS["descriptor"])
+    for tile in tasks[("linear_descriptor_moments", 64)].candidates:
+        assert tile["BLOCK_N"] // tile["SUBTILES"] % 64 == 0
+    monkeypatch.undo()
+    for case in products.cases(batch)[-4:]:
+        for dtype in (torch.float32, torch.bfloat16):
+            with vilt_fast.backend("kernels"):
+                error = verify.error_of(lambda c=case, d=dtype: c.ours(*c.sets_in(d)[0]), case.wanted)
+            assert error <= verify.OPERATION_BOUNDS[dtype], (case.operation, dtype)

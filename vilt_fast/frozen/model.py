@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.checkpoints import as_device
+from vilt_fast.frozen.blocks import Rows
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
 from vilt_fast.frozen.planning import HostBatch, HostPlan, Words, make_plan, plan_inputs
 from vilt_fast.frozen.weights import Weights, collect, own_class
@@ -347,20 +348,21 @@ class FrozenModel:
         """All rows (total_tokens, d) after the blocks; or where the head reads first rows alone, its scores."""
         blocks, head_dim = self.weights.blocks, self.config.hidden_size // self.config.num_attention_heads
         span_list = ops.list_spans(spans.cu_seqlens, len(tokens), head_dim, tokens.dtype) if blocks else None
+        stream: Any = Rows(tokens, ops.row_moments(tokens)) if self.weights.is_folded and blocks else tokens
         for i, block in enumerate(blocks):
             attend = partial(
                 ops.attention,
                 cu_seqlens=spans.cu_seqlens,
                 num_heads=block.num_heads,
                 max_seqlen=spans.max_seqlen,
-                head_scale=None if head_mask is None else block.scale_of(head_mask[i]).to(tokens.dtype),
+                head_scale=None if head_mask is None else block.scale_of(head_mask[i]).to(self.dtype),
                 span_list=span_list,
             )
             narrows = self._first_rows_only and i + 1 == len(blocks)
-            tokens = walk_block(block, tokens, attend, spans.first if narrows else None)
+            stream = walk_block(block, stream, attend, spans.first if narrows else None)
         if not self._first_rows_only:
-            return tokens
-        rows = tokens if blocks else tokens[spans.first]
+            return stream
+        rows = stream if blocks else stream[spans.first]
         pooled, slots = self._pool(self.weights.norm(rows)), self.slots or 1
         pooled = pooled[: len(pooled) // slots * slots].view(-1, slots * pooled.shape[1])
         assert self.weights.head is not None
@@ -396,7 +398,7 @@ class FrozenModel:
                 or model.config.max_image_length != self.config.max_image_length
             ):
                 return True  # of the configuration, all else was read when the model was made
-            now = collect(model, self.dtype, self.device)
+            now = collect(model, self.dtype, self.device, self.weights.is_folded)
         except ValueError:  # something hangs on it
             return True
         before, after = [*_leaves(self.weights)], [*_leaves(now)]

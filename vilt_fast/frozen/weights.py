@@ -7,81 +7,29 @@ its own computes something that its weights do not say, and is refused by name.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from vilt_fast import ops
 from vilt_fast.checkpoints import shapes_only
 from vilt_fast.checkpoints.files import listing
+from vilt_fast.frozen.blocks import Affine, Block, FoldedBlock, Norm, NormedAffine, can_fold
 from vilt_fast.layers.activations import fused_name
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
 from vilt_fast.layers.untouched import has_own, has_usual_settings, is_patched
 
+LOG = logging.getLogger(__name__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _ADVICE = "undo the change (remove a hook, merge an adapter), or call the live model"
 # What a user's class may define without computing anything else.
 _HARMLESS = {"__module__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__init__", "config_class"}
 _HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate_func__", "__annotations_cache__"}  # Python 3.13
-
-
-class Affine(NamedTuple):
-    """x W^T + b."""
-
-    weight: Tensor  # (N, K)
-    bias: Tensor | None  # (N,)
-
-    def __call__(self, x: Tensor, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
-        return ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
-
-
-class Norm(NamedTuple):
-    """LayerNorm of rows."""
-
-    weight: Tensor  # (d,)
-    bias: Tensor  # (d,)
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True, eq=False)
-class Block:
-    """The steps of one block, as `vilt_fast.layers.encoder.walk_block` takes them."""
-
-    norm_before: Norm
-    joined: Affine  # query, key and value in one
-    out: Affine
-    norm_after: Norm
-    up: Affine
-    down: Affine
-    num_heads: int
-    kept_heads: list[int] | None  # of those in a `head_mask`; None: all
-    activation: str | None
-    activation_after: Callable[[Tensor], Tensor] | None
-
-    def scale_of(self, head_mask: Tensor) -> Tensor:
-        """(heads,) of the whole model to those that are left."""
-        return head_mask if self.kept_heads is None else head_mask[self.kept_heads]
-
-    def query_key_value(self, x: Tensor) -> Tensor:
-        return self.joined(self.norm_before(x))
-
-    def project(self, context: Tensor, residual: Tensor) -> Tensor:
-        return self.out(context, residual=residual)
-
-    def expand(self, z: Tensor) -> Tensor:
-        hidden = self.up(self.norm_after(z), activation=self.activation)
-        return hidden if self.activation_after is None else self.activation_after(hidden)
-
-    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
-        return self.down(hidden, residual=residual)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +91,18 @@ class Weights:
 
     text: TextTables
     patches: PatchTables
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | FoldedBlock, ...]  # all of one kind
     norm: Norm
     pooler: Affine | None
     head: Affine | ClassifierHead | WordHead | None  # rows to scores; None for ViltModel
+    is_folded: bool  # whether the norms of the blocks are part of the products after them
 
 
-def collect(model: Any, dtype: torch.dtype, device: torch.device) -> Weights:
+def collect(model: Any, dtype: torch.dtype, device: torch.device, folds: bool | None = None) -> Weights:
     """A copy of a model's weights.
+
+    folds: whether to fold the norms of the blocks into the products after them; None: as the switch "fold_norm" says,
+        where that can be done and loses nothing, see `vilt_fast.frozen.blocks`.
 
     Raises:
         ValueError: a module is not what its class says, or a weight is NaN or infinite in that dtype; names it.
@@ -161,6 +113,9 @@ def collect(model: Any, dtype: torch.dtype, device: torch.device) -> Weights:
     vilt = getattr(model, "vilt", model)
     embeddings, text = vilt.embeddings, vilt.embeddings.text_embeddings
     modality = take(embeddings.token_type_embeddings.weight)
+    blocks, is_folded = take.blocks(
+        vilt.encoder.layer, can_fold(model.config, dtype, device) if folds is None else folds
+    )
     norm, projection = take.norm(text.LayerNorm), embeddings.patch_embeddings.projection
     return Weights(
         text=TextTables(
@@ -180,10 +135,11 @@ def collect(model: Any, dtype: torch.dtype, device: torch.device) -> Weights:
             modality=modality,
             table_size=embeddings.table_size,
         ),
-        blocks=tuple(take.block(layer) for layer in vilt.encoder.layer),
+        blocks=blocks,
         norm=take.norm(vilt.layernorm),
         pooler=None if vilt.pooler is None else take.affine(vilt.pooler.dense),
         head=None if vilt is model else take.head(model),
+        is_folded=is_folded,
     )
 
 
@@ -209,6 +165,20 @@ class _Taker:
             return Affine(weight, None)
         return Affine(weight, torch.cat([linear.bias.detach() for linear in linears]).to(**self.options))
 
+    def folded(self, norm: Any, *linears: Any) -> NormedAffine | None:
+        """LayerNorm and one product in place of several: from the parameters as they are, rounded once."""
+        weight = torch.cat([linear.weight.detach() for linear in linears]).double()
+        scaled, shift = weight * norm.weight.detach().double(), weight @ norm.bias.detach().double()
+        if linears[0].bias is not None:
+            shift = shift + torch.cat([linear.bias.detach() for linear in linears]).double()
+        rounded = scaled.to(self.options["dtype"])
+        lost = (rounded.double() - scaled).norm(dim=1)
+        # Half an ulp is what a row may lose; an element that over- or underflows costs more.
+        if not (lost <= torch.finfo(rounded.dtype).eps / 2 * scaled.norm(dim=1)).all():
+            return None
+        device, sums = self.options["device"], rounded.double().sum(dim=1)
+        return NormedAffine(rounded.to(device), sums.float().to(device), shift.float().to(device), norm.eps)
+
     def norm(self, norm: Any) -> Norm:
         return Norm(self(norm.weight), self(norm.bias), norm.eps)
 
@@ -220,19 +190,44 @@ class _Taker:
         place = {name: self.options[name] for name in ("dtype", "device")}
         return {"activation": None, "activation_after": copy.deepcopy(act).to(**place).eval().requires_grad_(False)}
 
+    def blocks(self, layers: Any, folds: bool) -> tuple[tuple[Block | FoldedBlock, ...], bool]:
+        """All blocks, and whether their norms are folded."""
+        if folds:
+            folded = [self.folded_block(layer, layer is layers[-1]) for layer in layers]
+            if None not in folded:
+                return tuple(block for block in folded if block is not None), True
+            LOG.info("norms stay: a weight of a norm times one of the next product is out of %s", self.options["dtype"])
+        return tuple(self.block(layer) for layer in layers), False
+
     def block(self, layer: Any) -> Block:
         attention = layer.attention.attention
         return Block(
             norm_before=self.norm(layer.layernorm_before),
             joined=self.joined(attention.query, attention.key, attention.value),
-            out=self.affine(layer.attention.output.dense),
             norm_after=self.norm(layer.layernorm_after),
             up=self.affine(layer.intermediate.dense),
-            down=self.affine(layer.output.dense),
-            num_heads=attention.num_attention_heads,
-            kept_heads=attention.kept_heads,
-            **self.epilogue(layer.intermediate.intermediate_act_fn),
+            **self.rest(layer),
         )
+
+    def folded_block(self, layer: Any, is_last: bool) -> FoldedBlock | None:
+        """None where a weight in which a norm is folded is not one of the dtype any more."""
+        attention = layer.attention.attention
+        joined = self.folded(layer.layernorm_before, attention.query, attention.key, attention.value)
+        up = self.folded(layer.layernorm_after, layer.intermediate.dense)
+        if joined is None or up is None:
+            return None
+        return FoldedBlock(joined=joined, up=up, is_last=is_last, **self.rest(layer))
+
+    def rest(self, layer: Any) -> dict[str, Any]:
+        """What a block with its norms and one without them have in common."""
+        attention = layer.attention.attention
+        return {
+            "out": self.affine(layer.attention.output.dense),
+            "down": self.affine(layer.output.dense),
+            "num_heads": attention.num_attention_heads,
+            "kept_heads": attention.kept_heads,
+            **self.epilogue(layer.intermediate.intermediate_act_fn),
+        }
 
     def head(self, model: Any) -> Affine | ClassifierHead | WordHead:
         for name in ("rank_output", "itm_score", "mlm_score", "classifier"):

@@ -17,26 +17,29 @@ from vilt_fast.layers.projection import linear, normalise
 from vilt_fast.layers.untouched import is_untouched, remembered, skippable
 from vilt_fast.packing import Layout
 
+# Between the steps: rows (rows, d); or rows with what a frozen block keeps beside them, which can be indexed alike.
+Stream = Any
+
 
 class BlockSteps(Protocol):
     """The steps of a block around its attention: of a live `Layer`, and of a frozen one."""
 
-    def query_key_value(self, x: Tensor) -> Tensor:
+    def query_key_value(self, x: Stream) -> Tensor:
         """qkv(LN(x)): (rows, d) to (rows, 3 * d)."""
 
-    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+    def project(self, context: Tensor, residual: Stream) -> Stream:
         """residual + W context: (rows, d)."""
 
-    def expand(self, z: Tensor) -> Tensor:
+    def expand(self, z: Stream) -> Tensor:
         """act(W LN(z)): (rows, d) to (rows, hidden)."""
 
-    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+    def contract(self, hidden: Tensor, residual: Stream) -> Stream:
         """residual + W hidden: (rows, hidden) to (rows, d)."""
 
 
 def walk_block(
-    steps: BlockSteps, x: Tensor, attend: Callable[[Tensor], Tensor], first_rows: Tensor | None = None
-) -> Tensor:
+    steps: BlockSteps, x: Stream, attend: Callable[[Tensor], Tensor], first_rows: Tensor | None = None
+) -> Stream:
     """z = x + Attention(LN(x)); z + MLP(LN(z)): the one description of a block. Seven launches on the kernels.
 
     Args:
