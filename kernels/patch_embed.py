@@ -15,7 +15,8 @@ over (channel, patch row, patch column), so that a patch row is one contiguous p
 
 Images that stayed bytes are ragged and lie as (height, width, channel): a patch row is `patch * CHANNELS` bytes side
 by side, which are read as CHANNELS runs of `patch` bytes in place of the channels. A byte u counts as u - 128, which is
-exact in every float dtype; the sums are multiplied by `pixel_scale` at the end.
+exact in every float dtype; the sums are multiplied by `pixel_scale` at the end. With the switch `shared_bytes` a
+program has 256 columns, and half as many programs convert the same bytes.
 
 Programs past the blocks of patches write the CLS rows. The tile depends on shapes of the model, dtype and chip alone:
 an image's rows are bit for bit the same in any batch. Not supported: padded integer pixels, backward.
@@ -29,67 +30,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import launch
+from . import launch, switches
 from .no_backward import refuse_backward
-from .patch_tiles import load_bytes, load_pixels, load_weight, positions
+from .patch_tiles import halves, load_bytes, load_pixels, load_weight, write_cls, write_patches
 from .shipped import Configuration, compiled, empty
 
-
-@triton.jit
-def _write_patches(
-    products, tables, patches, n_first, hidden, strides, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr
-):
-    """Epilogue of `products`, (BLOCK_M, columns) from column `n_first` on: what is added, and the rows they go to."""
-    tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr = tables
-    index, image, y, x, row = patches  # (BLOCK_M,) each
-    stride_token, stride_position, stride_modality = strides
-    n_offs = n_first + tl.arange(0, products.shape[1])
-    mask = (index >= 0)[:, None] & (n_offs < hidden)[None, :]
-    height, width = tl.load(grid_ptr + image * 2), tl.load(grid_ptr + image * 2 + 1)
-    kind = tl.load(pair_modality_ptr + image)
-    table_ptrs = position_ptr + stride_position + n_offs[None, :]
-    added = positions(table_ptrs, mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
-    modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
-    added += tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
-    if bias_ptr is not None:
-        added += tl.load(bias_ptr + n_offs, mask=n_offs < hidden, other=0.0).to(tl.float32)[None, :]
-    tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
-    tl.store(tokens_ptrs, (products + added).to(tokens_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _halves(block):
-    """The left and the right half of the columns of a block."""
-    halves = tl.reshape(block, (block.shape[0], 2, block.shape[1] // 2))
-    return tl.split(tl.permute(halves, (0, 2, 1)))
-
-
-@triton.jit
-def _write_cls(
-    tables,
-    cls_token_ptr,
-    cls_row_ptr,
-    first,
-    pairs,
-    hidden,
-    n_offs,
-    stride_token,
-    stride_modality,
-    BLOCK_M: tl.constexpr,
-):
-    """CLS rows of BLOCK_M pairs from `first` on, columns `n_offs`."""
-    tokens_ptr, _, position_ptr, modality_ptr, pair_modality_ptr, _ = tables
-    b_offs = first + tl.arange(0, BLOCK_M)
-    n_mask = n_offs < hidden
-    row = tl.load(cls_row_ptr + b_offs, mask=b_offs < pairs, other=-1)
-    mask = (row >= 0)[:, None] & n_mask[None, :]
-    shared = tl.load(cls_token_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
-    shared += tl.load(position_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
-    kind = tl.load(pair_modality_ptr + b_offs, mask=b_offs < pairs, other=0)
-    modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
-    out = shared[None, :] + tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
-    tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
-    tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)
+BYTES = "patch_embed_bytes"  # in the tables, of images that stayed bytes
 
 
 # Sizes of a batch are not specialised: a new one must not compile a new kernel.
@@ -131,6 +77,7 @@ def patch_embed_kernel(
     BLOCK_N: tl.constexpr,
     STEP_ROWS: tl.constexpr,
     SUBTILES: tl.constexpr,
+    EVEN_N: tl.constexpr,
 ):
     n_blocks = tl.cdiv(hidden, BLOCK_N)
     n_first = tl.program_id(0) % n_blocks * BLOCK_N
@@ -140,7 +87,7 @@ def patch_embed_kernel(
     tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
     if m_block >= m_blocks:
         first = (m_block - m_blocks) * BLOCK_M
-        _write_cls(
+        write_cls(
             tables, cls_token_ptr, cls_row_ptr, first, pairs, hidden, n_offs, stride_token, stride_modality, BLOCK_M
         )
         return
@@ -154,6 +101,8 @@ def patch_embed_kernel(
     x = cell % grid_columns
     y = cell // grid_columns % grid_rows
     image = cell // (grid_columns * grid_rows)
+    # Ahead of the loop, so that less has to be kept for what follows it.
+    row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=-1)
     RAGGED: tl.constexpr = pixel_offset_ptr is not None
     if RAGGED:
         RUN: tl.constexpr = PATCH * CHANNELS
@@ -185,19 +134,17 @@ def patch_embed_kernel(
 
     if RAGGED:
         accumulator = accumulator * pixel_scale
-    row = tl.load(patch_row_ptr + m_offs, mask=index >= 0, other=0)
-    patches = (index, image, y, x, row)
+    patches = (row, image, y, x)
     strides = (stride_token, stride_position, stride_modality)
     if SUBTILES == 1:
-        _write_patches(accumulator, tables, patches, n_first, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+        write_patches(accumulator, tables, patches, n_first, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS)
     else:
-        # A quarter of the columns at a time: the epilogue reads five rows of tables for every patch, and all of them
-        # in registers would leave room for one program only on a multiprocessor.
-        left, right = _halves(accumulator)
-        quarters = _halves(left) + _halves(right)
+        # A quarter of the columns at a time: all that they read of tables would leave room for one program only.
+        left, right = halves(accumulator)
+        quarters = halves(left) + halves(right)
         for i in tl.static_range(4):
             n = n_first + i * (BLOCK_N // 4)
-            _write_patches(quarters[i], tables, patches, n, hidden, strides, TABLE_ROWS, TABLE_COLUMNS)
+            write_patches(quarters[i], tables, patches, n, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS)
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------
@@ -211,15 +158,25 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3, "SUBTILES": 1}
     # The tile of the linear kernels: 128 x 128 keeps two programs on a multiprocessor, one writes while one multiplies.
     tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "SUBTILES": 4}
+    if launch.family(arch) == "sm90" and op == BYTES and _is_unmasked(K):
+        tile["maxnreg"] = 128  # without a word it takes 160, and two programs do not fit; nothing spills
     return tile | {"num_stages": 2} if launch.family(arch) == "gfx942" else tile
 
 
-def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int]) -> launch.Program:
+def _is_unmasked(K: int) -> bool:
+    """Whether loads of a patch of three channels have no masks, which take registers: sides of 16, 32 or 64."""
+    return K % 768 == 0
+
+
+def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int], ragged: bool) -> launch.Program:
     hidden, channels, patch, _ = weight.shape
     # A pair may not depend on its batch, so neither may the tile: it is not asked for by rows.
-    sizes = {"N": hidden, "K": channels * patch * patch}
-    arch, name = launch.arch_of(tokens), launch.product_name(weight.dtype)
-    tile = dict(launch.configuration("patch_embed", arch=arch, **sizes, dtype=name, heuristic=heuristic))
+    asked = {"N": hidden, "K": channels * patch * patch, "dtype": launch.product_name(weight.dtype)}
+    arch, op = launch.arch_of(tokens), BYTES if ragged else "patch_embed"
+    tile = dict(launch.configuration(op, arch=arch, **asked, heuristic=heuristic))
+    is_wanted = ragged and weight.dtype != torch.float32 and _is_unmasked(asked["K"])
+    if is_wanted and switches.is_on("shared_bytes", arch, **asked):
+        tile = {key: value for key, value in tile.items() if key != "maxnreg"} | {"BLOCK_N": 256}
     columns = launch.next_power_of_2(patch)
     step_rows = min(max(tile.pop("BLOCK_K") // columns, 1), columns)
     tile["BLOCK_N"] = min(tile["BLOCK_N"], max(launch.next_power_of_2(hidden), 16))
@@ -232,6 +189,8 @@ def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int]) -> launch.P
         TABLE_ROWS=table_size[0],
         TABLE_COLUMNS=table_size[1],
         INPUT_PRECISION=launch.input_precision(weight.dtype),
+        # Without masks the fp32 kernel of sm80 spills.
+        EVEN_N=tile["SUBTILES"] > 1 and hidden % tile["BLOCK_N"] == 0,
         **tile,
     )
 
@@ -280,7 +239,7 @@ def _launch(
     parameters = (weight, bias, launch.row_major(position), cls_token.contiguous(), launch.row_major(modality))
     indices = [index.contiguous() for index in (pair_modality, grid, patch_index, patch_row, cls_row)]
     key = _key(tokens, pixels, pixel_offset, parameters, indices, table_size)
-    program = launch.plans.get(key) or _plan(tokens, weight, table_size)
+    program = launch.plans.get(key) or _plan(tokens, weight, table_size, ragged)
     if launch.recording is None:
         launch.plans[key] = program
     _run(program, tokens, pixels, pixel_offset, parameters, indices, grid_size, pixel_scale)
@@ -318,17 +277,22 @@ def shipped_configurations(target: str) -> list[Configuration]:
     cases = [("bf16", "bf16", 32), ("fp32", "bf16", 32), ("fp16", "fp16", 16), ("bf16", "bf16", 14)]
     cases += [("u8", "bf16", 32), ("u8", "fp16", 16), ("u8", "fp32", 32)]
     cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32), ("fp32", "tf32", 32)]
-    shipped = []
-    for pixel_dtype, dtype, patch in cases:
-        ragged, indices = pixel_dtype == "u8", empty("i32", 144)
-        pixels = empty(pixel_dtype, 384 * 384 * 3) if ragged else empty(pixel_dtype, 1, 3, 384, 384)
-        weight, table = empty(dtype, 768, 3, patch, patch), empty(dtype, 145, 768)
-        bias = empty("fp32", 768) if ragged else table[0]  # of folded weights it is fp32
-        arguments = (table, pixels, empty("i64", 1) if ragged else None, weight, bias, table, table[0], table[:2])
-        arguments += (empty("i64", 1), empty("i32", 1, 2), indices, indices, indices[:1], (12, 12), (12, 12), 0.5)
-        name = f"p{patch} {pixel_dtype} x {dtype}"
-        shipped += compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
+    shipped = [configuration for case in cases for configuration in _shipped(target, "", *case)]
+    if target in switches.SWITCHES["shared_bytes"].families:
+        with switches.forced(shared_bytes=True):
+            shipped += _shipped(target, ", shared_bytes", "u8", "bf16", 32)
     return shipped
+
+
+def _shipped(target: str, switched: str, pixel_dtype: str, dtype: str, patch: int) -> list[Configuration]:
+    ragged, indices = pixel_dtype == "u8", empty("i32", 144)
+    pixels = empty(pixel_dtype, 384 * 384 * 3) if ragged else empty(pixel_dtype, 1, 3, 384, 384)
+    weight, table = empty(dtype, 768, 3, patch, patch), empty(dtype, 145, 768)
+    bias = empty("fp32", 768) if ragged else table[0]  # of folded weights it is fp32
+    arguments = (table, pixels, empty("i64", 1) if ragged else None, weight, bias, table, table[0], table[:2])
+    arguments += (empty("i64", 1), empty("i32", 1, 2), indices, indices, indices[:1], (12, 12), (12, 12), 0.5)
+    name = f"p{patch} {pixel_dtype} x {dtype}{switched}"
+    return compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
 
 
 # --- public function --------------------------------------------------------------------------------------------------

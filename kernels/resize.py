@@ -66,11 +66,13 @@ def _find_job(jobs_ptr, num_jobs, tile, BLOCK_JOBS: tl.constexpr):
 
 
 @triton.jit
-def _weigh(in_ptr, in_offs, step, weights_ptr, weight_offs, table_size, taps):
-    """The sum over taps of pixel times weight; from tap to tap the pixels move by `step` bytes."""
+def _weigh(in_ptr, in_offs, step, weights_ptr, weight_offs, table_size, taps, AXIS: tl.constexpr):
+    """The sum over taps of pixel times weight, one for each place on AXIS; taps are `step` bytes apart."""
     acc = tl.zeros_like(in_offs) + HALF  # (BLOCK_M, BLOCK_N) int32
     for _ in range(taps):
-        acc += tl.load(in_ptr + in_offs).to(tl.int32) * tl.load(weights_ptr + weight_offs)
+        # Weights in one dimension: of two, Triton 3.6 would move the pixels to where the weights are, for every tap.
+        weights = tl.load(weights_ptr + weight_offs)
+        acc += tl.load(in_ptr + in_offs).to(tl.int32) * tl.expand_dims(weights, 1 - AXIS)
         in_ptr += step
         weights_ptr += table_size
     return acc
@@ -114,16 +116,16 @@ def resize_kernel(
         in_stride = tl.multiple_of(in_stride, ALIGN)
         m_first = tl.multiple_of(tl.load(first_ptr + m_in) * in_stride, ALIGN)
         in_offs = m_first[:, None] + n_offs[None, :]  # not n_in: bytes side by side load as words
-        acc = _weigh(in_ptr, in_offs, in_stride, weights_ptr, m_in[:, None], table_size, taps)
+        acc = _weigh(in_ptr, in_offs, in_stride, weights_ptr, m_in, table_size, taps, 0)
     elif tl.load(job_ptr + VERTICAL) != 0:
         in_offs = (tl.load(first_ptr + m_in) * in_stride)[:, None] + n_in[None, :]
-        acc = _weigh(in_ptr, in_offs, in_stride, weights_ptr, m_in[:, None], table_size, taps)
+        acc = _weigh(in_ptr, in_offs, in_stride, weights_ptr, m_in, table_size, taps, 0)
     else:
         channels = tl.load(job_ptr + CHANNELS).to(tl.int32)
         pixel = n_in // channels
         n_first = tl.load(first_ptr + pixel) * channels + n_in % channels
         in_offs = (m_in * in_stride)[:, None] + n_first[None, :]
-        acc = _weigh(in_ptr, in_offs, channels, weights_ptr, pixel[None, :], table_size, taps)
+        acc = _weigh(in_ptr, in_offs, channels, weights_ptr, pixel, table_size, taps, 1)
 
     # An arithmetic shift: a negative sum goes down, and is clipped to 0 as in Pillow.
     value = tl.minimum(tl.maximum(acc >> PRECISION_BITS, 0), 255).to(tl.uint8)

@@ -10,7 +10,7 @@ from triton.runtime.jit import mangle_type
 from . import launch
 
 # Of a launch; every other key of a configuration is a constexpr.
-OPTIONS = ("num_warps", "num_stages", "matrix_instr_nonkdim", "launch_pdl")
+OPTIONS = ("num_warps", "num_stages", "matrix_instr_nonkdim", "launch_pdl", "maxnreg")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
 _DTYPES |= {"i64": torch.int64, "i32": torch.int32, "u8": torch.uint8, "i1": torch.bool}
 

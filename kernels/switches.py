@@ -49,10 +49,12 @@ SWITCHES = {
     "span_list": Switch(
         ("attention",), EVERYWHERE, "programs of attention by a list made once a batch; frozen models", True
     ),
-    "byte_bits": Switch(("patch_embed",), EVERYWHERE, "bytes become floats by their bits, not by I2F", True),
-    "shared_bytes": Switch(("patch_embed",), EVERYWHERE, "blocks of columns share a conversion of bytes", True),
-    "wide_bytes": Switch(("resize",), EVERYWHERE, "bytes are read several at a time", True),
-    "trimmed_rows": Switch(("linear", "attention"), EVERYWHERE, "spare rows of a bucket cost no tile", True),
+    "shared_bytes": Switch(
+        ("patch_embed",),
+        ("sm80", "sm90", "gfx942", "interpreter"),  # it spills on sm100
+        "256 columns share a conversion of bytes, not 128; patches of 16, 32 or 64 pixels, 16 bits",
+        True,
+    ),
 }
 
 _forced: dict[str, bool] = {}

@@ -213,6 +213,42 @@ def test_reference_in_16_bits_is_no_worse_than_unfolded(dtype: torch.dtype) -> N
     assert 0 < errors[0] <= errors[1], errors
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_every_byte_converts_exactly(kernel: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """A weight of ones and zeros picks one byte a column: each of the 256 comes back as it is, and nothing is added."""
+    packed, layout, parameters, pair_modality = case(16, 256, [(1, 1)], dtype, **VILT)
+    packed = PackedPixels(torch.arange(256, dtype=torch.uint8).repeat_interleave(3), packed.sizes, **VILT)
+    picks = torch.zeros(256, 3, 16, 16)
+    picks.view(256, 3, 256)[:, 0].fill_diagonal_(1.0)
+    nothing = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
+    weights = (picks.to(dtype), torch.full((256,), 128.0), *(nothing[n] for n in ("position", "cls_token", "modality")))
+    indices = (pair_modality, layout.grid, layout.patch_index, layout.patch_row, layout.cls_row)
+    tensors = (torch.zeros(layout.total_tokens, 256), packed.data, *weights, *indices)
+    options = dict(table_size=TABLE, grid_size=layout.grid_size, pixel_offset=packed.pair_offset.to(device))
+    got = kernel.patch_embed(*(tensor.to(device) for tensor in tensors), **options).cpu()
+    assert torch.equal(got[layout.patch_row[0]], torch.arange(256.0))
+
+
+@pytest.mark.parametrize(("dtype", "hidden"), [(torch.bfloat16, 272), (torch.float16, 256)], ids=str)
+def test_wider_programs_give_the_same_bits(
+    kernel: ModuleType, device: torch.device, dtype: torch.dtype, hidden: int
+) -> None:
+    """Whole numbers, so that sums are exact whatever the interpreter's BLAS does with them."""
+    from vilt_fast.kernels import launch, switches
+
+    packed, layout, parameters, pair_modality = case(16, hidden, [(2, 3), (1, 1)], dtype, **VILT)
+    parameters["weight"] = (parameters["weight"] * 64).round()
+    results = []
+    for shared in (False, True):
+        with switches.forced(shared_bytes=shared):
+            results.append(embed(kernel, packed, layout, parameters, pair_modality, device=device))
+            if not launch.INTERPRETED:
+                continue
+            empties = (tensor.to(dtype) for tensor in (torch.empty(0, hidden), parameters["weight"]))
+            assert kernel._plan(*empties, TABLE, True).configuration["BLOCK_N"] == (256 if shared else 128)
+    assert torch.equal(*results)
+
+
 def test_registration(kernel: ModuleType, device: torch.device) -> None:
     packed, layout, parameters, pair_modality = case(4, 16, [(1, 2), (1, 1)], torch.float32, **VILT)
     tensors = (torch.zeros(layout.total_tokens, 16), packed.data, *parameters.values(), pair_modality)

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 LOG = logging.getLogger(__name__)
-# Buckets per octave: a batch that just misses one computes up to a quarter more than it needs to in the next.
-_STEPS = 4
 _SMALLEST = 256  # tokens; one pair at ViLT's own resolution
+# Buckets per octave, where they are not closer than the rows of the smallest tile: a batch that just misses one
+# computes up to a sixteenth more than it needs to in the next, and 2.4 % more on average over batches of 200 to 49,152
+# tokens (with four per octave 9.4 %). The price is time in `warmup`: 101 recordings in place of 31.
+_STEPS, _FEWEST = 16, 64
 _TOKENS_PER_PAIR = 64  # pairs shorter than that on average close a batch by their number
 
 
@@ -45,10 +47,11 @@ def max_pairs(tokens: int) -> int:
 
 
 def bucket_sizes(max_tokens: int) -> list[int]:
-    """The tokens of all buckets, ascending: a few per octave, and `max_tokens` itself."""
-    sizes, size = [], _SMALLEST
+    """The tokens of all buckets, ascending: several per octave, and `max_tokens` itself."""
+    sizes: list[int] = []
+    size = _SMALLEST
     while size < max_tokens:
-        sizes += [size + size * step // _STEPS for step in range(_STEPS)]
+        sizes += range(size, 2 * size, max(size // _STEPS, _FEWEST))
         size *= 2
     return [size for size in sizes if size < max_tokens] + [max_tokens]
 
