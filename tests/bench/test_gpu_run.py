@@ -236,7 +236,8 @@ def test_names_on_a_gpu(recorded, monkeypatch, case):
     batch = Case(workloads.vqa_mix(256), full_config(workloads.vqa_mix(256)), torch.device("cpu"))
     for name in ("linear", "layer_norm", "attention"):
         for found in operations.timed_cases(name, batch):
-            assert f"{found.operation} B=256, {found.shape}" in facts.predictions()
+            is_predicted = f"{found.operation} B=256, {found.shape}" in facts.predictions()
+            assert is_predicted == (found.operation in measure.IN_A_BLOCK)
 
 
 def test_a_fact_that_cannot_be_found_costs_no_other(recorded, monkeypatch):
