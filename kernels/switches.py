@@ -33,12 +33,17 @@ class Switch(NamedTuple):
     operations: tuple[str, ...]  # whose kernels it changes
     families: tuple[str, ...]  # where it can be on, see `launch.family`
     about: str  # what it does, for tables
-    is_exact: bool  # whether results are the same bits with it and without, so that a size class may have its own
+    is_exact: bool  # whether results are the same bits with it and without
+    by_bucket: bool = False  # whether a table may choose it for one size class: its launchers ask by that
 
 
 SWITCHES = {
     "pdl": Switch(
-        ("linear", "layer_norm", "attention"), HOPPER, "a kernel of a block starts while the one before it ends", True
+        ("linear", "layer_norm", "attention"),
+        HOPPER,
+        "a kernel of a block starts while the one before it ends",
+        True,
+        True,
     ),
     "fold_norm": Switch(
         ("linear", "layer_norm"), EVERYWHERE, "LayerNorm as part of the next product; 16-bit frozen models", False
@@ -47,7 +52,7 @@ SWITCHES = {
         ("attention",), NVIDIA, "K and V of a (span, head) stay in shared memory: heads of <= 64 in 16 bits", False
     ),
     "span_list": Switch(
-        ("attention",), EVERYWHERE, "programs of attention by a list made once a batch; frozen models", True
+        ("attention",), EVERYWHERE, "programs of attention by a list made once a batch; frozen models", True, True
     ),
     "shared_bytes": Switch(
         ("patch_embed",),

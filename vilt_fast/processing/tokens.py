@@ -252,7 +252,7 @@ class TokenTable:
             return self._id_of(tokens)
         return [self._id_of(token) for token in tokens]
 
-    def _id_of(self, token: Any) -> int:
+    def _id_of(self, token: Any) -> int | None:
         if not isinstance(token, str):
             raise ValueError(f"tokens: got {type(token).__name__} in a list, wanted tokens")
         check_unicode(token, "tokens")
