@@ -243,14 +243,22 @@ GROUPED = ("medium", "large")
 
 
 def configure(arch: str, head_dim: int, dtype: torch.dtype, rows: int) -> tuple[dict[str, Any], int]:
-    """Constexprs and options of the kernel, and `row_bits`."""
-    asked: dict[str, Any] = {"N": head_dim, "dtype": launch.product_name(dtype)}
+    """Constexprs and options of the kernel, and `row_bits`: one answer for `attention` and for its list."""
+    bucket, product = launch.size_bucket(rows), launch.product_name(dtype)
+    key = ("attention's tile", arch, head_dim, dtype, bucket, product)
+    found = launch.plans.get(key) or _configure(arch, head_dim, dtype, bucket, product)
+    if launch.recording is None:
+        launch.plans[key] = found
+    return found
+
+
+def _configure(arch: str, head_dim: int, dtype: torch.dtype, bucket: str, product: str) -> tuple[dict[str, Any], int]:
+    asked: dict[str, Any] = {"N": head_dim, "dtype": product}
     fits = head_dim <= MAX_RESIDENT_HEAD_DIM and dtype in (torch.float16, torch.bfloat16)
     is_resident = switches.is_on("resident", arch, **asked) and fits
     op = "attention_resident" if is_resident else "attention"
     tile = dict(launch.configuration(op, arch=arch, heuristic=heuristic, **asked))
-    bucket, queries = launch.size_bucket(rows), tile["BLOCK_M"]
-    tile = switches.with_pdl(tile, arch, **asked, bucket=bucket)
+    queries, tile = tile["BLOCK_M"], switches.with_pdl(tile, arch, **asked, bucket=bucket)
     if is_resident and bucket in GROUPED:
         queries = 2 * tile["HALF"]
     return tile, queries.bit_length() - 1
@@ -360,13 +368,13 @@ def _switched(target: str, name: str, head_dim: int, arguments: tuple[Any, ...])
 
 def list_spans(cu_seqlens: Tensor, rows: int, head_dim: int, dtype: torch.dtype) -> Tensor | None:
     """`vilt_fast.reference.attention.list_spans`: a list where the switch "span_list" is on, made by one launch."""
-    key = ("span_list", head_dim, dtype, launch.size_bucket(rows), *launch.batch_traits(cu_seqlens))
-    if key not in launch.plans:
-        arch, bucket = launch.arch_of(cu_seqlens), launch.size_bucket(rows)
-        asked = {"N": head_dim, "dtype": launch.product_name(dtype), "bucket": bucket}
-        wanted = switches.is_on("span_list", arch, **asked)
-        launch.plans[key] = configure(arch, head_dim, dtype, rows)[1] if wanted else None
-    row_bits = launch.plans[key]
+    arch, bucket, product = launch.arch_of(cu_seqlens), launch.size_bucket(rows), launch.product_name(dtype)
+    key = ("span_list", arch, head_dim, product, bucket)
+    is_wanted = launch.plans.get(key)
+    if is_wanted is None:
+        is_wanted = switches.is_on("span_list", arch, N=head_dim, dtype=product, bucket=bucket)
+        launch.plans[key] = is_wanted
+    row_bits = configure(arch, head_dim, dtype, rows)[1] if is_wanted else None
     return None if row_bits is None else make_list(cu_seqlens.contiguous(), rows, row_bits)
 
 

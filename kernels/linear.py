@@ -299,7 +299,7 @@ def linear_and_moments(input: Tensor, weight: Tensor, bias: Tensor | None, resid
     N is a multiple of 64 up to 4096; else as `linear`. For frozen models: not for torch.compile.
     """
     x, w = launch.row_major(input), launch.row_major(weight)
-    residual = launch.row_major(residual)
+    bias, residual = None if bias is None else bias.contiguous(), launch.row_major(residual)
     key = ("linear_and_moments", *_key(x, w, bias, None, residual))
     plan = launch.plans.get(key)
     if plan is None:

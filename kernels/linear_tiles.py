@@ -19,9 +19,9 @@ def _place_of(tile, rows, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
 
 
 @triton.jit
-def _columns(ptr, n_start, N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """BLOCK_N elements of a vector of N, as fp32; zeros past its end."""
-    n_offs = n_start + tl.arange(0, BLOCK_N)
+def _columns(ptr, n_start, N: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """COLUMNS elements of a vector of N, as fp32; zeros past its end, which a part of a tile of BLOCK_N may lie past."""
+    n_offs = n_start + tl.arange(0, COLUMNS)
     if N % BLOCK_N == 0:
         values = tl.load(ptr + n_offs)
     else:
@@ -31,7 +31,7 @@ def _columns(ptr, n_start, N: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def _affine(
-    acc,  # (BLOCK_M, BLOCK_N)
+    acc,  # (BLOCK_M, COLUMNS): a tile or half of one
     bias_ptr,
     moments_ptr,
     sums_ptr,
@@ -42,15 +42,17 @@ def _affine(
     N: tl.constexpr,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """b + a tile; with moments, b + scale (tile - mean sums): of normalised rows, from the product of plain ones."""
     if moments_ptr is not None:
         mean, scale = row_scale(moments_ptr, m_start + tl.arange(0, BLOCK_M), rows, eps, K)
-        sums, bias = _columns(sums_ptr, n_start, N, BLOCK_N), _columns(bias_ptr, n_start, N, BLOCK_N)
+        sums = _columns(sums_ptr, n_start, N, COLUMNS, BLOCK_N)
+        bias = _columns(bias_ptr, n_start, N, COLUMNS, BLOCK_N)
         acc = tl.fma(scale[:, None], tl.fma(-mean[:, None], sums[None, :], acc), bias[None, :])
     elif bias_ptr is not None:
-        acc += _columns(bias_ptr, n_start, N, BLOCK_N)[None, :]
+        acc += _columns(bias_ptr, n_start, N, COLUMNS, BLOCK_N)[None, :]
     return acc
 
 
@@ -107,7 +109,7 @@ def linear_pointer(
         gdc_launch_dependents()
 
     mask = (m_offs < rows - m_start)[:, None] & (n_offs < N - n_start)[None, :]
-    acc = _affine(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps, N, K, BLOCK_M, BLOCK_N)
+    acc = _affine(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps, N, K, BLOCK_M, BLOCK_N, BLOCK_N)
     OUT_16BIT: tl.constexpr = out_ptr.dtype.element_ty.primitive_bitwidth == 16
     acc = activate(acc, ACTIVATION, OUT_16BIT)
     if residual_ptr is not None:
@@ -166,7 +168,10 @@ def linear_descriptor(
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
         COLUMNS: tl.constexpr = BLOCK_N // SUBTILES
         if BIAS_FIRST:
-            acc = _affine(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps, N, K, BLOCK_M, BLOCK_N)
+            acc = _affine(
+                *(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps),
+                *(N, K, BLOCK_M, BLOCK_N, BLOCK_N),
+            )
         if SUBTILES == 2:
             # Half the columns at a time: half the registers and half the shared memory for what is on its way out.
             pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, COLUMNS)), (0, 2, 1))
@@ -176,7 +181,10 @@ def linear_descriptor(
                 acc = right
                 n_start += COLUMNS
             if not BIAS_FIRST:
-                acc = _affine(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps, N, K, BLOCK_M, COLUMNS)
+                acc = _affine(
+                    *(acc, bias_ptr, moments_ptr, sums_ptr, m_start, n_start, rows, eps),
+                    *(N, K, BLOCK_M, COLUMNS, BLOCK_N),
+                )
             out = _result(acc, residual_desc, m_start, n_start, ACTIVATION, out_desc.dtype)
             out_desc.store([m_start, n_start], out)
             if out_moments_ptr is not None:

@@ -80,6 +80,14 @@ def test_odd_sizes(N, K, dtype, device, tolerances, poisoned) -> None:
     tolerances.check("linear", kernel.linear(**inputs), *_wanted(inputs, None))
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["bias first", "bias by halves"])
+def test_columns_end_in_a_tile(first, device, tolerances) -> None:
+    """The right half of the last tile lies past the bias, which is read once or for each half."""
+    inputs = _inputs(65, 96, 64, torch.bfloat16, device)
+    config = DESCRIPTOR | {"BIAS_FIRST": first}
+    tolerances.check("linear", _launch("descriptor", inputs, None, config), *_wanted(inputs, None))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_strided(name, device, tolerances) -> None:
     """Rows of wider matrices, at an offset that TMA can take; nothing beside them is read."""

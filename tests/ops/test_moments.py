@@ -95,6 +95,13 @@ def test_moments_follow_the_pointer_kernel(device) -> None:
     assert torch.equal(moments, row_moments(out))
 
 
+def test_a_strided_bias(device) -> None:
+    x, w, bias, residual = (t.half() for t in _random(device, (5, 64), (128, 64), (256,), (5, 128)))
+    wanted = kernel.linear_and_moments(x, w, bias[::2].contiguous(), residual)
+    for got, right in zip(kernel.linear_and_moments(x, w, bias[::2], residual), wanted, strict=True):
+        assert torch.equal(got, right)
+
+
 # --- products of normalised rows --------------------------------------------------------------------------------------
 
 
