@@ -246,9 +246,9 @@ def configure(arch: str, head_dim: int, dtype: torch.dtype, rows: int) -> tuple[
     """Constexprs and options of the kernel, and `row_bits`: one answer for `attention` and for its list."""
     bucket, product = launch.size_bucket(rows), launch.product_name(dtype)
     key = ("attention's tile", arch, head_dim, dtype, bucket, product)
-    found = launch.plans.get(key) or _configure(arch, head_dim, dtype, bucket, product)
-    if launch.recording is None:
-        launch.plans[key] = found
+    if launch.recording is not None:
+        return _configure(arch, head_dim, dtype, bucket, product)
+    found = launch.plans[key] = launch.plans.get(key) or _configure(arch, head_dim, dtype, bucket, product)
     return found
 
 

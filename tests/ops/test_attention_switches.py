@@ -133,6 +133,48 @@ def test_the_list_of_another_batch(device) -> None:
     assert kernel.list_spans(cu_seqlens, 300, 16, torch.float32) is None
 
 
+def test_a_list_fits_the_precision_of_fp32(device, monkeypatch) -> None:
+    tile = {"BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
+    monkeypatch.setattr(kernel, "heuristic", lambda *, dtype, **_: tile | {"BLOCK_M": 32 if dtype == "tf32" else 64})
+    qkv, cu_seqlens = _qkv(130, 3 * 16, torch.float32, device), _bounds((100, 30), device)
+    precision = torch.get_float32_matmul_precision()
+    launch.forget_configurations()
+    with switches.forced(span_list=True):
+        for said in ("highest", "high"):
+            torch.set_float32_matmul_precision(said)
+            try:
+                _attend(qkv, cu_seqlens, 1)
+            finally:
+                torch.set_float32_matmul_precision(precision)
+    launch.forget_configurations()
+
+
+def test_a_list_fits_what_is_planned_later(device, monkeypatch) -> None:
+    """Attention of other heads, or of a head_scale, planned after a change of the environment; the list is older."""
+    qkv, cu_seqlens = _qkv(300, 3 * 16, torch.bfloat16, device), _bounds((200, 100), device)
+    monkeypatch.setattr(kernel, "GROUPED", ("tiny",))
+    launch.plans.clear()
+    monkeypatch.setenv(switches.VARIABLE, "span_list")
+    wanted = _attend(qkv, cu_seqlens, 1)
+    monkeypatch.setenv(switches.VARIABLE, "span_list,resident")
+    assert torch.equal(_attend(qkv, cu_seqlens, 1, head_scale=torch.ones(1, dtype=qkv.dtype, device=device)), wanted)
+    launch.plans.clear()
+
+
+class _Forgetful(dict):
+    """Plans that another thread clears at once."""
+
+    def __setitem__(self, key: tuple, plan: object) -> None:
+        pass
+
+
+def test_plans_that_are_cleared_meanwhile(device, monkeypatch) -> None:
+    cu_seqlens = _bounds((200, 100), device)
+    with switches.forced(span_list=True):
+        monkeypatch.setattr(launch, "plans", _Forgetful())
+        assert kernel.list_spans(cu_seqlens, 300, 16, torch.bfloat16).shape == (300 // 64 + 3, 4)
+
+
 def test_who_is_resident() -> None:
     """Small heads of 16 bits; a chip without the memory for it is refused by name."""
     with switches.forced(resident=True):
