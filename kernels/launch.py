@@ -3,7 +3,8 @@
 A configuration is a plain dictionary of a kernel's constexprs and launch options. It is looked up, first match wins:
 
     1. the table of this GPU and this Triton version that `vilt-fast tune` wrote, in $VILT_FAST_CONFIGS (default
-       ~/.cache/vilt_fast/configs), and then the one that ships in kernels/configs, where there is one
+       ~/.cache/vilt_fast/configs) as <gpu>-triton-<x.y>.json, see `table_name`; and then the one of that name that
+       ships in kernels/configs, where there is one
     2. the table that ships for the chip's family, kernels/configs/<family>.json
     3. the heuristic of the operation, a plain function in its kernel file
 
@@ -32,9 +33,10 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, nn.Parameter)
 SHIPPED = Path(__file__).parent / "configs"
+CONFIGS = "VILT_FAST_CONFIGS"  # the environment variable of a folder of tables
 # Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
 BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
-_CLASSES, _BOUNDS = (*BUCKETS, "large"), tuple(BUCKETS.values())
+CLASSES, _BOUNDS = (*BUCKETS, "large"), tuple(BUCKETS.values())
 # Shared memory that one program can have, in bytes.
 SHARED_LIMIT = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536}
 
@@ -252,7 +254,7 @@ def written(tensor: Tensor) -> Tensor:
 
 def size_bucket(rows: int) -> str:
     """Name of the size class of `rows`: "tiny", "small", "medium" or "large"."""
-    return _CLASSES[bisect_left(_BOUNDS, rows)]
+    return CLASSES[bisect_left(_BOUNDS, rows)]
 
 
 def table_name(gpu: str, triton_version: str) -> str:
@@ -263,7 +265,7 @@ def table_name(gpu: str, triton_version: str) -> str:
 
 def tuned_tables() -> Path:
     """Folder that `vilt-fast tune` writes to and launchers read from."""
-    return Path(os.environ.get("VILT_FAST_CONFIGS") or Path.home() / ".cache" / "vilt_fast" / "configs")
+    return Path(os.environ.get(CONFIGS) or Path.home() / ".cache" / "vilt_fast" / "configs")
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
@@ -284,11 +286,25 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 @functools.cache
 def table_entries(arch: str) -> list[dict[str, Any]]:
-    measured = []
+    """What the tables say of a chip, the first that counts first.
+
+    Raises:
+        ValueError: $VILT_FAST_CONFIGS is no folder, or a table holds what counts for nothing; names the file.
+    """
+    from .tables import check_entries
+
+    if os.environ.get(CONFIGS) and not tuned_tables().is_dir():
+        raise ValueError(f"${CONFIGS}: got {tuned_tables()}, wanted a folder: make it, or leave the variable out")
+    paths = [SHIPPED / f"{family(arch)}.json"]
     if torch.cuda.is_available() and arch == _arch_of_device(torch.cuda.current_device()):
         name = table_name(torch.cuda.get_device_name(), triton.__version__)
-        measured = read_table(tuned_tables() / name) + read_table(SHIPPED / name)
-    return measured + read_table(SHIPPED / f"{family(arch)}.json")
+        paths = [tuned_tables() / name, SHIPPED / name, *paths]
+    found = []
+    for path in paths:
+        entries = read_table(path)
+        check_entries(path, entries)
+        found += entries
+    return found
 
 
 def matches(entry: dict[str, Any], asked: dict[str, Any]) -> bool:

@@ -5,8 +5,8 @@ can say. What counts, first match wins:
 
     1. `with forced(resident=True): ...`, for tests, ablations and measurements
     2. the environment variable VILT_FAST_SWITCHES, for example "resident,-pdl": on, and off with a minus
-    3. a table of `vilt_fast.kernels.launch`: {"op": "switches", "config": {"resident": true}}; one with a "bucket" or
-       another key counts there alone
+    3. a table of `vilt_fast.kernels.launch`: {"op": "switches", "config": {"resident": true}}; one with "N", "K",
+       "dtype" or "bucket" counts there alone, where the switch is asked for by that (else the table is refused)
     4. off
 
 A launcher asks when it plans a launch, `freeze` when it lays weights out: what was planned or recorded before a change
@@ -16,7 +16,7 @@ of the environment stays as it is.
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from . import launch
@@ -35,6 +35,12 @@ class Switch(NamedTuple):
     about: str  # what it does, for tables
     is_exact: bool  # whether results are the same bits with it and without
     by_bucket: bool = False  # whether a table may choose it for one size class: its launchers ask by that
+    by: tuple[str, ...] = ("N", "K", "dtype")  # what else a table may choose it by
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys that an entry of a table may have."""
+        return (*self.by, "bucket") if self.by_bucket else self.by
 
 
 SWITCHES = {
@@ -46,13 +52,26 @@ SWITCHES = {
         True,
     ),
     "fold_norm": Switch(
-        ("linear", "layer_norm"), EVERYWHERE, "LayerNorm as part of the next product; 16-bit frozen models", False
+        ("linear", "layer_norm"),
+        EVERYWHERE,
+        "LayerNorm as part of the next product; 16-bit frozen models",
+        False,
+        by=(),
     ),
     "resident": Switch(
-        ("attention",), NVIDIA, "K and V of a (span, head) stay in shared memory: heads of <= 64 in 16 bits", False
+        ("attention",),
+        NVIDIA,
+        "K and V of a (span, head) stay in shared memory: heads of <= 64 in 16 bits",
+        False,
+        by=("N", "dtype"),
     ),
     "span_list": Switch(
-        ("attention",), EVERYWHERE, "programs of attention by a list made once a batch; frozen models", True, True
+        ("attention",),
+        EVERYWHERE,
+        "programs of attention by a list made once a batch; frozen models",
+        True,
+        True,
+        by=("N", "dtype"),
     ),
     "shared_bytes": Switch(
         ("patch_embed",),
@@ -107,26 +126,24 @@ def is_on(name: str, arch: str, **asked: Any) -> bool:
 def _from_environment(words: str) -> dict[str, bool]:
     choices = {}
     for word in filter(None, (word.strip() for word in words.split(","))):
-        choices[word.removeprefix("-")] = not word.startswith("-")
-    _check_names(choices, f"${VARIABLE}")
+        name = word.removeprefix("-")
+        _check_names({name or word}, f"${VARIABLE}")
+        choices[name] = name == word
     return choices
 
 
 def _from_tables(name: str, arch: str, asked: dict[str, Any]) -> bool:
     for entry in launch.table_entries(arch):
-        if entry["op"] != "switches":
+        if entry["op"] != "switches" or name not in entry["config"]:
             continue
-        _check_names(entry["config"], "the table's entry of switches")
         is_asked = entry.keys() & {"N", "K", "bucket", "dtype"} <= asked.keys()  # else it would count everywhere
-        if name in entry["config"] and is_asked and launch.matches(entry, asked):
-            if "bucket" in entry and not SWITCHES[name].is_exact:
-                raise ValueError(f"switch {name!r}: its bits differ, so a table cannot choose it by size class")
-            return bool(entry["config"][name])
+        if is_asked and launch.matches(entry, asked):
+            return entry["config"][name]
     return False
 
 
-def _check_names(choices: dict[str, bool], source: str) -> None:
-    unknown = sorted(choices.keys() - SWITCHES.keys())
+def _check_names(choices: Iterable[str], source: str) -> None:
+    unknown = sorted(set(choices) - SWITCHES.keys())
     if unknown:
         raise ValueError(f"{source}: got the switch {unknown[0]!r}, wanted any of {', '.join(SWITCHES)}")
 

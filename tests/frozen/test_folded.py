@@ -89,6 +89,10 @@ def test_by_the_environment(make_model, monkeypatch):
     monkeypatch.setenv(switches.VARIABLE, "fold_norm")
     assert ops.SWITCHES == switches.VARIABLE
     assert vilt_fast.freeze(model, torch.bfloat16).weights.is_folded
+    monkeypatch.setenv(switches.VARIABLE, "bogus")
+    for dtype in (torch.bfloat16, torch.float32):
+        with pytest.raises(ValueError, match="got the switch 'bogus', wanted any of"):
+            vilt_fast.freeze(model, dtype)
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,14 @@ def test_first_match_wins_and_tuned_comes_first(tables) -> None:
     tables(
         tuned=[{"op": "linear_pointer", "N": 768, "bucket": "tiny", "config": {"from": "tuned"}}],
         shipped=[
-            {"op": ["linear_pointer", "other"], "dtype": ["float16", "bfloat16"], "config": {"from": "shipped"}},
+            {"op": ["linear_pointer", "attention"], "dtype": ["float16", "bfloat16"], "config": {"from": "shipped"}},
             {"op": "linear_pointer", "config": {"from": "last"}},
         ],
     )
     assert _ask() == {"from": "tuned"}
     assert _ask(rows=600) == {"from": "shipped"}
     assert _ask(rows=600, dtype="tf32") == {"from": "last"}
-    assert _ask("other", N=5) == {"from": "shipped"}
+    assert _ask("attention", N=5) == {"from": "shipped"}
     assert _ask(arch="sm80")["asked"]["arch"] == "sm80"  # neither table is about this chip
     asked = {"op": "third", "arch": "sm90", "N": 768, "K": 3072, "bucket": "large", "dtype": "bfloat16"}
     assert _ask("third", rows=30000) == {"asked": asked}

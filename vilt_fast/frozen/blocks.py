@@ -28,9 +28,9 @@ _MAX_WIDTH = 4096  # of `ops.row_moments`
 
 def can_fold(config: Any, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the norms of a model are to be folded: the switch is on, and its dtype and width allow it."""
-    width = config.hidden_size
+    width, is_on = config.hidden_size, ops.is_on("fold_norm", torch.empty(0, device=device))
     fits = dtype in (torch.bfloat16, torch.float16) and width % GROUP == 0 and width <= _MAX_WIDTH
-    return fits and ops.is_on("fold_norm", torch.empty(0, device=device))
+    return is_on and fits
 
 
 class Affine(NamedTuple):
