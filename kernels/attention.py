@@ -400,6 +400,10 @@ def attention(
             return _run(plan, qkv, cu_seqlens, num_heads, max_seqlen, usual, head_scale, span_list)
     scale = check_arguments("attention", qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale)
     launch.check_tensor("attention", "span_list", span_list, ("entries", 4), torch.int32)
+    if span_list is not None:
+        launch.check_device("attention", qkv, span_list)
+        if not span_list.is_contiguous():
+            raise ValueError(f"attention: span_list: got strides {span_list.stride()}, wanted what list_spans makes")
     if dropout_p != 0:
         raise ValueError(f"attention: dropout_p: got {dropout_p}, wanted 0 (the kernel has no dropout)")
     run = _launch if launch.is_direct(qkv, cu_seqlens, head_scale, span_list) else _attention

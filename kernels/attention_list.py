@@ -62,8 +62,11 @@ def make_list(cu_seqlens: Tensor, rows: int, row_bits: int) -> Tensor:
 def check_list(span_list: Tensor, rows: int, cu_seqlens: Tensor, row_bits: int) -> None:
     """Raises unless a list has as many entries as it should.
 
+    What the entries are is not looked at, which would cost a copy to the host: the list of another batch with as many
+    spans, and as many whole pieces of rows, passes, and gives rows that are wrong or not written.
+
     Raises:
-        ValueError: it was made for another batch, dtype or head size.
+        ValueError: it was made for another number of rows or spans, another dtype or head size.
     """
     wanted = entries(rows, cu_seqlens, row_bits)
     if span_list.shape[0] != wanted:

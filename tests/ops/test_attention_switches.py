@@ -130,6 +130,12 @@ def test_the_list_of_another_batch(device) -> None:
             kernel.attention(qkv, cu_seqlens, 1, max_seqlen=300, span_list=listed)
     with pytest.raises(ValueError, match="span_list: got dtype torch.int64, wanted torch.int32"):
         kernel.attention(qkv, cu_seqlens, 1, max_seqlen=300, span_list=listed.long())
+    for wrong, words in (
+        (listed.T.contiguous().T, r"strides \(1, 5\), wanted what list_spans"),
+        (listed.to("meta"), "meta"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kernel.attention(qkv[:200], cu_seqlens, 1, max_seqlen=300, span_list=wrong)
     assert kernel.list_spans(cu_seqlens, 300, 16, torch.float32) is None
 
 
