@@ -20,7 +20,7 @@ def _place_of(tile, rows, N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.co
 
 @triton.jit
 def _columns(ptr, n_start, N: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """COLUMNS elements of a vector of N, as fp32; zeros past its end, which a part of a tile of BLOCK_N may lie past."""
+    """COLUMNS elements of a vector of N, as fp32; zeros past its end, where a part of a tile of BLOCK_N may lie."""
     n_offs = n_start + tl.arange(0, COLUMNS)
     if N % BLOCK_N == 0:
         values = tl.load(ptr + n_offs)

@@ -10,7 +10,8 @@ import torch
 
 import vilt_fast
 from vilt_fast import ops
-from vilt_fast.frozen.blocks import FoldedBlock
+from vilt_fast.frozen.blocks import FoldedBlock, Rows
+from vilt_fast.frozen.weights import _Taker
 
 pytest.importorskip("triton", reason="the switches are those of the kernels, which need Triton")
 from vilt_fast.kernels import launch, switches  # noqa: E402
@@ -63,6 +64,37 @@ def test_head_mask_and_samples(make_model, make_inputs):
         wanted = model(**inputs, **extra)
     found = errors(freeze(model, dtype=torch.bfloat16)(**inputs, **extra), {k: v.double() for k, v in wanted.items()})
     assert all(error < 2e-2**2 for error in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "d"),
+    [("reference", torch.bfloat16, 4096), ("kernels", torch.bfloat16, 768), ("kernels", torch.float16, 768)],
+    ids=str,
+)
+@pytest.mark.parametrize("mean", [0.0, 0.1])
+def test_rows_far_from_zero(mean, side, dtype, d, device):
+    """One element one step from all others, and weights with a mean: as right as a norm and a product, twice."""
+    generator = torch.Generator().manual_seed(d)
+    norm, affine = torch.nn.LayerNorm(d, eps=1e-12), torch.nn.Linear(d, 64)
+    weights = (norm.weight, norm.bias, affine.weight, affine.bias)
+    with torch.no_grad():
+        for weight, (shift, scale) in zip(weights, [(1, 0.1), (0, 0.1), (mean, 0.02), (0, 0.1)], strict=True):
+            weight.copy_(torch.randn(weight.shape, generator=generator) * scale + shift)
+    x = torch.full((8, d), 256.0)
+    x[range(8), torch.randint(0, d, (8,), generator=generator)] = 254.0
+    x = x.to(device, dtype)
+    folded = _Taker(dtype, device).folded(norm, affine)
+    with torch.no_grad(), vilt_fast.backend(side):
+        got = folded(Rows(x, ops.row_moments(x))).cpu().double()
+
+    @torch.no_grad()
+    def plain(dtype):
+        scale, shift, weight, bias = (tensor.to(dtype) for tensor in weights)
+        normed = torch.nn.functional.layer_norm(x.cpu().to(dtype), (d,), scale, shift, 1e-12)
+        return torch.nn.functional.linear(normed, weight, bias).double()
+
+    right = plain(torch.float64)
+    assert (got - right).norm() <= 2 * (plain(dtype) - right).norm()
 
 
 # --- decided once -----------------------------------------------------------------------------------------------------

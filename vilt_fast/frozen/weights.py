@@ -171,9 +171,12 @@ class _Taker:
         scaled, shift = weight * norm.weight.detach().double(), weight @ norm.bias.detach().double()
         if linears[0].bias is not None:
             shift = shift + torch.cat([linear.bias.detach() for linear in linears]).double()
-        rounded = scaled.to(self.options["dtype"])
-        lost = (rounded.double() - scaled).norm(dim=1)
-        # Half an ulp is what a row may lose; an element that over- or underflows costs more.
+        # A normalised row sums to zero, so what is the same in a row of the weight adds nothing. Without it the sums are
+        # those of the roundings alone, and a row that is far from zero has little to cancel.
+        centred = scaled - scaled.mean(dim=1, keepdim=True)
+        rounded = centred.to(self.options["dtype"])
+        lost = (rounded.double() - centred).norm(dim=1)
+        # Half an ulp is what a row may lose, as it would as it is; an element that over- or underflows costs more.
         if not (lost <= torch.finfo(rounded.dtype).eps / 2 * scaled.norm(dim=1)).all():
             return None
         device, sums = self.options["device"], rounded.double().sum(dim=1)
