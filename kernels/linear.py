@@ -35,7 +35,8 @@ from vilt_fast.contracts.moments import GROUP
 from . import launch, switches
 from .activations import ACTIVATIONS
 from .linear_tiles import linear_descriptor, linear_pointer
-from .row_moments import new_moments, row_moments
+from .no_backward import refuse_gradients
+from .row_moments import UNROLLED, new_moments, row_moments
 from .shipped import Configuration, compiled, empty
 
 # --- configurations ---------------------------------------------------------------------------------------------------
@@ -67,8 +68,12 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
         # with a residual, not flattening lets two programs fit, which hide each other's epilogues.
         # There the sum is in tensor memory, and read by halves; the mean and scale of rows for two halves would spill.
         config |= {"BIAS_FIRST": op == "linear_descriptor_normed"} if chip == "sm100" else {}
+        is_normed = chip == "sm100" and op == "linear_descriptor_normed"
+        if is_normed and K > UNROLLED.value * GROUP:
+            config["BLOCK_N"] = 64  # a loop over the groups of wide rows keeps more registers
         # A half of a tile that makes moments holds whole groups of 64 columns.
-        halves = 1 if op == "linear_descriptor_moments" and config["BLOCK_N"] < 2 * GROUP else 2
+        is_whole = is_normed or op == "linear_descriptor_moments"
+        halves = 1 if is_whole and config["BLOCK_N"] < 2 * GROUP else 2
         config |= {
             "SUBTILES": halves,
             "FLATTEN": op in ("linear_descriptor", "linear_descriptor_normed"),
@@ -228,6 +233,9 @@ def shipped_configurations(target: str) -> list[Configuration]:
     for shape in (qkv, out, up, down) if has_descriptors else (qkv, up):
         for rows in (226, 1688, 53831):
             shipped += _shipped(target, "bf16", rows, *shape, folded=True)
+    # Wide rows, and the activation whose registers come closest.
+    shipped += _shipped(target, "bf16", 53831, 4096, 4096, "gelu", False, folded=True)
+    shipped += _shipped(target, "bf16", 226, 3072, 768, "tanh", False, folded=True)
     if has_descriptors:
         with switches.forced(pdl=True):
             for rows, shape in ((226, qkv), (226, out), (53831, up), (53831, down)):
@@ -296,8 +304,9 @@ def linear(
 def linear_and_moments(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> tuple[Tensor, Tensor]:
     """`vilt_fast.reference.linear.linear_and_moments`: the descriptor kernel writes both, elsewhere a kernel follows.
 
-    N is a multiple of 64 up to 4096; else as `linear`. For frozen models: not for torch.compile.
+    N is a multiple of 64 up to 4096; else as `linear`. For frozen models: not for torch.compile, and no gradients.
     """
+    refuse_gradients("linear_and_moments", input, weight, bias, residual)
     x, w = launch.row_major(input), launch.row_major(weight)
     bias, residual = None if bias is None else bias.contiguous(), launch.row_major(residual)
     key = ("linear_and_moments", *_key(x, w, bias, None, residual))
@@ -330,8 +339,10 @@ def linear_of_normed(
 ) -> Tensor:
     """`vilt_fast.reference.linear.linear_of_normed` in one kernel; activations as in `linear`.
 
-    K is a multiple of 64; moments, sums and bias are contiguous. For frozen models: not for torch.compile.
+    K is a multiple of 64; moments, sums and bias are contiguous. For frozen models: not for torch.compile, and no
+    gradients.
     """
+    refuse_gradients("linear_of_normed", input, moments, weight, column_sums, bias)
     x, w = launch.row_major(input), launch.row_major(weight)
     shapes = (x.shape[0] == moments.shape[-1], moments.shape[:-1], column_sums.shape)
     traits = (launch.batch_traits(moments), launch.traits(column_sums))

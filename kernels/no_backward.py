@@ -37,3 +37,12 @@ def refuse_backward(op: str, written: Tensor, *inputs: Tensor | None) -> Tensor:
     if not (torch.is_grad_enabled() and asking):
         return written
     return _Refuse.apply(op, written, *asking)
+
+
+def refuse_gradients(name: str, *tensors: Tensor | None) -> None:
+    """Raises where a result would be without the gradient that was asked for, or be read from a lazily negated one."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        raise RuntimeError(f"{name}: the kernel has no backward pass; run under torch.no_grad()")
+    if any(tensor.is_neg() for tensor in given):
+        raise ValueError(f"{name}: got a lazily negated tensor, wanted one in memory: call its resolve_neg()")

@@ -158,13 +158,16 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3, "SUBTILES": 1}
     # The tile of the linear kernels: 128 x 128 keeps two programs on a multiprocessor, one writes while one multiplies.
     tile = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3, "SUBTILES": 4}
-    if launch.family(arch) == "sm90" and op == BYTES and _is_unmasked(K):
+    if launch.family(arch) == "sm90" and op == BYTES and _is_roomy(K):
         tile["maxnreg"] = 128  # without a word it takes 160, and two programs do not fit; nothing spills
     return tile | {"num_stages": 2} if launch.family(arch) == "gfx942" else tile
 
 
-def _is_unmasked(K: int) -> bool:
-    """Whether loads of a patch of three channels have no masks, which take registers: sides of 16, 32 or 64."""
+def _is_roomy(K: int) -> bool:
+    """By their pixels: whether patches are of sides that compile without spills with the tiles that ask for it.
+
+    That is three channels of 16, 32 or 64, whose loads have no masks, which take registers; and of 48, whose have.
+    """
     return K % 768 == 0
 
 
@@ -174,7 +177,7 @@ def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int], ragged: boo
     asked = {"N": hidden, "K": channels * patch * patch, "dtype": launch.product_name(weight.dtype)}
     arch, op = launch.arch_of(tokens), BYTES if ragged else "patch_embed"
     tile = dict(launch.configuration(op, arch=arch, **asked, heuristic=heuristic))
-    is_wanted = ragged and weight.dtype != torch.float32 and _is_unmasked(asked["K"])
+    is_wanted = ragged and weight.dtype != torch.float32 and _is_roomy(asked["K"])
     if is_wanted and switches.is_on("shared_bytes", arch, **asked):
         tile = {key: value for key, value in tile.items() if key != "maxnreg"} | {"BLOCK_N": 256}
     columns = launch.next_power_of_2(patch)

@@ -26,9 +26,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from vilt_fast.contracts.moments import GROUP
 
 from . import launch, switches
+from .no_backward import refuse_gradients
 from .shipped import Configuration, compiled, empty
 
 MAX_D = 4096
+UNROLLED = tl.constexpr(24)  # groups of a row, up to which their loads are all early
 
 
 @triton.jit
@@ -66,7 +68,9 @@ def write_moments(
 
 
 @triton.jit
-def row_scale(moments_ptr, m_offs, rows, eps, D: tl.constexpr, GROUP: tl.constexpr = GROUP):
+def row_scale(
+    moments_ptr, m_offs, rows, eps, D: tl.constexpr, GROUP: tl.constexpr = GROUP, UNROLLED: tl.constexpr = UNROLLED
+):
     """Mean and 1 / sqrt(var + eps) of the rows m_offs, as in `vilt_fast.reference.layer_norm.row_scale`."""
     COUNT: tl.constexpr = D // GROUP
     # Past the last row nothing is defined, and nothing is stored.
@@ -75,12 +79,23 @@ def row_scale(moments_ptr, m_offs, rows, eps, D: tl.constexpr, GROUP: tl.constex
     squares_ptrs = mean_ptrs + tl.cast(rows, tl.int64) * COUNT
     mean = tl.load(mean_ptrs, mask=mask)
     squares = tl.load(squares_ptrs, mask=mask)
-    for done in tl.static_range(1, COUNT):
-        mean_ptrs += rows
-        squares_ptrs += rows
-        delta = tl.load(mean_ptrs, mask=mask) - mean
-        mean = tl.fma(delta, 1.0 / (done + 1), mean)
-        squares += tl.fma(delta * delta, 1.0 * GROUP * done / (done + 1), tl.load(squares_ptrs, mask=mask))
+    if COUNT <= UNROLLED:
+        for done in tl.static_range(1, COUNT):
+            mean_ptrs += rows
+            squares_ptrs += rows
+            delta = tl.load(mean_ptrs, mask=mask) - mean
+            mean = tl.fma(delta, 1.0 / (done + 1), mean)
+            squares += tl.fma(delta * delta, 1.0 * GROUP * done / (done + 1), tl.load(squares_ptrs, mask=mask))
+    else:
+        # Loads of that many groups, all early, would spill. Divisions are rounded, so the bits are those of above.
+        for done in tl.range(1, COUNT, num_stages=1):
+            mean_ptrs += rows
+            squares_ptrs += rows
+            count = tl.cast(done, tl.float32)
+            delta = tl.load(mean_ptrs, mask=mask) - mean
+            mean = tl.fma(delta, tl.div_rn(1.0, count + 1), mean)
+            share = tl.div_rn(count * GROUP, count + 1)
+            squares += tl.fma(delta * delta, share, tl.load(squares_ptrs, mask=mask))
     scale = tl.div_rn(1.0, tl.sqrt_rn(squares / D + eps))
     # A row of one value: what rounding left of its product must not be divided by the root of eps.
     return mean, tl.where(squares == 0.0, 0.0, scale)
@@ -162,6 +177,7 @@ def row_moments(input: Tensor) -> Tensor:
 
     Rows may be strided. For frozen models: not for torch.compile, and no gradients.
     """
+    refuse_gradients("row_moments", input)
     launch.check_tensor("row_moments", "input", input, ("rows", "d"))
     rows, d = input.shape
     if not 0 < d <= MAX_D or d % GROUP:

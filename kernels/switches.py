@@ -76,7 +76,7 @@ SWITCHES = {
     "shared_bytes": Switch(
         ("patch_embed",),
         ("sm80", "sm90", "gfx942", "interpreter"),  # it spills on sm100
-        "256 columns share a conversion of bytes, not 128; patches of 16, 32 or 64 pixels, 16 bits",
+        "256 columns share a conversion of bytes, not 128; patches of 16, 32, 48 or 64 pixels, 16 bits",
         True,
     ),
 }

@@ -7,10 +7,13 @@ from torch import Tensor
 from vilt_fast.reference import layer_norm as norm_reference
 from vilt_fast.reference import linear as reference
 
-pytest.importorskip("triton", reason="the kernels need Triton")
+triton = pytest.importorskip("triton", reason="the kernels need Triton")
+import triton.language as tl  # noqa: E402
+
 from vilt_fast.kernels import launch  # noqa: E402
 from vilt_fast.kernels import linear as kernel  # noqa: E402
 from vilt_fast.kernels.layer_norm import row_moments  # noqa: E402
+from vilt_fast.kernels.row_moments import row_scale  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TILES = [(64, 64, 1), (64, 128, 2), (128, 128, 2), (128, 256, 2), (64, 256, 1)]  # BLOCK_M, BLOCK_N, SUBTILES
@@ -149,6 +152,25 @@ def test_product_of_normalised_rows(side, activation, dtype, device, tolerances,
     tolerances.check(name, got, plain(*(t.double() for t in inputs)), plain(*inputs))
 
 
+@triton.jit
+def _row_scale_kernel(out_ptr, moments_ptr, D: tl.constexpr, UNROLLED: tl.constexpr):
+    m_offs = tl.arange(0, 64)
+    mean, scale = row_scale(moments_ptr, m_offs, 64, 1e-12, D, UNROLLED=UNROLLED)
+    tl.store(out_ptr + m_offs, mean)
+    tl.store(out_ptr + 64 + m_offs, scale)
+
+
+def test_many_groups_are_combined_to_the_same_bits(device) -> None:
+    """Unrolled, and in a loop as from 25 groups on: a wide model's answer follows the same arithmetic."""
+    d = 4096
+    moments, found = row_moments(_hard_rows(64, d, device).half()), []
+    for unrolled in (1, d):
+        found += [torch.empty(128, device=device)]
+        _row_scale_kernel[(1,)](found[-1], moments, d, unrolled)
+    assert torch.equal(*found) and found[0].isfinite().all()
+    assert torch.equal(found[0].view(2, 64)[1] == 0, moments[1].sum(0) == 0)
+
+
 def test_normalised_product_does_not_depend_on_the_tile(device) -> None:
     gamma, beta, w, bias = (t.half() for t in _random(device, (128,), (128,), (256, 128), (256,), seed=3))
     folded = _fold(_hard_rows(150, 128, device).half(), gamma, beta, w / 8, bias)
@@ -206,6 +228,18 @@ def test_wrong_arguments(device) -> None:
         pytest.raises(ValueError, match="a table's tile writes 32 columns at a time, wanted 64"),
     ):
         kernel.linear_and_moments(x, w, None, torch.ones(5, 64, device=device))
+
+
+def test_gradients_and_lazy_negation_are_refused(device) -> None:
+    x, w, bias, residual = _random(device, (5, 64), (64, 64), (64,), (5, 64))
+    moments, negated = row_moments(x), torch.complex(x, -x).conj().imag
+    for wrong, kind, words in ((x.clone().requires_grad_(), RuntimeError, "no backward"), (negated, ValueError, "neg")):
+        with pytest.raises(kind, match=f"linear_of_normed: .*{words}"):
+            kernel.linear_of_normed(wrong, moments, w, bias, bias, EPS)
+        with pytest.raises(kind, match=f"linear_and_moments: .*{words}"):
+            kernel.linear_and_moments(x, w, bias, wrong)
+        with pytest.raises(kind, match=f"row_moments: .*{words}"):
+            row_moments(wrong)
 
 
 # --- real sizes, on a GPU ---------------------------------------------------------------------------------------------

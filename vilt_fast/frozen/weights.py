@@ -171,8 +171,8 @@ class _Taker:
         scaled, shift = weight * norm.weight.detach().double(), weight @ norm.bias.detach().double()
         if linears[0].bias is not None:
             shift = shift + torch.cat([linear.bias.detach() for linear in linears]).double()
-        # A normalised row sums to zero, so what is the same in a row of the weight adds nothing. Without it the sums are
-        # those of the roundings alone, and a row that is far from zero has little to cancel.
+        # A normalised row sums to zero, so the mean of a row of the weight adds nothing. Without it the sums are those
+        # of roundings alone, and a row that is far from zero has little to cancel.
         centred = scaled - scaled.mean(dim=1, keepdim=True)
         rounded = centred.to(self.options["dtype"])
         lost = (rounded.double() - centred).norm(dim=1)
