@@ -164,10 +164,7 @@ def heuristic(*, op: str, arch: str, N: int, K: int, bucket: str, dtype: str) ->
 
 
 def _is_roomy(K: int) -> bool:
-    """By their pixels: whether patches are of sides that compile without spills with the tiles that ask for it.
-
-    That is three channels of 16, 32 or 64, whose loads have no masks, which take registers; and of 48, whose have.
-    """
+    """Whether patches have sides of 16, 32, 48 or 64 (three channels): most load without masks, none spills."""
     return K % 768 == 0
 
 
