@@ -22,7 +22,7 @@ RESULTS = "bench/results"
 START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
 END = "<!-- performance: end -->"
 NOT_MEASURED = "not measured yet"
-NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 6, check the kernels,
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 7, check the kernels,
 choose between their variants and run every suite, nine minutes at a time: see [bench/README.md](bench/README.md)."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in

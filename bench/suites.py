@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -113,7 +113,9 @@ class Run:
                     row.peak_mib = None
                     row.note = "; ".join(filter(None, (row.note, "holds its memory between calls")))
                 ready.append((one, row, calls))
-        times = timing.measure([calls for _, _, calls in ready], case.device, self.budget)
+        left = max(0.0, self.deadline - time.monotonic())  # less than that makes no fewer than the least rounds
+        budget = replace(self.budget, seconds=min(self.budget.seconds, left))
+        times = timing.measure([calls for _, _, calls in ready], case.device, budget)
         for (one, row, _), measured in zip(ready, times, strict=True):
             row.fill(measured, case.cost(one.scope, one.dtype), self.peaks(one.dtype), one.repeats)
             if one.planning is not None:

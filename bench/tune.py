@@ -4,13 +4,18 @@ The lists are in `bench/<operation>.py`, and short because compiling takes longe
 that does not give the same bits as the anchor is left out: a pair's answer may not depend on the size of its batch.
 
 Tiles are measured in bf16 and serve fp16 too, whose instructions take the same time.
+
+    python -m vilt_fast.bench.tune SHARD COUNT SIZES      compiles a part of the candidates; `tune` starts them
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +56,8 @@ def tune(
         Path of the table, named by GPU and Triton version.
 
     Raises:
-        ValueError: no GPU, or a batch size that is not positive.
+        ValueError: no GPU, a batch size that is not positive, or entries that could not be measured: the others are
+            in the table.
         OSError: the table cannot be written.
     """
     from vilt_fast.kernels import launch  # Triton is imported where it is used
@@ -60,19 +66,74 @@ def tune(
         raise ValueError("tune: got no CUDA GPU, wanted one to measure on")
     if not batches or min(batches) < 1:
         raise ValueError(f"tune: batches: got {tuple(batches)}, wanted positive numbers")
-    entries = []
-    config = ViltConfig(hidden_size=hidden_size, intermediate_size=intermediate_size, num_attention_heads=num_heads)
-    cases = [Case(workloads.vqa_mix(batch), config, _device()) for batch in batches]
-    for module in operations.modules().values():
-        for task in module.tasks(cases) if hasattr(module, "tasks") else ():
+    sizes = {"hidden_size": hidden_size, "intermediate_size": intermediate_size, "num_attention_heads": num_heads}
+    if not launch.INTERPRETED:
+        _compile_candidates(sizes, batches)
+    folder = Path(directory) if directory else launch.tuned_tables()
+    entries: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for task in _tasks(sizes, batches):
+        try:
             with vilt_fast.backend("kernels"):
                 entry = _best(task, measure or _median_ms)
-            if entry:
-                entries.append(entry)
-                report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
-    folder = Path(directory) if directory else launch.tuned_tables()
+        except Exception as error:  # what was found before it stays
+            failed.append(f"{task.op} {task.key}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            report(f"failed: {failed[-1]}")
+            continue
+        if entry:
+            entries.append(entry)
+            # Whoever is cut short keeps what is measured, and the entries of before.
+            write_table(folder, entries, keeps=lambda entry: entry not in entries)
+            report(f"{task.op} {task.key}: {entry['config']}, {entry['why']}")
+    if failed:
+        raise ValueError(f"tune: {len(failed)} entries could not be measured, the first is {failed[0]}")
     # Tiles were measured under the switches that a table turns on.
     return write_table(folder, entries, keeps=lambda entry: entry["op"] == "switches")
+
+
+def _tasks(sizes: dict[str, int], batches: Sequence[int]) -> Iterator[Task]:
+    config = ViltConfig(**sizes)
+    cases = [Case(workloads.vqa_mix(batch), config, _device()) for batch in batches]
+    for module in operations.modules().values():
+        yield from module.tasks(cases) if hasattr(module, "tasks") else ()
+
+
+def _compile_candidates(sizes: dict[str, int], batches: Sequence[int]) -> None:
+    """Compile every candidate once, in as many processes as there are cores; the measuring process finds them."""
+    count = max(1, min(16, (os.cpu_count() or 1) - 1))
+    command = [sys.executable, "-m", "vilt_fast.bench.tune"]
+    given = json.dumps([sizes, list(batches)])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    children = [subprocess.Popen([*command, str(shard), str(count), given], env=environment) for shard in range(count)]
+    try:
+        for child in children:
+            child.wait()  # one that breaks leaves its share to the measuring process
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def compile_share(shard: int, count: int, sizes: dict[str, int], batches: Sequence[int]) -> int:
+    """Launch every `count`-th candidate once; returns how many were launched.
+
+    A program does not depend on the rows, so one that several size classes have is launched for the smallest.
+    """
+    from vilt_fast.kernels import launch
+
+    seen: list[Any] = []
+    launched = 0
+    for task in _tasks(sizes, batches):
+        for config in task.candidates:
+            program = (task.op, task.key.get("N"), task.key.get("K"), config)
+            if program in seen:
+                continue
+            seen.append(program)
+            if len(seen) % count == shard:
+                with contextlib.suppress(Exception), vilt_fast.backend("kernels"), launch.forced(task.op, config):
+                    task.case.ours(*task.case.sets_in(torch.bfloat16)[0])
+                launched += 1
+    return launched
 
 
 def write_table(folder: Path, entries: list[dict[str, Any]], *, keeps: Callable[[dict[str, Any]], bool]) -> Path:
@@ -112,8 +173,6 @@ def _median_ms(call: Callable[[], Tensor]) -> float:
 
 def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[str, Any] | None:
     """The entry of the fastest candidate that runs and gives the right result; None where none does."""
-    from triton.errors import TritonError
-
     from vilt_fast.kernels import launch
 
     call = partial(task.case.ours, *task.case.sets_in(torch.bfloat16)[0])
@@ -126,9 +185,9 @@ def _best(task: Task, measure: Callable[[Callable[[], Tensor]], float]) -> dict[
         with launch.forced(task.op, config):
             try:
                 fits = same(call(), wanted)
-            except TritonError:  # too much shared memory for this chip, or more than its compiler can do
-                fits = False
-            took = measure(call) if fits else float("inf")
+                took = measure(call) if fits else float("inf")
+            except Exception:  # too much shared memory for this chip, or more than its compiler can do
+                fits, took = False, float("inf")
         left_out += not fits
         if took < best_ms:
             best, best_ms = config, took
@@ -146,3 +205,7 @@ def _equal(got: Tensor | tuple[Tensor, ...], wanted: Tensor | tuple[Tensor, ...]
 
 def _close(got: Tensor, wanted: Tensor) -> bool:
     return torch.allclose(got.float(), wanted.float(), rtol=2e-2, atol=2e-2)
+
+
+if __name__ == "__main__":
+    compile_share(int(sys.argv[1]), int(sys.argv[2]), *json.loads(sys.argv[3]))

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a part; 0 if every step that ran went well and the archive was written."""
     arguments = _arguments(argv)
     device = _device(arguments.rehearse)
-    steps = plan.steps(arguments.part, arguments.work, choices.available(device))
+    steps = plan.steps(arguments.part, arguments.work, choices.available(device), quick=arguments.rehearse)
     names = [step.name for step in steps]
     wanted = arguments.steps.split(",") if arguments.steps else names
     if unknown := [name for name in wanted if name not in names]:

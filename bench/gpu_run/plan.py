@@ -15,10 +15,13 @@ PARTS = {
     1: "does it run and agree; the encoder in a graph; microseconds per operation",
     2: "the live, the frozen and the engine's form beside transformers; the tests marked gpu",
     3: "every switch of the kernels alone and together; the table that says which to turn on",
-    4: "tiles under that table, then the encoder again; profiler and sanitizers",
+    4: "tiles under that table, then the encoder again",
     5: "the suites without what compiles for minutes",
     6: "the peers under torch.compile",
+    7: "profiler and sanitizers",
 }
+GPU = "a GPU"  # what a step may need, beside programs
+PROFILED = "^(linear_(descriptor|pointer)|attention_kernel|_layer_norm_kernel)$"  # kernels of a block, for ncu
 
 
 class Step(NamedTuple):
@@ -30,7 +33,7 @@ class Step(NamedTuple):
         command: the program and its arguments.
         headline: the fact that stands for it in the summary; the last line of its output where there is none.
         environment: variables of its own.
-        needs: a program without which there is no use in starting.
+        needs: a program without which there is no use in starting, or GPU.
     """
 
     name: str
@@ -41,19 +44,28 @@ class Step(NamedTuple):
     needs: str = ""
 
 
-def steps(part: int, work: Path, switches: Sequence[str]) -> list[Step]:
+def steps(part: int, work: Path, switches: Sequence[str], *, quick: bool = False) -> list[Step]:
     """The steps of a part.
 
     Args:
         work: folder that they write to. switches: those of `vilt_fast.kernels.switches` that this chip can have on.
+        quick: whether suites run tiny, into files that are never published.
 
     Raises:
         ValueError: there is no such part.
     """
     if part not in PARTS:
         raise ValueError(f"--part: got {part}, wanted one of {', '.join(map(str, PARTS))}")
-    makers = {1: _first_light, 2: _forms, 3: _switches, 4: _tuned, 5: _suites, 6: _compiled}
-    return makers[part](work, switches)
+    makers = {1: _first_light, 2: _forms, 3: _switches, 4: _tuned, 5: _suites, 6: _compiled, 7: _inspected}
+    found = makers[part](work, switches)
+    return [
+        step._replace(command=(*step.command, "--quick")) if quick and _files_rows(step) else step for step in found
+    ]
+
+
+def _files_rows(step: Step) -> bool:
+    """Whether a step writes result files."""
+    return step.command[2:4] in (_python("cli", "bench")[2:], _python("cli", "ablate")[2:])
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:
@@ -108,26 +120,31 @@ def _of_switch(name: str) -> str:
 
 
 def _tuned(work: Path, switches: Sequence[str]) -> list[Step]:
+    return [
+        Step("tune", 300, _python("cli", "tune", "--out", str(work / "configs")), needs=GPU),
+        Step("encoder_tuned", 180, _measure("encoder"), "encoder B=256: ours to the packed rival"),
+        Step("ops_tuned", 60, _measure("ops"), "twelve blocks B=256"),
+    ]
+
+
+def _inspected(work: Path, switches: Sequence[str]) -> list[Step]:
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # inside a block of PyTorch's no access is out of bounds
     every = uncached | {"VILT_FAST_SWITCHES": ",".join(switches)}
-    kernels = "regex:^(_linear_descriptor.*|attention.*|_layer_norm.*)$"
-    profile = ("ncu", "--clock-control", "none", "--set", "full", "-k", kernels, "-c", "6", "--kill", "yes", "-f")
+    profile = ("ncu", "--clock-control", "none", "--set", "full", "-k", f"regex:{PROFILED}", "-c", "6", "--kill", "yes")
     small = _python("cli", "check", "--small")
 
     def sanitizer(tool: str) -> tuple[str, ...]:
         return ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9", *small)
 
     return [
-        Step("tune", 170, _python("cli", "tune", "--out", str(work / "configs"))),
-        Step("encoder_tuned", 60, _measure("encoder"), "encoder B=256: ours to the packed rival"),
-        Step("ops_tuned", 40, _measure("ops"), "twelve blocks B=256"),
-        Step("ncu", 60, (*profile, "-o", str(work / "ncu"), *_measure("smoke", "256")), needs="ncu"),
+        Step("ncu", 90, (*profile, "-f", "-o", str(work / "ncu"), *_measure("smoke", "256")), needs="ncu"),
         Step("ncu_details", 10, ("ncu", "-i", f"{work / 'ncu'}.ncu-rep", "--page", "details", "--csv"), needs="ncu"),
-        # Compiles outside the sanitizer, under which everything is slow.
-        Step("check_small", 30, small),
-        Step("memcheck", 60, sanitizer("memcheck"), environment=uncached, needs="compute-sanitizer"),
-        Step("memcheck_switches", 60, sanitizer("memcheck"), environment=every, needs="compute-sanitizer"),
-        Step("racecheck", 50, sanitizer("racecheck"), environment=every, needs="compute-sanitizer"),
+        # Compile outside the sanitizer, under which everything is slow.
+        Step("check_small", 60, small),
+        Step("check_switches", 60, small, environment=every),
+        Step("memcheck", 100, sanitizer("memcheck"), environment=uncached, needs="compute-sanitizer"),
+        Step("memcheck_switches", 110, sanitizer("memcheck"), environment=every, needs="compute-sanitizer"),
+        Step("racecheck", 110, sanitizer("racecheck"), environment=every, needs="compute-sanitizer"),
     ]
 
 

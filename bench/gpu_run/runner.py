@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vilt_fast.bench.gpu_run import archive, facts, summary
-from vilt_fast.bench.gpu_run.plan import Step
+from vilt_fast.bench.gpu_run.plan import GPU, Step
 
 _GRACE = 5.0  # seconds that a step has for its last words
 _LEAST = 3.0  # with less time left than that, no step starts
@@ -51,6 +51,7 @@ class Runner:
         self.work, self.archive, self.title = work, archive, title
         self.deadline = time.monotonic() + seconds
         self.environment = {**os.environ, **environment, facts.FILE: str(self.facts)}
+        self.has_gpu = self.environment.get("CUDA_VISIBLE_DEVICES") != ""  # as a rehearsal says
         self.outcomes: list[Outcome] = []
         self.is_packed = False
 
@@ -81,7 +82,9 @@ class Runner:
         left = self.deadline - time.monotonic()
         if left < _LEAST:
             return Outcome(step.name, "not run: no time left")
-        if step.needs and shutil.which(step.needs) is None:
+        if step.needs == GPU and not self.has_gpu:
+            return Outcome(step.name, f"not run: needs {GPU}")
+        if step.needs not in ("", GPU) and shutil.which(step.needs) is None:
             return Outcome(step.name, f"not run: no {step.needs} here")
         started = time.monotonic()
         try:

@@ -184,6 +184,29 @@ def test_parts(part, tmp_path):
         assert {f"switch_{name}" for name in switches()} < set(names)
 
 
+def test_a_rehearsal_is_tiny_and_never_published(tmp_path):
+    filing = [step for part in plan.PARTS for step in plan.steps(part, tmp_path, [], quick=True)]
+    filing = [step.command for step in filing if {"bench", "ablate"} & {*step.command}]
+    assert len(filing) > 5 and all(command[-1] == "--quick" for command in filing)
+    assert not any("--quick" in step.command for part in plan.PARTS for step in plan.steps(part, tmp_path, []))
+
+
+def test_a_step_that_needs_a_gpu(tmp_path):
+    for hidden, status in (("", "not run: needs a GPU"), ("0", "ok")):
+        made = runner.Runner(tmp_path / "work", tmp_path / "a.tar.gz", 60, {"CUDA_VISIBLE_DEVICES": hidden})
+        assert made.run([shell("tune", "true", needs=plan.GPU)])[0].status == status
+
+
+def test_the_profiler_finds_the_kernels_of_a_block():
+    """By the names that they have on a GPU."""
+    from vilt_fast.kernels import attention, layer_norm, linear_tiles
+
+    kernels = [linear_tiles.linear_descriptor, linear_tiles.linear_pointer]
+    kernels += [attention.attention_kernel, layer_norm._layer_norm_kernel]
+    assert all(re.match(plan.PROFILED, kernel.__name__) for kernel in kernels)
+    assert not re.match(plan.PROFILED, "vectorized_elementwise_kernel")
+
+
 def test_predictions():
     for name, wanted in facts.predictions().items():
         assert set(wanted) == {"value", "unit", "why"} and wanted["value"] > 0 and len(wanted["why"]) > 5, name

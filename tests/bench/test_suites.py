@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -190,3 +191,13 @@ def test_backend_is_restored(case, run):
     before = dict(vilt_fast.ops._chosen)
     run.time("model", case, [replace(c, scope="model") for c in ours.contestants((torch.float32,))])
     assert vilt_fast.ops._chosen == before
+
+
+def test_the_time_limit_ends_those_that_were_chosen(run, case, monkeypatch):
+    """They get no more of the clock than what is left."""
+    seconds = []
+    real = suites.timing.measure
+    monkeypatch.setattr(suites.timing, "measure", lambda *a: seconds.append(a[2].seconds) or real(*a))
+    run.budget, run.deadline = replace(run.budget, seconds=100.0), time.monotonic() + 5
+    rows = run.time("model", case, [one for one in ours.contestants(run.dtypes) if "live, reference" in one.name][:1])
+    assert [row.status for row in rows] == ["ok"] and seconds[0] <= 5
