@@ -42,20 +42,24 @@ def full_config(workload: Workload, **fields: Any) -> ViltConfig:
     return ViltConfig(**{**task, **fields})
 
 
-def tiny_config(workload: Workload) -> ViltConfig:
-    """A model for checks: two blocks of 48 with patches of 8."""
-    return full_config(
-        workload,
-        vocab_size=200,
-        num_labels=7,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=96,
-        patch_size=8,
-        image_size=96,
-        max_position_embeddings=40,
-    )
+def tiny_config(workload: Workload, **fields: Any) -> ViltConfig:
+    """A model for checks: two blocks of 48 with patches of 8.
+
+    Args:
+        fields: in place of its own.
+    """
+    sizes = {
+        "vocab_size": 200,
+        "num_labels": 7,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 96,
+        "patch_size": 8,
+        "image_size": 96,
+        "max_position_embeddings": 40,
+    }
+    return full_config(workload, **{**sizes, **fields})
 
 
 @torch.no_grad()
