@@ -6,6 +6,7 @@
 #
 # A checkout that was copied without its history says its commit in VILT_FAST_COMMIT, or in a file COMMIT.
 set -uo pipefail # a step that fails must not end the others, so no -e
+export VILT_FAST_CALLED_IN="$PWD" # where relative paths begin
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 PYTHON="${PYTHON:-python3}"

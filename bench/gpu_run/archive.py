@@ -23,7 +23,7 @@ def pack(folder: Path, archive: Path, most_bytes: int = MOST_BYTES) -> list[str]
     Raises:
         OSError: the archive cannot be written.
     """
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=_size)
     left_out: list[str] = []
     unfinished = archive.with_name(archive.name + ".unfinished")
     try:
@@ -37,9 +37,13 @@ def pack(folder: Path, archive: Path, most_bytes: int = MOST_BYTES) -> list[str]
     return left_out
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _write(folder: Path, files: list[Path], target: Path) -> None:
     with tarfile.open(target, "w:gz", compresslevel=3) as tar:
-        for path in files:
+        for path in filter(Path.is_file, files):  # what a step left behind may still remove some
             content = path.read_bytes()
             if path.suffix == ".log" and len(content) > _HEAD + _TAIL:
                 cut = f"\n... {len(content) - _HEAD - _TAIL} bytes ...\n".encode()

@@ -27,6 +27,7 @@ from vilt_fast.bench.gpu_run.measure import BATCHES, DEVICE, DTYPE, GPU, SIDE, c
 
 ENCODER = ("linear", "layer_norm", "attention")  # its operations
 ROUNDS = 2  # of taking turns, with operations
+MARGIN = 0.01  # of the median
 Calls = tuple[Callable[[], Any], Callable[[], Any]]  # without and with
 
 
@@ -105,11 +106,20 @@ def _record(label: str, times: Sequence[timing.Times], name: str, operation: str
     from vilt_fast.kernels import launch
 
     off, on = times
-    verdict = "faster" if on.p80_ms < off.p20_ms else "slower" if on.p20_ms > off.p80_ms else "same"
+    verdict = verdict_of(off, on)
     more = {"switch": name, "operation": operation, "bucket": launch.size_bucket(sum(batch.lengths)), "error": error}
     facts.record(
         label, off.median_ms / on.median_ms, "times", verdict=verdict, off_ms=off.median_ms, on_ms=on.median_ms, **more
     )
+
+
+def verdict_of(off: timing.Times, on: timing.Times) -> str:
+    """What differs beyond the noise of one comparison, and by enough to be worth a table's entry."""
+    if on.p80_ms < off.p20_ms and on.median_ms < (1 - MARGIN) * off.median_ms:
+        return "faster"
+    if on.p20_ms > off.p80_ms and on.median_ms > (1 + MARGIN) * off.median_ms:
+        return "slower"
+    return "same"
 
 
 def compile_all() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 FILE = "VILT_FAST_FACTS"  # the environment variables that say where facts go, and which step finds them
 STEP = "VILT_FAST_STEP"
+_KEYS = {"step", "name", "value", "unit"}
 PREDICTIONS = Path(__file__).with_name("predictions.json")
 
 failures: list[str] = []  # names of this process's facts that could not be found
@@ -40,13 +41,15 @@ def attempt(name: str, find: Callable[[], None]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The facts of a file; a line that was cut off is none."""
+    """The facts of a file; a line that was cut off is none, nor is one that `record` would not write."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            fact = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(fact, dict) and _KEYS <= fact.keys() and isinstance(fact["value"], int | float | None):
+            found.append(fact)
     return found
 
 

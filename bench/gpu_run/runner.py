@@ -18,9 +18,19 @@ from pathlib import Path
 from vilt_fast.bench.gpu_run import archive, facts, summary
 from vilt_fast.bench.gpu_run.plan import GPU, Step
 
+LACKING = "not run: needs "
 _GRACE = 5.0  # seconds that a step has for its last words
 _LEAST = 3.0  # with less time left than that, no step starts
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG of prctl(2)
+# Reads the group of the step that runs; when we are gone, however that came, the pipe ends, and the group with it.
+_WATCH = """
+import os, signal, sys
+group = 0
+for line in sys.stdin:
+    group = int(line)
+if group:
+    os.killpg(group, signal.SIGKILL)
+"""
 
 
 @dataclass
@@ -62,7 +72,12 @@ class Runner:
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         """Run steps one after the other; returns what became of each."""
-        (self.work / "logs").mkdir(parents=True, exist_ok=True)
+        with subprocess.Popen(
+            [sys.executable, "-I", "-c", _WATCH], stdin=subprocess.PIPE, start_new_session=True, text=True
+        ) as self._watcher:
+            return self._run_all(steps)
+
+    def _run_all(self, steps: Sequence[Step]) -> list[Outcome]:
         for step in steps:
             print(f"=== {step.name} (at most {step.seconds} s)", flush=True)
             try:
@@ -83,11 +98,12 @@ class Runner:
         if left < _LEAST:
             return Outcome(step.name, "not run: no time left")
         if step.needs == GPU and not self.has_gpu:
-            return Outcome(step.name, f"not run: needs {GPU}")
+            return Outcome(step.name, f"{LACKING}{GPU}")
         if step.needs not in ("", GPU) and shutil.which(step.needs) is None:
-            return Outcome(step.name, f"not run: no {step.needs} here")
+            return Outcome(step.name, f"{LACKING}{step.needs}")
         started = time.monotonic()
         try:
+            self._log(step).parent.mkdir(parents=True, exist_ok=True)  # a step may have removed it
             rc, is_late = self._wait(step, min(step.seconds, left))
         except OSError as error:
             return Outcome(step.name, f"not run: {error}")
@@ -109,6 +125,7 @@ class Runner:
             )
         is_late = False
         try:
+            self._watch(process.pid)
             process.wait(limit)
         except subprocess.TimeoutExpired:
             is_late = True
@@ -120,12 +137,21 @@ class Runner:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with everything that it has started
             process.wait()
+            self._watch(0)
         return process.returncode, is_late
+
+    def _watch(self, group: int) -> None:
+        """Tell the watcher what to end when this process is ended."""
+        assert self._watcher.stdin is not None
+        with contextlib.suppress(OSError):
+            self._watcher.stdin.write(f"{group}\n")
+            self._watcher.stdin.flush()
 
     def _keep(self) -> None:
         """Put everything so far into the archive. What cannot be written now may be after the next step."""
         lines = [json.dumps(asdict(outcome)) + "\n" for outcome in self.outcomes]
         try:
+            self.work.mkdir(parents=True, exist_ok=True)
             (self.work / "outcomes.jsonl").write_text("".join(lines), encoding="utf-8")
             (self.work / "summary.txt").write_text(self.summary() + "\n", encoding="utf-8")
             left_out = archive.pack(self.work, self.archive)
@@ -139,13 +165,19 @@ class Runner:
 
     def summary(self) -> str:
         """Steps, predicted beside measured, and what was chosen, as text."""
-        text = summary.text([asdict(outcome) for outcome in self.outcomes], facts.read(self.facts), self.work)
+        outcomes = [asdict(outcome) for outcome in self.outcomes]
+        try:
+            text = summary.text(outcomes, facts.read(self.facts), self.work)
+        except Exception as error:  # whatever steps wrote, what became of them is told
+            text = summary.text(outcomes, [], self.work / "none") + f"\n\nfacts and tables: {error!r}"
         return f"{self.title}\n\n{text}"
 
     def _log(self, step: Step) -> Path:
         return self.work / "logs" / f"{step.name}.log"
 
     def _tail(self, step: Step, count: int) -> str:
+        if not self._log(step).is_file():
+            return "its log is gone"
         with open(self._log(step), "rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 2**14))
             lines = log.read().decode(errors="replace").splitlines()

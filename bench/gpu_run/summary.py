@@ -73,10 +73,10 @@ def _together(found: Sequence[Row]) -> float:
 def _chosen(path: Path) -> str:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (ValueError, KeyError):
+        keys = ("op", "N", "K", "bucket", "dtype")
+        lines = [" ".join(str(one[key]) for key in keys if key in one) + f" -> {one['config']}" for one in entries]
+    except (ValueError, KeyError, TypeError, OSError):
         return f"{path.name}: not a table"
-    keys = ("op", "N", "K", "bucket", "dtype")
-    lines = [" ".join(str(entry[key]) for key in keys if key in entry) + f" -> {entry['config']}" for entry in entries]
     return "\n".join(
         [f"configs/{path.name}: copy it to kernels/configs, or name its folder in $VILT_FAST_CONFIGS", *lines]
     )

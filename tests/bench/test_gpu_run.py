@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import venv
 from pathlib import Path
@@ -21,9 +22,10 @@ from vilt_fast import cli  # noqa: E402
 from vilt_fast.bench import contestant, operations, workloads  # noqa: E402
 from vilt_fast.bench.case import Case, full_config  # noqa: E402
 from vilt_fast.bench.choices import switches  # noqa: E402
-from vilt_fast.bench.gpu_run import archive, facts, measure, plan, runner  # noqa: E402
+from vilt_fast.bench.gpu_run import archive, candidates, facts, measure, plan, runner, summary  # noqa: E402
 from vilt_fast.bench.gpu_run.__main__ import main  # noqa: E402
 from vilt_fast.bench.gpu_run.plan import Step  # noqa: E402
+from vilt_fast.bench.timing import Times  # noqa: E402
 
 
 def shell(name: str, script: str, seconds: int = 20, **options) -> Step:
@@ -88,7 +90,7 @@ def test_what_breaks_costs_only_itself(run, tmp_path):
     assert status["hangs"] == status["deaf"] == "too slow" and outcomes["hangs"].seconds < 9
     assert status["killed"] == "killed" and outcomes["killed"].rc == -signal.SIGKILL
     assert status["loud"] == status["fine"] == "ok" and outcomes["fine"].headline == "speed: 2 x"
-    assert status["missing"].startswith("not run: ") and status["unneeded"] == "not run: no no-such-program here"
+    assert status["missing"].startswith("not run: ") and status["unneeded"] == "not run: needs no-such-program"
     assert not any(map(_is_alive, map(int, pids.read_text().split()))), "what a step started goes with it"
     assert files["logs/fails.log"] == "bad luck\n" and "waiting" in files["logs/hangs.log"]
     assert len(files["logs/loud.log"]) < 300_000 and files["logs/loud.log"].endswith("xx\nthe end\n")
@@ -101,6 +103,35 @@ def test_the_time_of_all(run):
     outcomes, _ = run(shell("long", "sleep 60"), shell("late", "echo late"), seconds=3.5)
     assert outcomes["long"].status == "too slow" and outcomes["long"].seconds < 12
     assert outcomes["late"].status == "not run: no time left"
+
+
+def test_nothing_in_the_work_folder_ends_the_run(run, tmp_path):
+    """Facts that are none, tables that are none, a log and a folder that are gone."""
+    lines = ["[1]", "7", '{"name": "x"}', json.dumps({**json.loads(FACT), "value": "fast"})]
+    facts_file = tmp_path / "lines"
+    facts_file.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe\n" + FACT.encode() + b"\n")
+    configs = "mkdir -p configs/folder.json; echo '[1]' >configs/a.json; echo '{\"entries\": [1]}' >configs/b.json; "
+    configs += 'echo \'{"entries": [{"op": "switches"}]}\' >configs/c.json'
+    here = f"cd {tmp_path}/work; "
+    outcomes, files = run(
+        shell("fine", f"cat {facts_file} >>$VILT_FAST_FACTS", headline="speed"),
+        shell("tables", here + configs),
+        shell("half_a_fact", f"echo '{json.dumps({**json.loads(FACT), 'switch': 1})}' >>$VILT_FAST_FACTS"),
+        shell("no_log", here + "rm logs/no_log.log; exit 1"),
+        shell("no_folder", f"rm -r {tmp_path}/work; exit 1"),
+        shell("last", "echo here"),
+    )
+    assert [one.status for one in outcomes.values()] == ["ok", "ok", "ok", "failed", "failed", "ok"]
+    assert outcomes["fine"].headline == "speed: 2 x" and outcomes["no_log"].headline == "its log is gone"
+    assert files["logs/last.log"] == "here\n" and len(files["outcomes.jsonl"].splitlines()) == 6
+
+
+def test_tables_that_are_none_are_told_in_the_summary(tmp_path):
+    (tmp_path / "configs" / "folder.json").mkdir(parents=True)
+    for name, content in {"a": "[1]", "b": '{"entries": [{"op": "switches"}]}', "c": '{"entries": [1]}'}.items():
+        (tmp_path / "configs" / f"{name}.json").write_text(content)
+    text = summary.text([], [], tmp_path)
+    assert all(f"{name}.json: not a table" in text for name in ("a", "b", "c", "folder"))
 
 
 # --- the archive ------------------------------------------------------------------------------------------------------
@@ -140,7 +171,7 @@ from vilt_fast.bench.gpu_run.plan import Step
 from vilt_fast.bench.gpu_run.runner import Runner
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 folder = Path(sys.argv[1])
-steps = [Step("first", 9, ("echo", "done")), Step("second", 99, ("sh", "-c", "echo $$; exec sleep 99"))]
+steps = [Step("first", 9, ("echo", "done")), Step("second", 99, ("sh", "-c", "sleep 99 & echo $$ $!; exec sleep 99"))]
 Runner(folder / "work", folder / "part.tar.gz", 99, {}).run(steps)
 """
 
@@ -155,7 +186,7 @@ def test_the_whole_run_ends_in_the_middle(tmp_path, number):
     files = contents(tmp_path / "part.tar.gz")
     assert files["logs/first.log"] == "done\n" and '"step": "first", "status": "ok"' in files["outcomes.jsonl"]
     assert ("interrupted: SystemExit" in files["outcomes.jsonl"]) == (number == signal.SIGTERM)
-    _until(lambda: not _is_alive(int(log.read_text())))
+    _until(lambda: not any(_is_alive(int(pid)) for pid in log.read_text().split()))
 
 
 # --- the plan ---------------------------------------------------------------------------------------------------------
@@ -285,10 +316,8 @@ def test_a_part_end_to_end(tmp_path, capsys, monkeypatch):
     chosen = f"switch_{name},choose,chosen"
     arguments = ["--rehearse", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(["--part", "3", "--steps", chosen, *arguments]) == 0
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    assert main(["--part", "3", "--steps", chosen, *arguments]) == 0
+    assert signal.getsignal(signal.SIGTERM) == handler
     printed = capsys.readouterr().out
     assert "a rehearsal: the figures mean nothing" in printed and re.search(rf"{name} +encoder +\d", printed)
     files = contents(tmp_path / "out" / "part3.tar.gz")
@@ -305,6 +334,66 @@ def test_without_a_gpu(tmp_path):
         main(["--part", "1", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="--steps: got 'smok', wanted any of env, smoke_1"):
         main(["--part", "1", "--out", str(tmp_path), "--rehearse", "--steps", "smok"])
+
+
+REHEARSAL = ("--part", "4", "--rehearse", "--steps")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", ""), "--steps: got '', wanted any of env"),
+        (("--minutes", "0"), "got '0', wanted a positive number"),
+        (("--minutes", "nan"), "got 'nan', wanted a positive number"),
+        (("--out", "/dev/null/x"), "--out: cannot write to /dev/null/x"),
+    ],
+)
+def test_bad_arguments(arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--part", "1", "--rehearse", "--out", str(tmp_path), "--work", str(tmp_path), *arguments])
+    assert message in str(raised.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"entries": [{"op": "switches"}]}', None])
+def test_a_bad_table_is_refused_at_once(content, tmp_path, monkeypatch):
+    table = tmp_path / "configs" / "bad.json"
+    table.parent.mkdir()
+    table.mkdir() if content is None else table.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VILT_FAST_CONFIGS", "configs")
+    with pytest.raises(SystemExit, match="bad.json: got no"):
+        main([*REHEARSAL, "tune", "--out", str(tmp_path / "out")])
+    monkeypatch.setenv("VILT_FAST_CONFIGS", "nowhere")
+    with pytest.raises(SystemExit, match=f"{tmp_path}/nowhere, wanted a folder"):
+        main([*REHEARSAL, "tune", "--out", str(tmp_path / "out")])
+
+
+def test_an_archive_of_before_stays(tmp_path, monkeypatch, capsys):
+    """Relative paths begin where the caller is; a step that lacks a GPU is no failure of a rehearsal."""
+    monkeypatch.setenv("VILT_FAST_CALLED_IN", str(tmp_path))
+    for name in ("part4.tar.gz", "part4-2.tar.gz"):
+        assert main([*REHEARSAL, " tune ", "--out", "out"]) == 0
+        assert "not run: needs a GPU" in capsys.readouterr().out and (tmp_path / "out" / name).is_file()
+    assert main([*REHEARSAL, "tune,ops_tuned", "--out", "out", "--minutes", "0.001"]) == 1, "a step was not run"
+
+
+def test_caches_are_where_one_can_write(tmp_path, monkeypatch):
+    from vilt_fast.bench.gpu_run import __main__ as command
+
+    for name in ("TRITON_CACHE_DIR", "TRITON_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert command._environment(tmp_path, "", True)["TRITON_CACHE_DIR"].startswith(str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    assert "TRITON_CACHE_DIR" not in command._environment(tmp_path, "", True)
+
+
+def test_a_verdict_needs_a_margin():
+    def times(median: float) -> Times:
+        return Times(median, median - 0.001, median + 0.001, 9)
+
+    verdicts = [candidates.verdict_of(times(10), times(on)) for on in (9.95, 9.8, 10.05, 10.2)]
+    assert verdicts == ["same", "faster", "same", "slower"]
 
 
 def test_installing_without_a_network_and_without_pip(tmp_path):
