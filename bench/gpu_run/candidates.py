@@ -21,7 +21,7 @@ import torch
 import vilt_fast
 from vilt_fast.bench import operations, ours, timing, verify
 from vilt_fast.bench.case import Case
-from vilt_fast.bench.choices import Choice, available, switches
+from vilt_fast.bench.choices import Choice, arch, available, switches
 from vilt_fast.bench.gpu_run import facts
 from vilt_fast.bench.gpu_run.measure import BATCHES, DEVICE, DTYPE, GPU, SIDE, case_of, clock, make_run
 
@@ -33,17 +33,25 @@ Calls = tuple[Callable[[], Any], Callable[[], Any]]  # without and with
 
 def compare(name: str) -> None:
     """Facts of a switch: how many times faster the encoder, and each operation, is with it."""
-    on = available(DEVICE) if name == "all" else [name]
-    changed = {operation for one in on if one in switches() for operation in switches()[one].operations}
-    changed = set(ENCODER) if name == "table" else changed
+    on = available(DEVICE) if name == "all" else in_tables() if name == "table" else [name]
+    changed = {operation for one in on for operation in switches()[one].operations}
+    timed = [] if name == "all" else sorted(changed)
     for batch in BATCHES:
         case = case_of(make_run(), batch)
-        if changed & set(ENCODER):
+        if name == "table" or changed & set(ENCODER):
             facts.attempt(f"switch {name}: encoder B={batch}", partial(_encoder, name, on, batch, case))
-        for operation in operations.modules() if name not in ("all", "table") else ():
-            for found in operations.timed_cases(operation, case) if operation in changed else ():
+        for operation in timed:
+            for found in operations.timed_cases(operation, case):
                 label = f"switch {name}: {found.operation} B={batch}"
                 facts.attempt(label, partial(_operation, name, batch, operation, found))
+
+
+def in_tables() -> list[str]:
+    """The switches that a table turns on here, if only for some sizes."""
+    from vilt_fast.kernels import launch
+
+    entries = [entry for entry in launch.table_entries(arch(DEVICE)) if entry["op"] == "switches"]
+    return [name for name in switches() if any(entry["config"].get(name) for entry in entries)]
 
 
 def _held(name: str, on: Sequence[str]) -> Choice | None:
@@ -67,11 +75,11 @@ def _encoder_call(case: Case, choice: Choice | None) -> Callable[[], Any]:
 
 
 def _operation(name: str, batch: int, operation: str, found: operations.OperationCase) -> None:
-    choices, tensors = (Choice([]), Choice([name])), found.sets_in(DTYPE)[0]
+    choices, tensors = (Choice([]), _held(name, [name])), found.sets_in(DTYPE)[0]
     answers, times = [], []
     with torch.inference_mode(), vilt_fast.backend(SIDE):
         for choice in choices * ROUNDS:
-            with choice.held():
+            with choice.held() if choice else contextlib.nullcontext():
                 answers.append(found.ours(*tensors))
                 times.append(clock(partial(found.ours, *tensors), bool(found.waiting)))
     bound = found.bounds[DTYPE] if found.floor else 0.0

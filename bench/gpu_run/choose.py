@@ -1,8 +1,8 @@
 """From facts to the table of switches that kernels read: python -m vilt_fast.bench.gpu_run.choose FACTS FOLDER
 
-A switch is judged by the encoder where it changes the encoder, else by its operations. One whose bits are the same is
-turned on for the size classes in which it is faster beyond noise. One whose bits differ is turned on for all sizes or
-for none: it must be faster at one size and slower at none.
+A switch is judged by the encoder where it changes the encoder, else by its operations. One that a table may choose by
+size (`Switch.by_bucket`) is turned on for the size classes in which it is faster beyond noise. Any other is turned on
+for all sizes or for none: it must be faster at one size and slower at none.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def _entries_of(name: str, measured: Facts) -> list[dict[str, Any]]:
     judged = _by_bucket(name, measured)
     faster = [bucket for bucket in judged if verdict(judged[bucket]) == "faster"]
     everywhere = len(faster) == len(judged)
-    if not switches()[name].is_exact:
+    by_bucket = switches()[name].by_bucket
+    if not by_bucket:
         everywhere = all(verdict(found) != "slower" for found in judged.values())
-    if not faster or not (everywhere or switches()[name].is_exact) or _is_broken(name, measured):
+    if not faster or not (everywhere or by_bucket) or _is_broken(name, measured):
         return []
     entry: dict[str, Any] = {"op": "switches", "why": _why(judged), "config": {name: True}}
     return [entry if everywhere else {**entry, "bucket": faster}]
@@ -72,9 +73,9 @@ def undecided(measured: Facts) -> list[str]:
         verdicts = {bucket: verdict(facts_of) for bucket, facts_of in _by_bucket(name, measured).items()}
         if _is_broken(name, measured):
             found.append(f"{name}: off, it broke or was wrong; see its log")
-        elif not switch.is_exact and {"faster", "slower"} <= set(verdicts.values()):
+        elif not switch.by_bucket and {"faster", "slower"} <= set(verdicts.values()):
             words = ", ".join(f"{word} for {bucket}" for bucket, word in verdicts.items())
-            found.append(f"{name}: off, it is {words}, and its bits differ")
+            found.append(f"{name}: off, it is {words}, and it is for all sizes or none")
     return found
 
 

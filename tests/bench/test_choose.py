@@ -7,12 +7,12 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 from vilt_fast.bench import choices  # noqa: E402
-from vilt_fast.bench.gpu_run import choose, facts, summary  # noqa: E402
+from vilt_fast.bench.gpu_run import candidates, choose, facts, summary  # noqa: E402
 from vilt_fast.kernels import launch, switches  # noqa: E402
 from vilt_fast.kernels.switches import Switch  # noqa: E402
 
 ROWS = {
-    "exact": Switch(("linear",), ("sm90", "interpreter"), "", True),
+    "exact": Switch(("linear",), ("sm90", "interpreter"), "", True, True),
     "other_bits": Switch(("attention",), ("sm90", "interpreter"), "", False),
     "embeds": Switch(("patch_embed",), ("sm90", "interpreter"), "", True),
 }
@@ -48,7 +48,26 @@ def test_other_bits_for_all_sizes_or_none() -> None:
     assert "bucket" not in entry
     mixed = measured("other_bits", tiny=11, large=9)
     assert choose.entries(mixed) == []
-    assert choose.undecided(mixed) == ["other_bits: off, it is slower for tiny, faster for large, and its bits differ"]
+    assert choose.undecided(mixed) == ["other_bits: off, it is slower for tiny, faster for large, and it is for all sizes or none"]
+
+
+def test_same_bits_for_all_sizes_or_none() -> None:
+    """Whose launchers do not ask by size gets no entry with one, which would never be read."""
+    (entry,) = choose.entries(measured("embeds", "patch_embed", tiny=10, large=9))
+    assert "bucket" not in entry
+    assert choose.entries(measured("embeds", "patch_embed", tiny=11, large=9)) == []
+
+
+def test_chosen_measures_the_operations_of_what_was_chosen(monkeypatch, tmp_path) -> None:
+    """Without a graph over them, those beside the encoder would not be measured at all."""
+    entries = [{"op": "switches", "config": {"embeds": True, "exact": False}}, {"op": "linear", "config": {}}]
+    monkeypatch.setattr(launch, "table_entries", lambda arch: entries)
+    assert candidates.in_tables() == ["embeds"]
+    monkeypatch.setenv(facts.FILE, str(tmp_path / "facts"))
+    monkeypatch.setattr(candidates, "_encoder", lambda *_: None)
+    assert candidates.main("table") == 0
+    names = [fact["operation"] for fact in facts.read(tmp_path / "facts")]
+    assert names and set(names) == {"patch_embed"}
 
 
 def test_the_encoder_decides_where_there_is_one() -> None:
