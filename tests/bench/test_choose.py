@@ -48,7 +48,9 @@ def test_other_bits_for_all_sizes_or_none() -> None:
     assert "bucket" not in entry
     mixed = measured("other_bits", tiny=11, large=9)
     assert choose.entries(mixed) == []
-    assert choose.undecided(mixed) == ["other_bits: off, it is slower for tiny, faster for large, and it is for all sizes or none"]
+    assert choose.undecided(mixed) == [
+        "other_bits: off, it is slower for tiny, faster for large, and it is for all sizes or none"
+    ]
 
 
 def test_same_bits_for_all_sizes_or_none() -> None:

@@ -48,3 +48,8 @@ def test_commands_parse(text):
     assert len(commands) >= 5
     for arguments in commands:
         cli._build_parser().parse_args(arguments)
+
+
+def test_the_name_of_a_table(text):
+    launch = pytest.importorskip("vilt_fast.kernels.launch", reason="the kernels need Triton")
+    assert f"`{launch.table_name('NVIDIA H200', '3.7.1')}`" in text

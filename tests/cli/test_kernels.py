@@ -77,6 +77,39 @@ def test_compile_of_an_unknown_target_is_bad_input(capsys) -> None:
     assert "sm12" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--csv", "/nonexistent/x.csv"), "--csv: cannot write /nonexistent/x.csv: No such file"),
+        (("--json", "/tmp"), "--json: cannot write /tmp: Is a directory"),
+        (("--operations", ""), "--operations: got '', wanted names"),
+        (("--targets", "sm90,"), "--targets: got 'sm90,', wanted names"),
+    ],
+)
+def test_compile_refuses_before_it_compiles(arguments, message, capsys, monkeypatch) -> None:
+    from vilt_fast.bench import compile as compiler
+
+    monkeypatch.setattr(compiler, "compile_all", lambda *_, **__: pytest.fail("compiles first"))
+    assert cli.main(["compile", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_compile_takes_a_name_once(capsys, monkeypatch) -> None:
+    from vilt_fast.bench import compile as compiler
+
+    asked = []
+    monkeypatch.setattr(compiler, "compile_all", lambda targets, **options: asked.append((targets, options)) or [])
+    cli.main(["compile", "--targets", "sm90, sm90", "--operations", "linear,linear"])
+    assert asked == [(["sm90"], {"counts": False, "operations": ["linear"]})]
+
+
+def test_check_looks_at_the_switches_first(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("VILT_FAST_SWITCHES", "residential")
+    assert cli.main(["check"]) == 2
+    printed = capsys.readouterr()
+    assert "got the switch 'residential'" in printed.err and "linear" not in printed.out
+
+
 def test_tune_without_a_gpu_says_so(capsys, monkeypatch) -> None:
     import torch
 

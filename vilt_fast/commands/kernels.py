@@ -12,6 +12,7 @@ def check(arguments: argparse.Namespace) -> None:
     """Print one line per kernel and dtype: its error, the bound, and whether it is within."""
     from vilt_fast.bench.check import check_kernels
 
+    _check_switches()
     rows = []
     if not arguments.json:
         print(f"{'operation':<18}{'dtype':<10}{'error':>11}{'bound':>11}        shape")
@@ -33,8 +34,11 @@ def compile_kernels(arguments: argparse.Namespace) -> None:
     from vilt_fast.bench.compile import compile_all
     from vilt_fast.bench.results import table
 
-    chosen = {"operations": arguments.operations.split(",")} if arguments.operations else {}
-    rows = compile_all(arguments.targets.split(","), counts=arguments.sass, **chosen)
+    targets = _names("--targets", arguments.targets)
+    chosen = {} if arguments.operations is None else {"operations": _names("--operations", arguments.operations)}
+    for option in ("json", "csv"):
+        _need_writable(f"--{option}", getattr(arguments, option))
+    rows = compile_all(targets, counts=arguments.sass, **chosen)
     columns = ["target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions"]
     columns += _counts() if arguments.sass else []
     if arguments.json:
@@ -49,6 +53,37 @@ def compile_kernels(arguments: argparse.Namespace) -> None:
     spilling = sorted({f"{r['target']} {r['kernel']}" for r in rows if r["spill_bytes"] and r["target"] in _NO_SPILLS})
     if spilling:
         raise ValueError(f"registers spill: {', '.join(spilling)}")
+
+
+def _names(option: str, text: str) -> list[str]:
+    """Names that an option lists, each once."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise ValueError(f"{option}: got {text!r}, wanted names with commas between them")
+    return list(dict.fromkeys(names))
+
+
+def _need_writable(option: str, path: str | None) -> None:
+    """Raises before anything is compiled: ValueError where no file can be written."""
+    if path is None:
+        return
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
+
+
+def _check_switches() -> None:
+    """Raises ValueError where $VILT_FAST_SWITCHES names something else, or what is not made for this chip."""
+    from vilt_fast.bench import check, choices
+
+    device = check.kernel_device()
+    if choices.switches():
+        from vilt_fast.kernels import switches
+
+        for name in switches.SWITCHES:
+            switches.is_on(name, choices.arch(device))
 
 
 def _counts() -> list[str]:
