@@ -308,10 +308,10 @@ def test_a_fact_that_cannot_be_found_costs_no_other(recorded, monkeypatch):
 
 
 def test_a_part_end_to_end(tmp_path, capsys, monkeypatch):
-    """Real processes: a switch, the table of those that win, and the encoder under it."""
+    """Real processes: a switch, and the table of those that win."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    name = next(iter(switches()))
-    chosen = f"switch_{name},choose,chosen"
+    name = next(name for name, switch in switches().items() if switch.operations == ("attention",))
+    chosen = f"switch_{name},choose"
     arguments = ["--rehearse", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     handler = signal.getsignal(signal.SIGTERM)
     assert main(["--part", "3", "--steps", chosen, *arguments]) == 0
