@@ -91,7 +91,7 @@ def tune(
     return write_table(folder, entries, keeps=lambda entry: entry["op"] == "switches")
 
 
-def _tasks(sizes: dict[str, int], batches: Sequence[int]) -> Iterator[Task]:
+def _tasks(sizes: dict[str, Any], batches: Sequence[int]) -> Iterator[Task]:
     config = ViltConfig(**sizes)
     cases = [Case(workloads.vqa_mix(batch), config, _device()) for batch in batches]
     for module in operations.modules().values():

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -35,7 +36,9 @@ def compile_kernels(arguments: argparse.Namespace) -> None:
     from vilt_fast.bench.results import table
 
     targets = _names("--targets", arguments.targets)
-    chosen = {} if arguments.operations is None else {"operations": _names("--operations", arguments.operations)}
+    chosen: dict[str, Any] = (
+        {} if arguments.operations is None else {"operations": _names("--operations", arguments.operations)}
+    )
     for option in ("json", "csv"):
         _need_writable(f"--{option}", getattr(arguments, option))
     rows = compile_all(targets, counts=arguments.sass, **chosen)
