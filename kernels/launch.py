@@ -26,6 +26,9 @@ import triton
 from torch import Tensor, nn
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch as _predispatch_modes
 
+from .registry import BUCKETS, CLASSES
+from .tables import check_entries
+
 # @triton.jit reads the switch when it decorates, so one answer holds for the life of the process.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -34,9 +37,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _PLAIN = (Tensor, nn.Parameter)
 SHIPPED = Path(__file__).parent / "configs"
 CONFIGS = "VILT_FAST_CONFIGS"  # the environment variable of a folder of tables
-# Upper bounds of rows; above the last one a size is "large". In pairs of 211 tokens: 2, 19, 116 and more.
-BUCKETS = {"tiny": 512, "small": 4096, "medium": 24576}
-CLASSES, _BOUNDS = (*BUCKETS, "large"), tuple(BUCKETS.values())
+_BOUNDS = tuple(BUCKETS.values())
 # Shared memory that one program can have, in bytes.
 SHARED_LIMIT = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "gfx942": 65536}
 
@@ -291,8 +292,6 @@ def table_entries(arch: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: $VILT_FAST_CONFIGS is no folder, or a table holds what counts for nothing; names the file.
     """
-    from .tables import check_entries
-
     if os.environ.get(CONFIGS) and not tuned_tables().is_dir():
         raise ValueError(f"${CONFIGS}: got {tuned_tables()}, wanted a folder: make it, or leave the variable out")
     paths = [SHIPPED / f"{family(arch)}.json"]

@@ -17,70 +17,14 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import launch
+from .registry import EVERYWHERE, HOPPER, NVIDIA, SWITCHES, Switch
+
+__all__ = ["EVERYWHERE", "HOPPER", "NVIDIA", "SWITCHES", "Switch", "forced", "is_on", "with_pdl"]
 
 VARIABLE = "VILT_FAST_SWITCHES"
-EVERYWHERE = ("sm80", "sm90", "sm100", "gfx942", "interpreter")
-NVIDIA = ("sm80", "sm90", "sm100", "interpreter")  # more than 64 KB of shared memory for a program
-HOPPER = ("sm90", "sm100", "interpreter")  # programmatic launch and tensor descriptors
-
-
-class Switch(NamedTuple):
-    """One choice."""
-
-    operations: tuple[str, ...]  # whose kernels it changes
-    families: tuple[str, ...]  # where it can be on, see `launch.family`
-    about: str  # what it does, for tables
-    is_exact: bool  # whether results are the same bits with it and without
-    by_bucket: bool = False  # whether a table may choose it for one size class: its launchers ask by that
-    by: tuple[str, ...] = ("N", "K", "dtype")  # what else a table may choose it by
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that an entry of a table may have."""
-        return (*self.by, "bucket") if self.by_bucket else self.by
-
-
-SWITCHES = {
-    "pdl": Switch(
-        ("linear", "layer_norm", "attention"),
-        HOPPER,
-        "a kernel of a block starts while the one before it ends",
-        True,
-        True,
-    ),
-    "fold_norm": Switch(
-        ("linear", "layer_norm"),
-        EVERYWHERE,
-        "LayerNorm as part of the next product; 16-bit frozen models",
-        False,
-        by=(),
-    ),
-    "resident": Switch(
-        ("attention",),
-        NVIDIA,
-        "K and V of a (span, head) stay in shared memory: heads of <= 64 in 16 bits",
-        False,
-        by=("N", "dtype"),
-    ),
-    "span_list": Switch(
-        ("attention",),
-        EVERYWHERE,
-        "programs of attention by a list made once a batch; frozen models",
-        True,
-        True,
-        by=("N", "dtype"),
-    ),
-    "shared_bytes": Switch(
-        ("patch_embed",),
-        ("sm80", "sm90", "gfx942", "interpreter"),  # it spills on sm100
-        "256 columns share a conversion of bytes, not 128; patches of 16, 32, 48 or 64 pixels, 16 bits",
-        True,
-    ),
-}
-
 _forced: dict[str, bool] = {}
 
 

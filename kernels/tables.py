@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import launch, switches
+from .registry import CLASSES, SWITCHES
 
 _LINEAR = tuple(f"linear_descriptor{variant}" for variant in ("", "_residual", "_normed", "_moments"))
 OPERATIONS = ("switches", "linear_pointer", *_LINEAR, "attention", "attention_resident", "layer_norm", "row_moments")
 OPERATIONS += ("patch_embed", "patch_embed_bytes")
-_NAMES = {"op": OPERATIONS, "bucket": launch.CLASSES, "dtype": ("float16", "bfloat16", "float32", "tf32")}
+_NAMES = {"op": OPERATIONS, "bucket": CLASSES, "dtype": ("float16", "bfloat16", "float32", "tf32")}
 _SIZES = ("N", "K")
 _KEYS = (*_NAMES, *_SIZES, "config", "why")
 
@@ -43,11 +43,11 @@ def _wrongs(entry: dict[str, Any]) -> Iterator[str]:
 
 def _wrong_switches(entry: dict[str, Any]) -> Iterator[str]:
     for name, value in entry["config"].items():
-        if name not in switches.SWITCHES:
-            yield f"got the switch {name!r}, wanted any of {', '.join(switches.SWITCHES)}"
+        if name not in SWITCHES:
+            yield f"got the switch {name!r}, wanted any of {', '.join(SWITCHES)}"
             continue
         if type(value) is not bool:
             yield f"switch {name!r}: got {value!r}, wanted true or false"
-        keys = switches.SWITCHES[name].keys
+        keys = SWITCHES[name].keys
         for key in entry.keys() - {"op", "config", "why"} - set(keys):
             yield f"switch {name!r}: got the key {key!r}, wanted {', '.join(keys) or 'none'}: it is not chosen by more"

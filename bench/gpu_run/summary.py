@@ -52,13 +52,12 @@ def _compared(measured: Sequence[Row]) -> str:
     compared = [fact for fact in measured if "switch" in fact]
     if not compared:
         return ""
-    from vilt_fast.kernels.launch import BUCKETS
+    from vilt_fast.kernels.registry import CLASSES
 
-    buckets = (*BUCKETS, "large")
-    lines = [("switch", "of", *buckets)]
+    lines = [("switch", "of", *CLASSES)]
     for switch, operation in dict.fromkeys((fact["switch"], fact["operation"]) for fact in compared):
         cells = []
-        for bucket in buckets:
+        for bucket in CLASSES:
             wanted = (switch, operation, bucket)
             found = [fact for fact in compared if (fact["switch"], fact["operation"], fact["bucket"]) == wanted]
             cells.append(f"{_together(found):.3f} {choose.verdict(found)}" if found else "-")
