@@ -14,6 +14,7 @@ from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
 from vilt_fast.commands.loading import (
     as_dicts,
+    finite,
     note_shipped_model,
     open_and_load,
     prepare,
@@ -80,7 +81,7 @@ def answer(model: Any, processor: Any, image: Image.Image, question: str, *, top
     inputs = prepare(processor, model, [image], question)
     output = model(**inputs, output_attentions=True) if explain else model(**inputs)
     chances, labels = answer_chances(output.logits, top)
-    answers = make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top
+    answers = finite(make_answer(model.config.id2label, chances[0].tolist(), labels[0].tolist()).top)
     if not explain:
         return Answered(image, question, answers, None)
     patch, (height, width) = model.config.patch_shape[0], inputs["pixel_values"].shape[-2:]

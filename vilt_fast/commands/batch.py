@@ -23,9 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.commands.loading import load, note_shipped_model, printable
-from vilt_fast.commands.output import is_same_file, output_path, sole_writer
+from vilt_fast.commands.output import hold, is_same_file, lock_path, output_path, sole_writer
 from vilt_fast.commands.questions import Entry, Questions, read_questions
-from vilt_fast.commands.resume import already_done, keep_record, what_makes
+from vilt_fast.commands.resume import already_done, keep_record, record_path, what_makes
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
 
@@ -85,14 +85,16 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _check_inputs(name: str, out: Path, questions: Questions) -> None:
     """Refuse to write over the questions or over an image that is asked about, and under the name of an image."""
-    if not out.exists():
-        if out.suffix.lower() in Image.registered_extensions():
-            raise ValueError(f"--out: got {name!r}, wanted a file for JSON lines, such as answers.jsonl")
-        return
+    if not out.exists() and out.suffix.lower() in Image.registered_extensions():
+        raise ValueError(f"--out: got {name!r}, wanted a file for JSON lines, such as answers.jsonl")
+    written = [path for path in (out, lock_path(out), record_path(out)) if path.exists()]
     sources = itertools.chain([questions.file or Path()], (entry.path for entry in questions.entries()))
-    for source in dict.fromkeys(sources):
-        if is_same_file(out, source):
-            raise ValueError(f"--out: {name!r} is the same file as the input {str(source)!r}, wanted another name")
+    for source in dict.fromkeys(sources) if written else ():
+        if any(is_same_file(path, source) for path in written):
+            raise ValueError(
+                f"--out: {name!r}, or what is kept beside it, is the same file as the input {str(source)!r}, wanted "
+                "another name"
+            )
 
 
 def _answer_all(engine: Any, entries: Iterator[Entry], done: int, batch: int | None) -> Iterator[dict[str, Any]]:
@@ -141,7 +143,9 @@ class _Lines:
     def __init__(self, out: Path, kept_bytes: int) -> None:
         self._out = out
         self._descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        hold(self._descriptor, out)
         os.ftruncate(self._descriptor, kept_bytes)
+        self._size = kept_bytes
 
     def __enter__(self) -> _Lines:
         return self
@@ -161,7 +165,14 @@ class _Lines:
         os.fsync(self._descriptor)
 
     def _write(self, content: bytes) -> None:
+        now = os.fstat(self._descriptor)
+        if now.st_nlink == 0 or now.st_size != self._size:
+            raise ValueError(
+                f"--out: {str(self._out)!r} was removed or changed by somebody else while it was written; nothing more "
+                "goes into it: see to that, then run the same command again"
+            )
         try:
+            self._size += len(content)
             while content:
                 content = content[os.write(self._descriptor, content) :]
         except OSError as error:

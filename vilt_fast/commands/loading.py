@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 import vilt_fast
+from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
@@ -80,11 +82,7 @@ def _architectures(name_or_path: str) -> list[str]:
         return []
     path = find_file(_folder(name_or_path), "config.json")
     assert path is not None  # it is required
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    named = config.get("architectures") if isinstance(config, dict) else None
+    named = read_json(path).get("architectures")
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
@@ -133,6 +131,18 @@ def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | l
     if got > longest:
         raise ValueError(f"the text has {got} tokens, wanted at most {longest} with this model: use fewer words")
     return dict(encoded.to(model.device, model.dtype))
+
+
+def finite(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Texts with their scores, as they came.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
+    """
+    found = list(scored)
+    if not all(math.isfinite(score) for _, score in found):
+        raise ValueError("--model: its answers are not finite numbers: the weights, or the dtype, overflow")
+    return found
 
 
 def print_ranked(ranked: Iterable[tuple[str, float]], score_format: str = "6.1%") -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from pathlib import Path
 
 if sys.platform != "win32":
     import fcntl
+
+_LONGEST_ID = 20  # digits of a process, and nothing else is in a lock
 
 
 def output_path(
@@ -30,8 +34,13 @@ def output_path(
         raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of a file ({wanted})")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
+    if out.is_symlink():
+        raise ValueError(f"{option}: {path!r} is a link that leads to itself, wanted the name of a file")
     if out.exists() and not out.is_file():
         raise ValueError(f"{option}: {path!r} is a pipe or a device, wanted a regular file")
+    for descriptor, stream in ((1, "standard output"), (2, "standard error")):
+        if is_same_file(out, descriptor):
+            raise ValueError(f"{option}: {path!r} is the file that {stream} goes to, wanted another name")
     for source in inputs:
         if is_same_file(out, source):
             raise ValueError(
@@ -63,7 +72,7 @@ def sole_writer(out: Path) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    path = out.with_name(f".{out.name}.lock")
+    path = lock_path(out)
     descriptor = _lock(path, out)
     try:
         os.ftruncate(descriptor, 0)
@@ -74,18 +83,45 @@ def sole_writer(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def hold(descriptor: int, out: Path) -> None:
+    """Hold the output itself as well, which may have another name and so another lock, until it is closed.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(f"--out: {str(out)!r} is being written by another process, wanted another name") from error
+    except OSError:  # a file system without locks
+        return
+
+
+def lock_path(out: Path) -> Path:
+    """The name of the lock of an output."""
+    return out.with_name(f".{out.name}.lock")
+
+
 def _lock(path: Path, out: Path) -> int:
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         except OSError as error:
-            raise OSError(error.errno, f"--out: cannot write beside {str(out)!r}: {error.strerror}") from error
+            raise OSError(
+                error.errno, f"--out: cannot write {path.name!r} beside {str(out)!r}: {error.strerror}"
+            ) from error
         try:
+            held = os.fstat(descriptor)
+            if not stat.S_ISREG(held.st_mode) or held.st_nlink > 1 or held.st_size > _LONGEST_ID:
+                raise OSError(errno.EEXIST, "it is no lock")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same_file(path, descriptor):
                 return descriptor
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 20, 0).decode() or "unknown"
+            holder = os.pread(descriptor, _LONGEST_ID, 0).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise ValueError(
                 f"--out: {str(out)!r} is being written by process {holder}; wait for it, stop it, or give another name"

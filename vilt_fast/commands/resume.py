@@ -106,12 +106,17 @@ def keep_record(out: Path, made: dict[str, Any], done: int) -> None:
         write_atomically(path, json.dumps(made, indent=2) + "\n")
         return
     advice = "give another --out, or delete it to start again"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(
             f"--out: {str(out)!r} has {done} answers, but {path.name} beside it, which says what made them, is missing "
             f"(an earlier version wrote none); {advice}"
         )
-    kept = read_json(path)
+    if not path.is_file() or path.is_symlink():
+        raise ValueError(f"--out: {path.name!r} beside {str(out)!r} is a link, or no regular file; {advice}")
+    try:
+        kept = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"--out: {error}; {advice}") from error
     differing = [name for name in made if name != _SUBJECT and kept.get(name) != made[name]]
     if "dtype" in differing and "weights" in differing:
         differing.remove("weights")  # in another dtype the same weights are other bytes
@@ -175,12 +180,23 @@ def _check_start(line: bytes, out: Path, number: int = 1) -> None:
 
 def _parse(line: bytes, out: Path, number: int) -> dict[str, Any]:
     try:
-        written = json.loads(line.decode(errors="surrogatepass"))
+        written = json.loads(line.decode(errors="surrogatepass"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(_damaged(out, number, str(error))) from error
-    if not isinstance(written, dict) or not {"answer", "error"} & {*written}:
+    if not isinstance(written, dict) or not (_is_answer(written) or isinstance(written.get("error"), str)):
         raise ValueError(_damaged(out, number, "neither an answer nor an error"))
+    if line.endswith(b"\r\n"):
+        raise ValueError(_damaged(out, number, "it ends as lines on Windows do"))
     return written
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_answer(written: dict[str, Any]) -> bool:
+    types = {"answer": str, "score": int | float, "top": list}
+    return all(isinstance(written.get(name), kind) for name, kind in types.items())
 
 
 def _damaged(out: Path, number: int, reason: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
-from vilt_fast.commands.loading import as_dicts, open_and_load, prepare, print_json, print_ranked
+from vilt_fast.commands.loading import as_dicts, finite, open_and_load, prepare, print_json, print_ranked
 from vilt_fast.engine.results import fill_masks, match_scores
 
 
@@ -17,7 +17,7 @@ def fill(arguments: argparse.Namespace) -> None:
     images, model, processor = open_and_load(arguments, arguments.image)
     inputs = prepare(processor, model, images, arguments.text)
     steps = fill_masks(model, inputs, processor.tokenizer.mask_token_id)
-    words = [(processor.decode([token]), chance) for token, chance in steps]
+    words = finite((processor.decode([token]), chance) for token, chance in steps)
     text = processor.decode(inputs["input_ids"][0].tolist(), skip_special_tokens=True)
     if arguments.json:
         print_json(arguments, filled=text, words=as_dicts(words, "word"))
@@ -59,4 +59,4 @@ def nlvr(arguments: argparse.Namespace) -> None:
 
 
 def _best_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
-    return sorted(scored, key=lambda pair: -pair[1])
+    return sorted(finite(scored), key=lambda pair: -pair[1])
