@@ -49,9 +49,11 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none. ValueError: it is no result file.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: not a result file: it is a directory, a pipe or a device")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not a result file: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rows"), list):
         raise ValueError(f"{path}: not a result file: it has no rows")

@@ -88,15 +88,19 @@ def _one_line(message: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+_MOST = 10**9  # of what is counted
+_DIGITS = 18  # of a number that PyTorch takes
+
+
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a positive integer")
+    if not text.isdecimal() or len(text) > _DIGITS or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted a positive integer up to {_MOST}")
     return int(text)
 
 
 def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted an integer >= 0")
+    if not text.isdecimal() or len(text) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted an integer >= 0 of at most {_DIGITS} digits")
     return int(text)
 
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import os
 from functools import partial
 
 import pytest
@@ -61,12 +62,19 @@ def test_commit_can_be_named(monkeypatch):
     assert commit() == "abc"
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"suite": "x"}', "\x00"])
+@pytest.mark.parametrize("content", ["", "[]", '{"suite": "x"}', "\x00", "[" * 100_000])
 def test_not_a_result_file(content, tmp_path):
     path = tmp_path / "a.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="not a result file"):
         results.read(path)
+
+
+def test_a_pipe_is_no_result_file(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    for path in (tmp_path / "a.json", tmp_path):
+        with pytest.raises(ValueError, match="not a result file: it is a directory, a pipe or a device"):
+            results.read(path)
 
 
 def line(**changes):

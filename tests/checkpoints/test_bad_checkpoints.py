@@ -333,3 +333,21 @@ def test_no_weights(model, tmp_path):
     (tmp_path / "weights.h5").write_text("")
     with pytest.raises(ValueError, match=r"weights\.h5: got a file ending in '\.h5', wanted \.safetensors, \.bin"):
         checkpoints.load_weights(model, tmp_path / "weights.h5")
+
+
+def test_nobody_is_told_to_run_code(model, tmp_path, monkeypatch):
+    """What PyTorch says of files of its first versions, word for word."""
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    advice = (
+        "Cannot use ``weights_only=True`` with files saved in the legacy .tar format. In PyTorch 2.6, we changed the "
+        "default value. Re-running `torch.load` with `weights_only` set to `False` will likely succeed, but it can "
+        "result in arbitrary code execution."
+    )
+
+    def load(*arguments, **options):
+        raise RuntimeError(advice)
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(ValueError, match="legacy .tar format") as caught:
+        checkpoints.load_weights(model, tmp_path)
+    assert "Re-running" not in str(caught.value) and "likely succeed" not in str(caught.value)

@@ -85,6 +85,7 @@ def test_decompression_bomb(fail, models, photo, monkeypatch):
         (("--device", "cuda:99"), "cuda:99"),
         (("--top", "0"), "--top"),
         (("--top", "many"), "--top"),
+        (("--top", "9" * 5000), "--top"),
         (("--out", "no-such-folder/a.png"), "no-such-folder"),
         (("--out", "."), "directory"),
         (("--colour",), "--colour"),
@@ -92,6 +93,18 @@ def test_decompression_bomb(fail, models, photo, monkeypatch):
 )
 def test_bad_option(fail, models, photo, options, named):
     assert named in fail("ask", photo, "how many", "--model", models["ask"], *options)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("demo", "--evaluate", "1" + "0" * 23),
+        ("bench", "--batch", "9" * 23, "--quick", "--suite", "model"),
+        ("train-demo", "--seed", "9" * 26),
+    ],
+)
+def test_numbers_beyond_any_integer(fail, argv):
+    assert argv[1] in fail(*argv)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -222,8 +222,9 @@ def _load_torch(path: Path, is_zip: bool) -> Any:
 
 
 def _first_line(text: str) -> str:
-    """PyTorch's advice on the lines below would have the user run code from the file."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "").split(". Please")[0]
+    """PyTorch's advice, there or on the lines below, would have the user run code from the file."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return re.split(r"\.? (?:Please|Re-running|In PyTorch 2\.6) ", line)[0]
 
 
 def _state_dict(content: Any, path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
