@@ -64,7 +64,7 @@ def test_json_lines_with_errors_in_their_place(run, models, folder, tmp_path):
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "answers.jsonl"
     write_pairs(pairs, 48, folder)
     shown = run("ask", "--questions", str(pairs), "--out", str(out), "--model", models["ask"], "--json")
-    assert json.loads(shown) == {"out": str(out), "answered": 43, "errors": 5, "already_done": 0}
+    assert json.loads(shown) == {"out": str(out), "answered": 43, "errors": 5, "already_done": 0, "errors_before": 0}
     for number, line in enumerate(lines_of(out)):
         if number % 10 == 7:
             assert "answer" not in line and line["error"]
@@ -161,7 +161,7 @@ def assert_continues(run, command, out):
         (("ask",), "IMAGE"),
         (("ask", "a.png"), "QUESTION"),
         (("ask", "a.png", "b", "--questions", "c", "--out", "d"), "IMAGE"),
-        (("ask", "--questions", "what", "--out", "d.jsonl"), "--images"),
+        (("ask", "--questions", "what ?", "--out", "d.jsonl"), "--images"),
         (("ask", "--images", "nowhere", "--questions", "what", "--out", "d.jsonl"), "nowhere"),
         (("ask", "--images", "FOLDER", "--out", "d.jsonl"), "--questions"),
         (("ask", "--images", "FOLDER", "--questions", "what"), "--out"),
@@ -178,5 +178,5 @@ def test_wrong_usage(fail, folder, monkeypatch, tmp_path, arguments, named):
 
 def test_folder_without_pictures(fail, tmp_path):
     (tmp_path / "empty").mkdir()
-    shown = fail("ask", "--images", str(tmp_path / "empty"), "--questions", "a", "--out", str(tmp_path / "b.jsonl"))
+    shown = fail("ask", "--images", str(tmp_path / "empty"), "--questions", "a?", "--out", str(tmp_path / "b.jsonl"))
     assert "no image" in shown

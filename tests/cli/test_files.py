@@ -91,6 +91,9 @@ def test_an_output_goes_through_a_link(run, models, place):
         ("folder/questions", "no such file"),
         ("questions.list", "no such file"),
         ("nofile.ndjson", "no such file"),
+        ("qestions", "no such file: 'qestions'"),
+        ("qestions ", "no such file: 'qestions '"),
+        ("q.txt ", "no such file: 'q.txt '"),
         ("in", "'in' is a directory"),
         ("-", "standard input"),
         ("", "got ''"),
@@ -105,7 +108,9 @@ def test_what_is_no_file_does_not_become_the_question(fail, models, place, quest
     assert not list(place.glob("*a.jsonl*"))
 
 
-@pytest.mark.parametrize("question", ["how many cats?", "color", "is it 3.5 m long ?", "cat/dog ?", "is it No. 5"])
+@pytest.mark.parametrize(
+    "question", ["how many cats?", "dog?", "猫か？", "is it 3.5 m long ?", "cat/dog?", "is it No. 5"]
+)
 def test_what_is_a_question_stays_one(run, models, place, question):
     run(*MANY, question, "--out", "a.jsonl", "--model", models["ask"])
     assert json.loads((place / "a.jsonl").read_text())["question"] == question

@@ -63,7 +63,7 @@ def record_of(out: Path) -> Path:
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 # --- the same bytes -------------------------------------------------------------------------------------------------
@@ -98,6 +98,30 @@ def test_a_batch_depends_on_the_place_in_the_list_alone(task, models, monkeypatc
     out.write_bytes(b"".join(lines[:50]))
     run(*command(task, models, out))
     assert seen == first[50 // batch._BATCH :] and len(first) == -(-150 // batch._BATCH)
+
+
+def test_no_byte_depends_on_how_the_folder_is_spelled(task, models, tmp_path, monkeypatch, capsys):
+    """10.png is right, 11.png is damaged: its error names it as the line does. A line with an error stays."""
+    folder, out = tmp_path / "in", tmp_path / "answers.jsonl"
+    folder.mkdir()
+    for name in ("10.png", "11.png"):
+        shutil.copy(task / name, folder)
+    monkeypatch.chdir(tmp_path)
+
+    def ask(spelled: str, *options: str) -> str:
+        argv = ["ask", "--images", spelled, "--questions", "what color", "--out", str(out), "--model", models["ask"]]
+        assert cli.main([*argv, *options]) == 0
+        return capsys.readouterr().out
+
+    ask("in")
+    files = files_in(tmp_path)
+    assert b"'11.png'" in out.read_bytes()
+    for spelled in ("./in/", str(folder), "in/../in"):
+        out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+        ask(spelled)
+        assert files_in(tmp_path) == files, spelled
+    assert "0 with an error, 2 were there before (1 with an error, which stay; to ask again, " in ask("in")
+    assert json.loads(ask("in", "--json"))["errors_before"] == 1
 
 
 def kill_at_random(task: Path, models: dict[str, str], whole: bytes, folder: Path, seed: int) -> int:
@@ -219,6 +243,24 @@ def test_a_mix_is_refused(task, models, half, tmp_path, fail, capsys, saved, mon
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     said = fail_same(fail, capsys, half, base)
     assert f"threads {threads}, now {threads + 1}; repeat it with OMP_NUM_THREADS={threads}" in said
+
+
+def test_other_variables_of_the_environment_are_refused(task, models, whole, tmp_path, fail, capsys, monkeypatch):
+    out = tmp_path / "answers.jsonl"
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert cli.main(command(task, models, out)) == 0
+    assert json.loads(record_of(out).read_text())["environment"]["MKL_CBWR"] == "COMPATIBLE"
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:140]))
+    monkeypatch.delenv("MKL_CBWR")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    said = fail_same(fail, capsys, out, command(task, models, out))
+    assert "ATEN_CPU_CAPABILITY unset, now default; MKL_CBWR COMPATIBLE, now unset" in said
+    assert "repeat it with the environment as it was" in said
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert cli.main(command(task, models, out)) == 0
+    assert out.read_bytes() == b"".join(lines)
 
 
 def fail_same(fail, capsys, half: Path, argv: list[str]) -> str:

@@ -17,6 +17,8 @@ from vilt_fast.commands.resume import already_done, keep_record, record_path
 _TEXTS = ["what is it?", "is it red?", "¿qué es?", "これは何ですか", "  how many?  ", ""]
 _ENDS = ("\n", "\r\n", "\r")
 _MADE = {"weights": "0f" * 32, "model": "a model", "top": 1, "dtype": "float32", "threads": 2, "input": "aa" * 32}
+_MADE["environment"] = {"MKL_CBWR": "COMPATIBLE"}
+_DEEPEST, _LONGEST = 64, 100_000
 
 
 @kind
@@ -53,7 +55,8 @@ def question_lines(rng: Random, folder: Path) -> None:
     content = mutate_bytes(rng, content) if rng.random() < 0.3 else content
     path.write_bytes(content)
     entries = _read_all(read_questions(str(path), rng.choice((None, str(folder)))))
-    numbered = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    numbered = [(number, line) for number, line in enumerate(content.split(b"\n"), 1)]
+    numbered = [(number, line) for number, line in numbered if line.removeprefix(b"\xef\xbb\xbf").strip()]
     assert len(entries) == len(numbered)
     for entry, (number, line) in zip(entries, numbered, strict=True):
         asked = _asked(line)
@@ -70,11 +73,19 @@ def _asked(line: bytes) -> dict[str, Any] | None:
         content = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
         asked = {name: content[name] for name in ("image", "question", "id") if name in content}
         json.dumps(asked, allow_nan=False)
-        assert isinstance(asked["image"], str) and isinstance(asked["question"], str) and "\0" not in asked["image"]
+        assert asked["image"].strip() and asked["question"].strip() and "\0" not in asked["image"]
+        assert _depth(content) <= _DEEPEST and len(asked["question"]) <= _LONGEST
         asked["question"].encode()
-    except (ValueError, RecursionError, TypeError, KeyError, AssertionError):
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError, AssertionError):
         return None
     return asked
+
+
+def _depth(value: Any) -> int:
+    """How deep lists and objects are nested."""
+    if not isinstance(value, list | dict):
+        return 0
+    return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
 def _read_all(questions: Questions) -> list[Entry]:
@@ -96,7 +107,7 @@ def answers(rng: Random, folder: Path) -> None:
     out = folder / "answers.jsonl"
     out.write_bytes(content)
     with open(out, "rb") as file:
-        done, kept = already_done(file, out, iter([Entry(one) for one in asked]))
+        done, kept, _ = already_done(file, out, iter([Entry(one) for one in asked]))
     assert out.read_bytes() == content
     whole = content[:kept].splitlines(keepends=True)
     assert len(content[:kept].split(b"\n")) == done + 1 and all(line.endswith(b"\n") for line in whole)

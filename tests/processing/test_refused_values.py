@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import BertTokenizer as Theirs
 
 from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.text import BertTokenizer
@@ -147,3 +148,20 @@ def test_steps_that_double_and_double(tokenizer, tmp_path):
     with pytest.raises(ValueError, match="normalizer: got more than 32 steps"):
         BertTokenizer.from_pretrained(tmp_path)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("options", [{}, {"truncation": True, "max_length": 8}])
+def test_a_text_that_would_take_all_memory(options):
+    """The bound is of characters, whether the row is cut afterwards or not; below it nothing changes."""
+    tokenizer, most = BertTokenizer(WORDS), 1_000_000
+    with pytest.raises(ValueError, match=f"^text: got {most + 1} characters, wanted at most {most}: cut the text"):
+        tokenizer("a" * (most + 1), **options)
+    with pytest.raises(ValueError, match=r"^text\[1\]: got "):
+        tokenizer(["a", "a " * most], **options)
+    with pytest.raises(ValueError, match=r"^text_pair: got "):
+        tokenizer("a", "a " * most, **options)
+    with pytest.raises(ValueError, match=r"^text: got 1000004 characters"):
+        tokenizer(["aaaa"] * 250_001, is_split_into_words=True, **options)
+    theirs = Theirs(vocab=WORDS)
+    text = " ".join(np.random.default_rng(0).choice(["a", "aa", "cat", "é"], 20_000))
+    assert tokenizer(text, **options)["input_ids"] == theirs(text, **options)["input_ids"]

@@ -12,6 +12,7 @@ from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.commands.attended import attended_patches
 from vilt_fast.commands.batch import ask_many
 from vilt_fast.commands.board import Answered, draw_board
+from vilt_fast.commands.given import check_given
 from vilt_fast.commands.loading import (
     as_dicts,
     finite,
@@ -31,6 +32,7 @@ def demo(arguments: argparse.Namespace) -> None:
     """Answer the questions about the bundled images and draw the board of answers; or measure the model."""
     from vilt_fast import demo as bundled
 
+    check_given(arguments)
     out = output_path(arguments.out, (".png",))
     model, processor = bundled.load()
     if arguments.evaluate is not None:
@@ -50,6 +52,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 def ask(arguments: argparse.Namespace) -> None:
     """Answer one question about one image, or many."""
+    check_given(arguments)
     if arguments.folder is not None or arguments.questions is not None:
         ask_many(arguments)
         return

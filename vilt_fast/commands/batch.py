@@ -22,10 +22,11 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from vilt_fast.commands.folder import describe_skipped
 from vilt_fast.commands.loading import load, note_shipped_model, printable
 from vilt_fast.commands.output import hold, is_same_file, lock_path, output_path, sole_writer
 from vilt_fast.commands.questions import Entry, Questions, read_questions
-from vilt_fast.commands.resume import already_done, keep_record, record_path, what_makes
+from vilt_fast.commands.resume import Done, already_done, keep_record, record_path, what_makes
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.results import Answer
 
@@ -45,29 +46,34 @@ def ask_many(arguments: argparse.Namespace) -> None:
     questions = read_questions(arguments.questions, arguments.folder)
     _check_inputs(arguments.out, out, questions)
     with sole_writer(out):
-        done = kept_bytes = 0
+        done = Done()
         if out.exists():
             with open(out, "rb") as file:
-                done, kept_bytes = already_done(file, out, questions.entries())
+                done = already_done(file, out, questions.entries())
         model, processor = load(arguments)
         made = what_makes(arguments, model, processor, questions)
-        keep_record(out, made, done)
+        keep_record(out, made, done.lines)
+        if questions.skipped:
+            print(printable(f"note: --images: {describe_skipped(questions.skipped)}"), file=sys.stderr)
         batch = _BATCH if made["backend"] == "reference" else None
-        with _Lines(out, kept_bytes) as file, Engine(model, processor, top=arguments.top) as engine:
-            lines = file.write_all(_answer_all(engine, questions.entries(), done, batch))
-            bar = tqdm(lines, total=questions.total, initial=done, unit=" pairs", disable=not sys.stderr.isatty())
+        with _Lines(out, done.size) as file, Engine(model, processor, top=arguments.top) as engine:
+            lines = file.write_all(_answer_all(engine, questions.entries(), done.lines, batch))
+            bar = tqdm(lines, total=questions.total, initial=done.lines, unit=" pairs", disable=not sys.stderr.isatty())
             count = Counter("errors" if "error" in line else "answered" for line in bar)
     _report(arguments, count, done, questions.hidden)
 
 
-def _report(arguments: argparse.Namespace, count: Counter[str], done: int, hidden: int) -> None:
+def _report(arguments: argparse.Namespace, count: Counter[str], done: Done, hidden: int) -> None:
     answered, errors = count["answered"], count["errors"]
     if answered:
         note_shipped_model(arguments)
     if arguments.json:
-        print(json.dumps({"out": arguments.out, "answered": answered, "errors": errors, "already_done": done}))
+        counts = {"answered": answered, "errors": errors, "already_done": done.lines, "errors_before": done.errors}
+        print(json.dumps({"out": arguments.out, **counts}))
         return
-    earlier = f", {done} were there before" if done else ""
+    earlier = f", {done.lines} were there before" if done.lines else ""
+    if done.errors:
+        earlier += f" ({done.errors} with an error, which stay; to ask again, delete the file or give another --out)"
     left_out = f", {hidden} hidden images left out" if hidden else ""
     print(f"{printable(arguments.out)}: {answered} answered, {errors} with an error{earlier}{left_out}")
 
@@ -79,8 +85,18 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
     if arguments.out is None:
         raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
-    if arguments.folder is not None and not Path(arguments.folder).is_dir():
-        raise FileNotFoundError(f"--images: no such folder: {arguments.folder!r}")
+    if arguments.folder is not None and not os.path.isdir(arguments.folder):
+        raise FileNotFoundError(f"--images: {_why_no_folder(arguments.folder)}: {arguments.folder!r}")
+
+
+def _why_no_folder(folder: str) -> str:
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return "cannot be read (permission denied)"
+    except (OSError, ValueError):
+        return "no such folder"
+    return "not a folder"
 
 
 def _check_inputs(name: str, out: Path, questions: Questions) -> None:
@@ -105,7 +121,7 @@ def _answer_all(engine: Any, entries: Iterator[Entry], done: int, batch: int | N
     results = in_order(lambda future: future, zip(futures), _AHEAD, "return")
     for number, (entry, result) in enumerate(zip(wanted, results, strict=True), start):
         if number >= done:
-            yield {**entry.asked, **_outcome(result)}
+            yield {**entry.asked, **_outcome(result, entry)}
 
 
 def _submitted(engine: Any, entries: Iterator[Entry], batch: int | None) -> Iterator[Future]:
@@ -125,9 +141,12 @@ def _failed(error: str) -> Future:
     return future
 
 
-def _outcome(result: Any) -> dict[str, Any]:
+def _outcome(result: Any, entry: Entry) -> dict[str, Any]:
     if not isinstance(result, Answer):
-        return {"error": str(result) or type(result).__name__}
+        error = str(result) or type(result).__name__
+        if entry.error is None:  # the image as the line names it: no byte depends on how --images is spelled
+            error = error.replace(repr(str(entry.path)), repr(entry.asked["image"]))
+        return {"error": error}
     top = [[word, round(chance, 6)] for word, chance in result.top]
     return {"answer": result.answer, "score": round(result.score, 6), "top": top}
 

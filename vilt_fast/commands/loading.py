@@ -18,6 +18,7 @@ from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
+from vilt_fast.processing.vocabulary import check_fits
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -57,6 +58,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     name = model_class(arguments.model, arguments.command)
     processor = vilt_fast.ViltProcessor.from_pretrained(arguments.processor or _folder(arguments.model))
     model = getattr(vilt_fast, name).from_pretrained(arguments.model, dtype=dtype, device=device)
+    check_fits(processor.tokenizer.get_vocab(), model.config.vocab_size)
     return model.eval(), processor
 
 

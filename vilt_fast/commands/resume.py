@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -27,7 +27,28 @@ _FIRST = b'{"image":'  # how every line of the output starts
 _PIECE = 16_384  # bytes of an image's file
 _SUBJECT = "model"  # of the record: for the reader alone, as a model may be moved; its weights tell what it is
 _NOT_OF_WEIGHTS = ("_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version")
-_HINTS = {"threads": "OMP_NUM_THREADS={}", "top": "--top {}", "dtype": "--dtype {}", "backend": "--backend {}"}
+# They decide how a CPU, or PyTorch's own GPU kernels, compute. OMP_NUM_THREADS is told by the number of threads.
+_VARIABLES = (
+    "ATEN_CPU_CAPABILITY DNNL_DEFAULT_FPMATH_MODE DNNL_MAX_CPU_ISA ONEDNN_DEFAULT_FPMATH_MODE ONEDNN_MAX_CPU_ISA "
+    "MKL_CBWR MKL_DEBUG_CPU_TYPE MKL_DOMAIN_NUM_THREADS MKL_DYNAMIC MKL_ENABLE_INSTRUCTIONS MKL_NUM_THREADS "
+    "OMP_DYNAMIC OPENBLAS_CORETYPE OPENBLAS_NUM_THREADS "
+    "CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+).split()
+_HINTS = {
+    "threads": "OMP_NUM_THREADS={}",
+    "environment": "the environment as it was",
+    "top": "--top {}",
+    "dtype": "--dtype {}",
+    "backend": "--backend {}",
+}
+
+
+class Done(NamedTuple):
+    """What an earlier run has written."""
+
+    lines: int = 0
+    size: int = 0  # bytes of these lines
+    errors: int = 0  # lines with an error
 
 
 def record_path(out: Path) -> Path:
@@ -51,8 +72,13 @@ def what_makes(arguments: argparse.Namespace, model: Any, processor: Any, questi
         "backend": "kernels" if is_on_kernels else "reference",
         # On the kernels no sum depends on it.
         "threads": None if is_on_kernels else torch.get_num_threads(),
+        "environment": None if is_on_kernels else _environment(),
         "input": _digest_input(questions),
     }
+
+
+def _environment() -> dict[str, str] | None:
+    return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)} or None
 
 
 def _digest_weights(model: Any) -> str:
@@ -134,11 +160,21 @@ def _difference(name: str, kept: dict[str, Any], made: dict[str, Any]) -> str:
         return "another processor (vocabulary or image settings)"
     if name == "input":
         return "other questions or images"
+    if name == "environment":
+        return _variables(kept.get(name), made[name])
     return f"{name} {kept.get(name)}, now {made[name]}"
 
 
-def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> tuple[int, int]:
-    """How many pairs an earlier run has answered, and the bytes of its whole lines.
+def _variables(kept: Any, made: Any) -> str:
+    """The variables of the environment that were set otherwise."""
+    before, now = (value if isinstance(value, dict) else {} for value in (kept, made))
+    names = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    shown = (f"{name} {before.get(name, 'unset')}, now {now.get(name, 'unset')}" for name in names)
+    return "; ".join(shown) or f"environment {kept!r}, now {made!r}"
+
+
+def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> Done:
+    """The whole lines that an earlier run has written; one with an error stays as well.
 
     A line without an end is left out: that run was stopped while it wrote. So are NULs, which a crash of the system
     leaves at the end of a file.
@@ -146,7 +182,7 @@ def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> tuple[i
     Raises:
         ValueError: the file is something else, the output of another input, or has a damaged line.
     """
-    done = kept_bytes = 0
+    done = kept_bytes = errors = 0
     for number, line in enumerate(file, 1):
         if not line.endswith(b"\n"):
             rest = line.rstrip(b"\0")
@@ -166,8 +202,8 @@ def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> tuple[i
                 f"--out: line {number} of {str(out)!r} is about another image or question than the input, wanted the "
                 "output of the same input, or another name"
             )
-        done, kept_bytes = number, kept_bytes + len(line)
-    return done, kept_bytes
+        done, kept_bytes, errors = number, kept_bytes + len(line), errors + ("error" in written)
+    return Done(done, kept_bytes, errors)
 
 
 def _check_start(line: bytes, out: Path, number: int = 1) -> None:

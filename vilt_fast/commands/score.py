@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from vilt_fast.commands.given import check_given
 from vilt_fast.commands.loading import as_dicts, finite, open_and_load, prepare, print_json, print_ranked
 from vilt_fast.engine.results import fill_masks, match_scores
 
@@ -14,6 +15,7 @@ from vilt_fast.engine.results import fill_masks, match_scores
 @torch.no_grad()
 def fill(arguments: argparse.Namespace) -> None:
     """Fill the masked words one by one and print the text, then each word in the order in which it was filled."""
+    check_given(arguments)
     images, model, processor = open_and_load(arguments, arguments.image)
     inputs = prepare(processor, model, images, arguments.text)
     steps = fill_masks(model, inputs, processor.tokenizer.mask_token_id)
@@ -29,6 +31,7 @@ def fill(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def match(arguments: argparse.Namespace) -> None:
     """Print the texts with their scores, best first."""
+    check_given(arguments)
     images, model, processor = open_and_load(arguments, arguments.image)
     inputs = prepare(processor, model, images * len(arguments.texts), arguments.texts)
     logits = model(**inputs).logits  # (texts, 1) of the ranking head or (texts, 2) of the matching head
@@ -44,6 +47,7 @@ def match(arguments: argparse.Namespace) -> None:
 @torch.no_grad()
 def nlvr(arguments: argparse.Namespace) -> None:
     """Print whether the sentence is true of the two images, with the probability of each label."""
+    check_given(arguments)
     images, model, processor = open_and_load(arguments, *arguments.images)
     if model.config.num_images != 2:
         raise ValueError(f"--model: got weights for {model.config.num_images} images per text, wanted 2")

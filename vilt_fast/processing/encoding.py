@@ -17,6 +17,8 @@ TRUNCATION = ("do_not_truncate", "longest_first", "only_first", "only_second")
 _NO_LIMIT = int(1e20)
 # ViLT's rows have 40 tokens.
 _LONGEST_ROW = 100_000
+# A tokenizer takes 400 bytes for each character, whether the row is cut afterwards or not.
+_LONGEST_TEXT = 1_000_000
 _WANTED_TEXT = "a string, or a list of strings (or of pairs of strings)"
 _WANTED_WORDS = "a list of words, or a list of lists of words (is_split_into_words=True)"
 
@@ -74,7 +76,8 @@ def check_texts(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[l
     """The rows that the tokenizer's backend takes, and whether the caller gave a batch.
 
     Raises:
-        ValueError: something is no text (named by its index), the batch is empty, or the pairs are not as many.
+        ValueError: something is no text or longer than a million characters (named by its index), the batch is empty,
+            or the pairs are not as many.
     """
     wanted = _WANTED_WORDS if is_split_into_words else _WANTED_TEXT
     if not isinstance(text, list | tuple) and (is_split_into_words or not isinstance(text, str)):
@@ -117,11 +120,19 @@ def _check_text(text: Any, name: str, is_words: bool) -> Any:
     if is_words:
         if not isinstance(text, list | tuple):
             raise ValueError(f"{name}: got {type(text).__name__}, wanted a list of words (is_split_into_words=True)")
-        return [_check_text(word, f"{name}[{i}]", False) for i, word in enumerate(text)]
+        words = [_check_text(word, f"{name}[{i}]", False) for i, word in enumerate(text)]
+        _check_length(sum(map(len, words)), name)
+        return words
     if not isinstance(text, str):
         raise ValueError(f"{name}: got {type(text).__name__}, wanted a string")
+    _check_length(len(text), name)
     check_unicode(text, name)
     return text
+
+
+def _check_length(length: int, name: str) -> None:
+    if length > _LONGEST_TEXT:
+        raise ValueError(f"{name}: got {length} characters, wanted at most {_LONGEST_TEXT}: cut the text first")
 
 
 def check_unicode(text: str, name: str) -> None:

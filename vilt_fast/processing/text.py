@@ -174,7 +174,8 @@ class BertTokenizer(TokenTable):
             `input_ids`, `token_type_ids`, `attention_mask` (batch, length) int64, and what else was asked for.
 
         Raises:
-            ValueError: no text, no batch, or an argument out of range; ragged rows that should form a tensor.
+            ValueError: no text, no batch, a text of more than a million characters (also where it would be truncated),
+                or an argument out of range; ragged rows that should form a tensor.
         """
         kind = tensor_kind(return_tensors)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
