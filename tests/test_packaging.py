@@ -207,8 +207,9 @@ ARROWS = {
     "demo": (*PLUMBING, "engine", "models", "layers", "processing"),
     "commands": (*PLUMBING, "bench", "demo", "engine", "frozen", "kernels", "models", "processing"),
     "cli": ("commands",),
+    "__main__": ("cli",),
 }
-ARROWS["bench"] = tuple(room for room in ARROWS if room not in ("commands", "cli"))
+ARROWS["bench"] = tuple(room for room in ARROWS if room not in ("commands", "cli", "__main__"))
 # What rooms may import from elsewhere, where that is limited.
 LIBRARIES = {"contracts": ("torch", "numpy"), "reference": ("torch",), "kernels": ("torch", "triton")}
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import vilt_fast
+from vilt_fast.commands import process
 
 BAD_INPUT = 2  # the shell's code for wrong usage, which argparse uses too
-INTERRUPTED = 130  # 128 + SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,45 +28,78 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 on bad input (one line on stderr), 130 when interrupted."""
-    parser = _build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    if sys.stdout is None:
-        print(
-            f"vilt-fast {arguments.command}: standard output is closed, wanted one, if only >/dev/null", file=sys.stderr
-        )
-        return BAD_INPUT
+    """Run one command and return its exit code: 0, 2 on bad input (one line on stderr), 130 when interrupted.
+
+    Args:
+        argv: without the command's own name. None: those of this process, which the command then takes for its own,
+            with its standard streams and its Ctrl-C.
+    """
+    if argv is not None:
+        return _guarded(argv)
+    process.take_over()
+    code = _guarded(sys.argv[1:])
+    if code == process.INTERRUPTED:
+        _drop_output()
+        process.end_interrupted()
+    return code
+
+
+def _guarded(argv: Sequence[str]) -> int:
+    """The exit code of one command; what the user can see to is said in one line."""
+    name, shows_traceback = "vilt-fast", False
     try:
+        arguments = _parse(argv)
+        if arguments.command is None:
+            return 0
+        name, shows_traceback = f"vilt-fast {arguments.command}", arguments.traceback
         with warnings.catch_warnings():
             if not sys.warnoptions:  # a library's warnings would bury the one line
                 warnings.simplefilter("ignore")
             return _run(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return process.INTERRUPTED
     except BrokenPipeError:  # the reader of our output has quit, as `head` does
         _drop_output()
         return 0
     except Exception as error:
-        if arguments.traceback or not _is_bad_input(error):
+        if shows_traceback or not _is_bad_input(error):
             raise
-        _drop_output()
-        print(f"vilt-fast {arguments.command}: {_one_line(error)}", file=sys.stderr)
+        where = "" if _drop_output() else "standard output: "
+        print(f"{name}: {where}{_one_line(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
-def _drop_output() -> None:
-    """Let the interpreter's own last flush succeed, whatever became of standard output."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _build_parser()
     try:
-        sys.stdout.flush()
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+        return arguments
+    finally:  # --help and --version end the process, with an output that may be full
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _drop_output() -> bool:
+    """Let the interpreter's own last flush succeed, whatever became of standard output; False: it is lost."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if sys.stdout is None:
+        raise ValueError("standard output is closed, wanted one, if only >/dev/null")
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:  # PyTorch would abort
+        raise ValueError("the current folder was deleted, wanted one that exists: cd to another") from error
     module, function = _COMMANDS[arguments.command].target.split(":")
     command = getattr(importlib.import_module(f"vilt_fast.commands.{module}"), function)
     with vilt_fast.backend(getattr(arguments, "backend", None)):
@@ -83,7 +117,7 @@ def _is_bad_input(error: Exception) -> bool:
 
 
 def _one_line(message: object) -> str:
-    text = " ".join(str(message).split()) or type(message).__name__
+    text = re.sub(r"^\[Errno -?\d+\] ", "", " ".join(str(message).split())) or type(message).__name__
     # What a terminal would obey stands in names of files, too.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -66,7 +66,7 @@ def test_ablate(tmp_path, capsys):
         (["ablate", "--only", "uint8"], "builds on packing"),
         (["ablate", "--only", ""], "switches: got ''"),
         (["ablate", "--plot", "."], "--plot: '.' is a directory"),
-        (["ablate", "--plot", ""], "--plot: '' is a directory"),
+        (["ablate", "--plot", ""], "--plot: got '', wanted the name of a file"),
         (["ablate", "--plot", "nowhere/a.png"], "--plot: the directory of 'nowhere/a.png'"),
     ],
 )

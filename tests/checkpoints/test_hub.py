@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,20 @@ for name in sys.argv[1:]:
     except FileNotFoundError as error:
         print("not found:", error)
 """
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once(hub_server, model_on_hub, caplog, known):
+    if known:
+        find_file("team/small", "config.json")
+    hub_server.close()
+    name = "team/small" if known else "misspelt"
+    start = time.perf_counter()
+    with pytest.raises(FileNotFoundError, match=f"'{name}' is not in the local cache.* and the hub cannot be reached"):
+        find_file(name, "vocab.txt")
+    if known:
+        assert find_file(name, "vocab.txt", required=False) is None
+    assert time.perf_counter() - start < 5 and not caplog.records  # it would wait for half a minute, and say so
 
 
 def test_the_environment_variables(hub_server, model_on_hub, tmp_path):

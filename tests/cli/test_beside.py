@@ -40,7 +40,7 @@ def refused(argv, capsys) -> str:
     return said
 
 
-@pytest.mark.parametrize("make", ["symlink", "hard link", "pipe", "other content"])
+@pytest.mark.parametrize("make", ["symlink", "hard link", "pipe", "other content", "no number"])
 def test_what_is_no_lock_is_not_written(models, place, capsys, make):
     victim, lock = place / "victim.txt", place / ".o.jsonl.lock"
     victim.write_text("keep this, it is longer than a number")
@@ -50,6 +50,8 @@ def test_what_is_no_lock_is_not_written(models, place, capsys, make):
         os.link(victim, lock)
     elif make == "pipe":
         os.mkfifo(lock)
+    elif make == "no number":
+        lock.write_bytes(b"\xff\xfe\x80")
     else:
         shutil.copy(victim, lock)
     said = refused(ask(models), capsys)
@@ -81,7 +83,23 @@ def test_a_record_that_is_no_file_is_not_read(models, place, capsys, make):
     assert "is a link, or no regular file" in refused(ask(models), capsys)
     shutil.rmtree(record) if make == "directory" else record.unlink()
     record.write_bytes(content[:30])
-    assert "give another --out, or delete it" in refused(ask(models), capsys)
+    assert "give another --out, or delete 'o.jsonl' to start" in refused(ask(models), capsys)
+
+
+def test_a_record_of_other_settings(models, place, capsys, tmp_path):
+    """Only the configuration changed, not the weights; and the number of threads."""
+    assert cli.main(ask(models)) == 0
+    shutil.copytree(models["ask"], tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "layer_norm_eps": 1e-3}))
+    argv = [str(tmp_path / "other") if word == models["ask"] else word for word in ask(models)]
+    assert "other weights or another configuration" in refused(argv, capsys)
+    record = place / ".o.jsonl.made.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "threads": 77}))
+    assert "OMP_NUM_THREADS=77" in refused(ask(models), capsys)
+    record.write_bytes(b"\xff\xfe{")
+    said = refused(ask(models), capsys)
+    assert ".o.jsonl.made.json: not a valid JSON file" in said and "delete 'o.jsonl' to start again" in said
 
 
 def test_an_output_is_held_under_all_of_its_names(models, place, capsys):

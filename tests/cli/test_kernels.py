@@ -24,10 +24,14 @@ def test_check_runs_every_kernel_in_every_dtype(capsys) -> None:
 
 
 def test_check_fails_on_a_kernel_that_is_wrong(capsys, monkeypatch) -> None:
+    from vilt_fast.bench import check
     from vilt_fast.kernels import layer_norm
 
-    right = layer_norm.layer_norm
+    right, cases = layer_norm.layer_norm, check._cases
     monkeypatch.setattr(layer_norm, "layer_norm", lambda *a: right(*a) * 1.01)
+    some = ("layer_norm", "linear")  # the others take their time
+    monkeypatch.setattr(check, "_cases", lambda batch: (c for c in cases(batch) if c[0].operation in some))
+    monkeypatch.setattr(check, "switched_cases", lambda *_: ())
     assert cli.main(["check"]) == 2
     printed = capsys.readouterr()
     assert "FAIL" in printed.out
@@ -80,8 +84,8 @@ def test_compile_of_an_unknown_target_is_bad_input(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--csv", "/nonexistent/x.csv"), "--csv: cannot write /nonexistent/x.csv: No such file"),
-        (("--json", "/tmp"), "--json: cannot write /tmp: Is a directory"),
+        (("--csv", "/nonexistent/x.csv"), "--csv: the directory of '/nonexistent/x.csv' does not exist"),
+        (("--json", "/tmp"), "--json: '/tmp' is a directory"),
         (("--operations", ""), "--operations: got '', wanted names"),
         (("--targets", "sm90,"), "--targets: got 'sm90,', wanted names"),
     ],
@@ -92,6 +96,40 @@ def test_compile_refuses_before_it_compiles(arguments, message, capsys, monkeypa
     monkeypatch.setattr(compiler, "compile_all", lambda *_, **__: pytest.fail("compiles first"))
     assert cli.main(["compile", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--csv"])
+def test_compile_keeps_what_is_not_its_own(option, tmp_path, capsys, monkeypatch) -> None:
+    from vilt_fast.bench import compile as compiler
+
+    monkeypatch.setattr(compiler, "compile_all", lambda *_, **__: [])
+    path = tmp_path / "mine"
+    for content in (b"\x89PNG\r\n", b'[{"name": 1}]', b"name,age\n", b"\xff\xd8"):
+        path.write_bytes(content)
+        assert cli.main(["compile", option, str(path)]) == 2
+        said = capsys.readouterr().err
+        assert f"{option}: {str(path)!r} exists and is no" in said and said.count("\n") == 1
+        assert path.read_bytes() == content
+    assert cli.main(["compile", "--json", str(tmp_path / "new"), "--csv", str(tmp_path / "new")]) == 2
+    assert "wanted two names" in capsys.readouterr().err
+
+
+def test_compile_replaces_its_own(tmp_path, capsys, monkeypatch) -> None:
+    from vilt_fast.bench import compile as compiler
+
+    names = ["target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions"]
+    for rows in ([], [dict.fromkeys(names, 0)], []):
+        monkeypatch.setattr(compiler, "compile_all", lambda *_, rows=rows, **__: rows)
+        assert cli.main(["compile", "--json", str(tmp_path / "a"), "--csv", str(tmp_path / "b")]) == 0
+        assert json.loads((tmp_path / "a").read_text()) == rows
+        assert len((tmp_path / "b").read_text().splitlines()) == 1 + len(rows)
+
+
+@pytest.mark.parametrize("command", ["tune", "bench"])
+def test_a_directory_that_is_a_file_is_refused_before_anything_is_timed(command, tmp_path, capsys) -> None:
+    (tmp_path / "photo.jpg").touch()
+    assert cli.main([command, "--out", str(tmp_path / "photo.jpg")]) == 2
+    assert "photo.jpg is a file, wanted a directory" in capsys.readouterr().err
 
 
 def test_compile_takes_a_name_once(capsys, monkeypatch) -> None:

@@ -231,10 +231,10 @@ def test_a_mix_is_refused(task, models, half, tmp_path, fail, capsys, saved, mon
     for options, named in (
         (("--top", "2"), "top 5, now 2; repeat it with --top 5"),
         (("--dtype", "bfloat16"), "dtype float32, now bfloat16; repeat it with --dtype float32"),
-        (("--model", other), f"other weights ({models['ask']!r}, now {other!r})"),
+        (("--model", other), f"other weights or another configuration ({models['ask']!r}, now {other!r})"),
     ):
         said = fail_same(fail, capsys, half, [*base, *options])
-        assert named in said and "another --out, or delete it" in said
+        assert named in said and "another --out, or delete " in said
     processor = saved(tmp_path / "processor", "ViltForQuestionAnswering")
     settings = Path(processor) / "preprocessor_config.json"
     settings.write_text(settings.read_text().replace("0.5", "0.4"))

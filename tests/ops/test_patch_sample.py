@@ -53,7 +53,7 @@ def test_limits(max_patches, has_cls, device, poisoned) -> None:
     _check((masks[0], None, None, masks[3]), (6, 8), max_patches, has_cls=has_cls)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 4),
     words=st.integers(0, 9),

@@ -153,12 +153,14 @@ def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> P
 
     where = f"the hub repository {name!r}" + (f" at revision {hub.revision!r}" if hub.revision else "")
     try:
+        _check_answers(name, filename, hub)
         return Path(hf_hub_download(name, filename, **vars(hub)))
     except errors.LocalEntryNotFoundError as error:
         if not required and _is_known(name, hub.cache_dir):
             return None
         raise FileNotFoundError(
-            f"{filename} of {where} is not in the local cache, and not from the hub: {_reason(error)}"
+            f"{filename} of {where} is not in the local cache, no directory has that name, and the hub cannot be "
+            f"reached ({_reason(error)})"
         ) from error
     except errors.EntryNotFoundError as error:
         if not required:
@@ -177,6 +179,31 @@ def _find_on_hub(name: str, filename: str, hub: HubOptions, required: bool) -> P
         ) from error
     except errors.HfHubHTTPError as error:
         raise OSError(f"the hub would not give {filename} of {where}: {_reason(error)}") from error
+
+
+def _check_answers(name: str, filename: str, hub: HubOptions) -> None:
+    """Ask once for a file that is not in the cache; `hf_hub_download` asks six times, and waits in between.
+
+    Raises:
+        LocalEntryNotFoundError: nobody answers. What the hub answers is not looked at.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import utils as errors
+
+    if hub.local_files_only or constants.HF_HUB_OFFLINE:
+        return
+    revision = hub.revision or "main"
+    cache = None if hub.cache_dir is None else os.fspath(hub.cache_dir)
+    cached = try_to_load_from_cache(name, filename, cache_dir=cache, revision=revision)
+    if isinstance(cached, str) and not hub.force_download:
+        return
+    url = hf_hub_url(name, filename, revision=revision)
+    try:
+        get_hf_file_metadata(url, token=hub.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except (errors.HfHubHTTPError, errors.LocalTokenNotFoundError):
+        return
+    except Exception as error:  # of the HTTP library, which is another one from huggingface_hub 1.0 on
+        raise errors.LocalEntryNotFoundError(str(error)) from error
 
 
 def _reason(error: BaseException) -> str:

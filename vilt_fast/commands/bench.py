@@ -38,7 +38,7 @@ def ablate(arguments: argparse.Namespace) -> None:
     from vilt_fast.commands.output import output_path
 
     if arguments.plot is not None:
-        output_path(arguments.plot, (), option="--plot")
+        output_path(arguments.plot, (".png", ".pdf", ".svg"), option="--plot")  # what matplotlib draws
     names = list(ablation.SWITCHES) if arguments.only is None else arguments.only.split(",")
     without = arguments.without.split(",") if arguments.without else []
     ablation.check_switches([*without, "packing", "linear"])
@@ -74,8 +74,10 @@ def _run(arguments: argparse.Namespace) -> Any:
     import torch
 
     from vilt_fast.bench import suites
+    from vilt_fast.checkpoints.files import directory_path
     from vilt_fast.commands.loading import parse_device
 
+    directory_path(arguments.out, "--out")
     device = parse_device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return suites.Run(
         device=device,

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from vilt_fast.checkpoints.files import directory_path, write_atomically
+from vilt_fast.commands.output import output_path, refuse_other_content
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -39,19 +44,12 @@ def compile_kernels(arguments: argparse.Namespace) -> None:
     chosen: dict[str, Any] = (
         {} if arguments.operations is None else {"operations": _names("--operations", arguments.operations)}
     )
-    for option in ("json", "csv"):
-        _need_writable(f"--{option}", getattr(arguments, option))
+    files = _row_files(arguments)
     rows = compile_all(targets, counts=arguments.sass, **chosen)
     columns = ["target", "kernel", "config", "registers", "spill_bytes", "shared_bytes", "matrix_instructions"]
     columns += _counts() if arguments.sass else []
-    if arguments.json:
-        content = [{key: row[key] for key in columns} for row in rows]
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if arguments.csv:
-        with open(arguments.csv, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+    for option, path in files.items():
+        write_atomically(path, _as_json(rows, columns) if option == "json" else _as_csv(rows, columns))
     print(table(rows, columns))
     spilling = sorted({f"{r['target']} {r['kernel']}" for r in rows if r["spill_bytes"] and r["target"] in _NO_SPILLS})
     if spilling:
@@ -66,15 +64,33 @@ def _names(option: str, text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _need_writable(option: str, path: str | None) -> None:
-    """Raises before anything is compiled: ValueError where no file can be written."""
-    if path is None:
-        return
-    try:
-        with open(path, "a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from error
+def _row_files(arguments: argparse.Namespace) -> dict[str, Path]:
+    """Where --json and --csv go. Raises before anything is compiled where a file cannot be, or would be lost."""
+    files: dict[str, Path] = {}
+    for option, start in _STARTS.items():
+        name = getattr(arguments, option)
+        if name is None:
+            continue
+        path = output_path(name, (), option=f"--{option}")
+        refuse_other_content(path, start, f"{option.upper()} file", f"--{option}")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"--{option}: nothing can be written in the directory of {name!r}")
+        if path in files.values():
+            raise ValueError(f"--json, --csv: got {name!r} for both, wanted two names")
+        files[option] = path
+    return files
+
+
+def _as_json(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    return json.dumps([{key: row[key] for key in columns} for row in rows], indent=1) + "\n"
+
+
+def _as_csv(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def _check_switches() -> None:
@@ -96,12 +112,16 @@ def _counts() -> list[str]:
     return [*describe(Code([], {}, set()))]
 
 
+# How the files of rows start; also with spaces of another program's.
+_STARTS = {"json": r"\s*($|\[\s*(\]|\{\s*\"target\"))", "csv": "$|target,kernel,config"}
 _NO_SPILLS = ("sm80", "sm90")
 
 
 def tune(arguments: argparse.Namespace) -> None:
     """Measure a short list of tiles for each kernel on this GPU and write the table that launchers read."""
     _need_triton()
+    if arguments.out is not None:
+        directory_path(arguments.out, "--out")
     from vilt_fast.bench.tune import tune as measure
 
     print(measure(directory=arguments.out))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
+import os
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,7 +21,6 @@ from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
 from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
-from vilt_fast.processing.vocabulary import check_fits
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -26,6 +28,8 @@ DTYPES = {
     **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
     **dict.fromkeys(("float16", "fp16"), torch.float16),
 }
+# Word tables are padded to a multiple of 64 or 128 rows for the GPU's sake, so some at the end have no word.
+_PADDED_ROWS = 128
 # The command that can use the weights of a class.
 COMMANDS = {
     "ViltForQuestionAnswering": "ask",
@@ -47,6 +51,7 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.dtype not in DTYPES:
         raise ValueError(f"--dtype: got {arguments.dtype!r}, wanted one of {', '.join(DTYPES)}")
     dtype = DTYPES[arguments.dtype]
+    _check_backend(arguments.backend, device)
     if arguments.model is None:
         if arguments.processor is not None:
             raise ValueError(f"--processor: got {arguments.processor!r} without --model, wanted both or neither")
@@ -58,8 +63,30 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     name = model_class(arguments.model, arguments.command)
     processor = vilt_fast.ViltProcessor.from_pretrained(arguments.processor or _folder(arguments.model))
     model = getattr(vilt_fast, name).from_pretrained(arguments.model, dtype=dtype, device=device)
-    check_fits(processor.tokenizer.get_vocab(), model.config.vocab_size)
+    _check_vocabulary(processor.tokenizer.get_vocab(), model.config.vocab_size)
     return model.eval(), processor
+
+
+def _check_vocabulary(vocabulary: dict[str, int], rows: int) -> None:
+    """Refuse the vocabulary of another model, which would turn words into "unknown" in silence.
+
+    A word beyond the table is refused where a text has it: tokens that were added and never used do no harm.
+    """
+    words = max(vocabulary.values(), default=-1) + 1
+    if rows - words >= _PADDED_ROWS:
+        raise ValueError(
+            f"--processor: got a vocabulary of {words} words, wanted that of the model, which has {rows}: is vocab.txt "
+            "(or tokenizer.json) whole, and the model's own?"
+        )
+
+
+def _check_backend(backend: str | None, device: torch.device) -> None:
+    if backend != "kernels":
+        return
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError("--backend: kernels need Triton, which is not installed: pip install triton")
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"--backend: kernels need a GPU, got --device {device}, wanted cuda, or --backend reference")
 
 
 def model_class(name_or_path: str, command: str) -> str:
@@ -122,17 +149,32 @@ def open_and_load(
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
     images: list[Any] = [load_image(path, name="IMAGE") for path in paths]
+    for image, path in zip(images, paths, strict=True):
+        image.filename = path  # for errors
     model, processor = load(arguments)
     return images, freeze(model, graphs=False) if frozen else model, processor
 
 
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
     """The model's inputs for images and texts, on its device and in its dtype."""
-    encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
+    try:
+        encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
+    except ValueError as error:
+        raise ValueError(_name_images(str(error), images)) from error
     got, longest = encoded["input_ids"].shape[1], model.config.max_position_embeddings
     if got > longest:
         raise ValueError(f"the text has {got} tokens, wanted at most {longest} with this model: use fewer words")
     return dict(encoded.to(model.device, model.dtype))
+
+
+def _name_images(message: str, images: list[Image.Image]) -> str:
+    """The message with the file's name for "images[0]"."""
+
+    def name(match: re.Match[str]) -> str:
+        path = getattr(images[int(match[1])], "filename", None)
+        return f"IMAGE: {path!r}" if path else match[0]
+
+    return re.sub(r"^images\[(\d+)\]", name, message)
 
 
 def finite(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ if sys.platform != "win32":
     import fcntl
 
 _LONGEST_ID = 20  # digits of a process, and nothing else is in a lock
+_START = 1000  # bytes of a file that tell its kind
 
 
 def output_path(
@@ -29,26 +31,49 @@ def output_path(
         ValueError: another ending, no regular file (a pipe, a device), or one of the inputs.
         IsADirectoryError, FileNotFoundError: it is a directory, or is in none.
     """
-    out, wanted = Path(os.path.realpath(path)), " or ".join(suffixes) or "a file"
+    out, wanted = Path(os.path.realpath(path)), "the name of a file" + f" ({' or '.join(suffixes)})" * bool(suffixes)
+    if not path:
+        raise ValueError(f"{option}: got '', wanted {wanted}")
+    for descriptor, stream in ((1, "standard output"), (2, "standard error")):
+        if is_same_file(path, descriptor):  # not `out`: to a pipe, /dev/stdout leads by no name
+            raise ValueError(
+                f"{option}: {path!r} is the file that {stream} goes to, wanted one of its own: what a command prints "
+                "goes there without an option"
+            )
     if out.is_dir():
-        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted the name of a file ({wanted})")
+        raise IsADirectoryError(f"{option}: {path!r} is a directory, wanted {wanted}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{option}: the directory of {path!r} does not exist")
     if out.is_symlink():
         raise ValueError(f"{option}: {path!r} is a link that leads to itself, wanted the name of a file")
-    if out.exists() and not out.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{option}: {path!r} is a pipe or a device, wanted a regular file")
-    for descriptor, stream in ((1, "standard output"), (2, "standard error")):
-        if is_same_file(out, descriptor):
-            raise ValueError(f"{option}: {path!r} is the file that {stream} goes to, wanted another name")
     for source in inputs:
         if is_same_file(out, source):
             raise ValueError(
                 f"{option}: {path!r} is the same file as the input {os.fspath(source)!r}, wanted another name"
             )
     if suffixes and out.suffix.lower() not in suffixes:
-        raise ValueError(f"{option}: got {path!r}, wanted a name that ends in {wanted}")
+        raise ValueError(f"{option}: got {path!r}, wanted a name that ends in {' or '.join(suffixes)}")
     return out
+
+
+def refuse_other_content(out: Path, start: str, kind: str, option: str) -> None:
+    """Keep a file that a command of ours has not written.
+
+    Args:
+        out: as `output_path` returns it.
+        start: regular expression for how the files of this kind start, all of them; an empty file is one, too.
+        kind: what they are, for the message.
+
+    Raises:
+        ValueError: it starts otherwise.
+    """
+    if not out.exists():
+        return
+    with open(out, "rb") as file:
+        if not re.match(start.encode(), file.read(_START)):
+            raise ValueError(f"{option}: {str(out)!r} exists and is no {kind} of ours, wanted another name")
 
 
 def is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str] | int) -> bool:
@@ -114,14 +139,13 @@ def _lock(path: Path, out: Path) -> int:
                 error.errno, f"--out: cannot write {path.name!r} beside {str(out)!r}: {error.strerror}"
             ) from error
         try:
-            held = os.fstat(descriptor)
-            if not stat.S_ISREG(held.st_mode) or held.st_nlink > 1 or held.st_size > _LONGEST_ID:
-                raise OSError(errno.EEXIST, "it is no lock")
+            if not _is_lock(descriptor):
+                raise OSError(errno.EEXIST, "it is no lock; delete it if nobody needs it, or give another name")
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_same_file(path, descriptor):
                 return descriptor
         except BlockingIOError as error:
-            holder = os.pread(descriptor, _LONGEST_ID, 0).decode(errors="replace") or "unknown"
+            holder = os.pread(descriptor, _LONGEST_ID, 0).decode() or "unknown"
             os.close(descriptor)
             raise ValueError(
                 f"--out: {str(out)!r} is being written by process {holder}; wait for it, stop it, or give another name"
@@ -130,3 +154,11 @@ def _lock(path: Path, out: Path) -> int:
             os.close(descriptor)
             raise OSError(error.errno, f"--out: cannot lock {str(path)!r}: {error.strerror}") from error
         os.close(descriptor)  # its holder ended in between, and took the name with it
+
+
+def _is_lock(descriptor: int) -> bool:
+    held = os.fstat(descriptor)
+    if not stat.S_ISREG(held.st_mode) or held.st_nlink > 1 or held.st_size > _LONGEST_ID:
+        return False
+    content = os.pread(descriptor, _LONGEST_ID, 0)
+    return not content or content.isdigit()

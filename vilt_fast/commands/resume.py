@@ -131,7 +131,7 @@ def keep_record(out: Path, made: dict[str, Any], done: int) -> None:
     if not done:
         write_atomically(path, json.dumps(made, indent=2) + "\n")
         return
-    advice = "give another --out, or delete it to start again"
+    advice = f"give another --out, or delete {out.name!r} to start again"
     if not os.path.lexists(path):
         raise ValueError(
             f"--out: {str(out)!r} has {done} answers, but {path.name} beside it, which says what made them, is missing "
@@ -141,7 +141,7 @@ def keep_record(out: Path, made: dict[str, Any], done: int) -> None:
         raise ValueError(f"--out: {path.name!r} beside {str(out)!r} is a link, or no regular file; {advice}")
     try:
         kept = read_json(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"--out: {error}; {advice}") from error
     differing = [name for name in made if name != _SUBJECT and kept.get(name) != made[name]]
     if "dtype" in differing and "weights" in differing:
@@ -155,7 +155,7 @@ def keep_record(out: Path, made: dict[str, Any], done: int) -> None:
 
 def _difference(name: str, kept: dict[str, Any], made: dict[str, Any]) -> str:
     if name == "weights":
-        return f"other weights ({kept.get(_SUBJECT)!r}, now {made[_SUBJECT]!r})"
+        return f"other weights or another configuration ({kept.get(_SUBJECT)!r}, now {made[_SUBJECT]!r})"
     if name == "processor":
         return "another processor (vocabulary or image settings)"
     if name == "input":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from vilt_fast.checkpoints.files import directory_path, holds, listing
 from vilt_fast.commands.loading import parse_device
 
 
@@ -14,22 +16,41 @@ def train_demo(arguments: argparse.Namespace) -> None:
     """Train the small model, save it, and print its accuracy on images it never saw."""
     from vilt_fast.demo.train import CHECKPOINT, train
 
-    out = Path(arguments.out)
-    if (out / CHECKPOINT).exists() and not arguments.resume:
-        raise ValueError(f"--out: {arguments.out} already holds a run, wanted --resume or another directory")
+    out = directory_path(arguments.out, "--out")
+    device = parse_device(arguments.device)
+    _check_out(out, CHECKPOINT, arguments.resume)
     model, processor = train(
         out,
         steps=arguments.steps,
         minutes=arguments.minutes,
         seed=arguments.seed,
         resume=arguments.resume,
-        device=parse_device(arguments.device),
+        device=device,
         workers=arguments.workers,
         progress=not arguments.quiet,
     )
     print(f"saved in {out}")
     if arguments.evaluate:
         print_scores(model.cpu(), processor, arguments.evaluate, progress=not arguments.quiet)
+
+
+def _check_out(out: Path, checkpoint: str, resume: bool) -> None:
+    """Refuse to continue what is no run, and to write over a run or over anything else."""
+    from vilt_fast.demo.vocabulary import vocabulary
+
+    path = out / checkpoint
+    if resume:
+        if not path.is_file():
+            found = "is no regular file" if os.path.lexists(path) else "does not exist"
+            raise ValueError(f"--resume: {str(path)!r} {found}, wanted the --out of a run, or no --resume")
+        return
+    if os.path.lexists(path):
+        raise ValueError(f"--out: {str(out)!r} already holds a run, wanted --resume or another directory")
+    # The vocabulary comes before the first checkpoint: a run that was stopped between them can start again.
+    ours = {"vocab.txt"} if holds(out / "vocab.txt", "\n".join(vocabulary()) + "\n") else set[str]()
+    others = sorted(name for name in os.listdir(out) if name not in ours and name[0] != ".") if out.exists() else []
+    if others:
+        raise ValueError(f"--out: {str(out)!r} holds {listing(others, 3)}, wanted a new or an empty directory")
 
 
 def print_scores(model: Any, processor: Any, images: int, *, progress: bool) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -313,7 +314,10 @@ def _pools(shards: int, workers: int) -> Iterator[tuple[Executor, Executor | Non
     try:
         with (
             ThreadPoolExecutor(shards) as threads,
-            ProcessPoolExecutor(workers) if workers else nullcontext() as executor,
+            # Ctrl-C goes to the workers too; this process ends them.
+            ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
+            if workers
+            else nullcontext() as executor,
         ):
             yield threads, executor
     finally:

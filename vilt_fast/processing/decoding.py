@@ -213,7 +213,7 @@ def _open_file(file: io.BytesIO, where: str) -> Image.Image:
     try:
         image = Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(_bomb_message(where, str(error))) from error
+        raise ValueError(_bomb_message(where, str(error).partition(",")[0])) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(f"{where} is not an image that Pillow can read") from error
     except (PermissionError, MemoryError):
@@ -232,6 +232,8 @@ def _load(image: Image.Image, name: str) -> None:
     except MemoryError:
         raise
     except Exception as error:  # as in _open; a PIL image is lazy until here
+        if "Ghostscript" in str(error):
+            raise ValueError(f"{name}: EPS needs Ghostscript, which was not found; convert it to PNG") from error
         raise ValueError(f"{name}: the image is damaged or truncated ({error})") from error
 
 
@@ -245,7 +247,7 @@ def _check_pixel_count(image: Image.Image, name: str) -> None:
 def _bomb_message(name: str, reason: str) -> str:
     return (
         f"{name} could be a decompression bomb ({reason}); "
-        "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS (None: no limit)"
+        "make it smaller, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS in Python (None: no limit)"
     )
 
 

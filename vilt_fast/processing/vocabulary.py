@@ -28,8 +28,6 @@ _NO_SETTINGS = (
     "backend files_loaded is_local local_files_only processor_class tokenizer_class "
     "vocab_file tokenizer_file special_tokens_map_file name_or_path vocab"
 ).split()
-# Word tables are padded to a multiple of 64 or 128 rows for the GPU's sake, so some at the end have no word.
-_PADDED_ROWS = 128
 _TOKEN_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -51,25 +49,6 @@ def read_vocabulary(path: str | os.PathLike[str]) -> dict[str, int]:
     if not vocabulary:
         raise ValueError(f"vocab_file: {str(path)!r} is empty")
     return vocabulary
-
-
-def check_fits(vocabulary: Mapping[str, int], rows: int) -> None:
-    """Refuse the vocabulary of another model, which would turn words into "unknown" without a word.
-
-    A word beyond the table is refused where a text has it: tokens that were added and never used do no harm.
-
-    Args:
-        rows: of the model's word table, `config.vocab_size`.
-
-    Raises:
-        ValueError: many rows have no word.
-    """
-    words = max(vocabulary.values(), default=-1) + 1
-    if rows - words >= _PADDED_ROWS:
-        raise ValueError(
-            f"--processor: got a vocabulary of {words} words, wanted that of the model, which has {rows}: is vocab.txt "
-            "(or tokenizer.json) whole, and the model's own?"
-        )
 
 
 def build_backend(vocabulary: Mapping[str, int], unk_token: str, cleaning: Mapping[str, bool | None]) -> Tokenizer:
