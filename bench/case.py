@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilt_fast.bench import flops, verify
+from vilt_fast.bench import flops, verify, workloads
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.inputs import Inputs
@@ -106,12 +106,18 @@ class Case:
     """
 
     workload: Workload
-    config: ViltConfig
+    config: Any  # the family's
     device: torch.device
     sets: int = 2
     compiles: bool = False
 
     bounds = verify.BOUNDS
+
+    @classmethod
+    def of(cls, workload: Workload, device: torch.device, sets: int, compiles: bool, *, quick: bool) -> Case:
+        """With the full-size model; or shrunk, with the tiny one."""
+        small = workloads.shrunk(workload, 8, side=192) if quick else workload
+        return cls(small, (tiny_config if quick else full_config)(small), device, sets, compiles)
 
     @cached_property
     def key(self) -> str:
@@ -155,13 +161,17 @@ class Case:
         return [self._pack(one) for one in self.inputs]
 
     def _pack(self, one: dict[str, Tensor]) -> dict[str, Any]:
+        words = {name: one[name] for name in ("input_ids", "attention_mask")}
+        return {**words, "pixel_values": self.as_bytes(one)}
+
+    def as_bytes(self, one: dict[str, Tensor]) -> PackedPixels:
+        """The images of one of the inputs, without padding."""
         images = one["pixel_values"].flatten(0, -4)
         flat = []
         for pixels, (height, width) in zip(images, self.workload.sizes, strict=True):
             u = (pixels[:, :height, :width] + 1).mul(127.5).round().to(torch.uint8)
             flat.append(u.permute(1, 2, 0).flatten())
-        words = {name: one[name] for name in ("input_ids", "attention_mask")}
-        return {**words, "pixel_values": PackedPixels(torch.cat(flat), self.workload.sizes)}
+        return PackedPixels(torch.cat(flat), self.workload.sizes)
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -172,7 +182,10 @@ class Case:
     def wanted(self) -> Tensor:
         """Logits of the first inputs by the padded reference in fp64."""
         with full_precision(), torch.inference_mode():
-            return padded_logits(self.model(torch.float64).state_dict(), self.config, self.inputs[0], torch.float64)
+            return self._reference(self.model(torch.float64).state_dict())
+
+    def _reference(self, state: dict[str, Tensor]) -> Tensor:
+        return padded_logits(state, self.config, self.inputs[0], torch.float64)
 
     @cached_property
     def packed(self) -> tuple[Tensor, Layout]:

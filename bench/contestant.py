@@ -117,6 +117,7 @@ class Row:
     p20_ms: float | None = None
     p80_ms: float | None = None
     samples: int | None = None
+    times_first: float | None = None  # how many times faster than the case's first contestant, round by round
     plan_ms: float | None = None  # of it, what the host plans
     launches: str = timing.LAUNCHES
     pairs_per_s: float | None = None
@@ -138,7 +139,7 @@ class Row:
 
     def fill(self, times: timing.Times, cost: Cost, peaks: timing.Peaks, repeats: int = 1) -> None:
         """Everything that follows from the times of a call that answers the case `repeats` times over."""
-        self.samples = times.samples
+        self.samples, self.times_first = times.samples, times.times_first * repeats
         self.median_ms, self.p20_ms, self.p80_ms = (
             ms / repeats for ms in (times.median_ms, times.p20_ms, times.p80_ms)
         )

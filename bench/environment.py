@@ -24,6 +24,8 @@ def environment(device: torch.device) -> dict[str, str]:
     found.update({name: _version(name) for name in PACKAGES})
     found["cuda"] = str(torch.version.cuda or torch.version.hip or "none")
     found["threads"] = str(torch.get_num_threads())
+    # Of others, in processes that wanted to run in the last minute: what else the clock may have measured.
+    found["load"] = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     found["date"] = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     return found
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vilt_fast.configs.encoder import EncoderConfig, PatchConfig
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.vit import ViTConfig
 
 
 class Cost(NamedTuple):
@@ -49,7 +51,7 @@ def text_embed(words: int, d: int, itemsize: int) -> Cost:
     return Cost(0, 2 * words * d * itemsize)
 
 
-def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int, read: int | None = None) -> Cost:
+def encoder(config: EncoderConfig, lengths: Sequence[int], itemsize: int, read: int | None = None) -> Cost:
     """All blocks (two LayerNorms, four products, one attention each).
 
     Args:
@@ -63,7 +65,7 @@ def encoder(config: ViltConfig, lengths: Sequence[int], itemsize: int, read: int
     return found
 
 
-def _after_attention(config: ViltConfig, rows: int, itemsize: int) -> Cost:
+def _after_attention(config: EncoderConfig, rows: int, itemsize: int) -> Cost:
     d, hidden = config.hidden_size, config.intermediate_size
     return (
         linear(rows, d, d, itemsize, residual=True)
@@ -71,6 +73,12 @@ def _after_attention(config: ViltConfig, rows: int, itemsize: int) -> Cost:
         + linear(rows, d, hidden, itemsize)
         + linear(rows, hidden, d, itemsize, residual=True)
     )
+
+
+def classifier(config: ViTConfig, images: int, itemsize: int) -> Cost:
+    """Final LayerNorm and one product on a row per image: ViT's head."""
+    d = config.hidden_size
+    return layer_norm(images, d, itemsize) + linear(images, d, config.num_labels, itemsize)
 
 
 def head(config: ViltConfig, pairs: int, images: int, itemsize: int) -> Cost:
@@ -93,11 +101,16 @@ def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, im
         lengths: tokens of every sequence. words: of all sequences.
         pairs: rows of logits. images: sequences per pair.
     """
-    values = config.num_channels * config.patch_shape[0] * config.patch_shape[1]
-    patches = sum(lengths) - words - len(lengths)
     return (
-        text_embed(words, config.hidden_size, itemsize)
-        + patch_embed(patches, len(lengths), values, config.hidden_size, itemsize)
+        embeddings(config, lengths, words, itemsize)
         + encoder(config, lengths, itemsize)
         + head(config, pairs, images, itemsize)
     )
+
+
+def embeddings(config: PatchConfig, lengths: Sequence[int], words: int, itemsize: int) -> Cost:
+    """Pixels and ids to rows; `lengths` and `words` as in `model`."""
+    values = config.num_channels * config.patch_shape[0] * config.patch_shape[1]
+    patches = sum(lengths) - words - len(lengths)
+    embedded = patch_embed(patches, len(lengths), values, config.hidden_size, itemsize)
+    return text_embed(words, config.hidden_size, itemsize) + embedded

@@ -15,8 +15,7 @@ from vilt_fast.bench import contestant
 from vilt_fast.bench.case import Case, padded_logits
 from vilt_fast.bench.contestant import ENCODER, EVERY_ROW, Calls, Contestant, Unavailable, graphed
 from vilt_fast.frozen.graphs import Spans
-from vilt_fast.frozen.planning import plan_inputs
-from vilt_fast.models.inputs import Inputs
+from vilt_fast.frozen.model import family_of
 
 
 def model_calls(case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False) -> Calls:
@@ -60,11 +59,11 @@ def frozen_calls(
 
 def planning_calls(case: Case, dtype: torch.dtype, *, is_packed: bool = False) -> Calls:
     """What the frozen form does on the host before anything is launched."""
-    slots = case.model(dtype).slots
+    model = case.model(dtype)
+    family, slots = family_of(model), getattr(model, "slots", None)
 
     def plan(one: dict[str, Any]) -> None:
-        inputs = Inputs(**one)
-        batch = plan_inputs(inputs if slots is None else inputs.fold_images(slots), case.config)
+        batch = family.plan(family.read(one, slots), case.config)
         assert batch is not None  # or the device would plan it
 
     return [partial(plan, one) for one in _planned_on_host(case, dtype, is_packed)]
@@ -86,15 +85,15 @@ def encoder_calls(
     """
     need_kernels(case, backend)
     model, (tokens, layout) = case.model(dtype), case.packed
-    tokens = tokens.to(dtype)
+    tokens, body = tokens.to(dtype), getattr(model, model.base_model_prefix)
     frozen, spans = vilt_fast.freeze(model, graphs=False), Spans(layout.cu_seqlens, layout.first, layout.max_seqlen)
 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
             if not every_row:
                 return frozen._encode(tokens, spans)
-            x, _, _ = model.vilt.encoder(tokens, layout)
-            return model.score(model.vilt.pooler(model.vilt.layernorm(x[layout.first])))
+            rows = body.layernorm(body.encoder(tokens, layout)[0][layout.first])
+            return model.score(rows if body.pooler is None else body.pooler(rows))
 
     return [graphed(call, case.device) if graphs else call]
 

@@ -1,4 +1,4 @@
-"""Who else a user could pick: transformers, and two ViLT encoders written by hand around PyTorch's own attention.
+"""Who else a user could pick: transformers, and two encoders written by hand around PyTorch's own attention.
 
 The peers take our weights, so that their answers can be checked. The hand-written ones start from embedded rows, as a
 reader would write them in an afternoon: fused query, key and value, exact GELU, the last block and the head on the
@@ -63,7 +63,7 @@ def _logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
 
 
 class HandWritten(nn.Module):
-    """ViLT from embedded rows to logits, around an attention that is handed in.
+    """ViLT or ViT from embedded rows to logits, around an attention that is handed in.
 
     Args:
         state: weights under Hugging Face's names. config: of the model. images: sequences per pair.
@@ -72,10 +72,10 @@ class HandWritten(nn.Module):
     def __init__(self, state: dict[str, Tensor], config: Any, images: int) -> None:
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
-        self.layers, self.images = config.num_hidden_layers, images
+        self.layers, self.images, self.body = config.num_hidden_layers, images, config.model_type
         replaced = ("embeddings.", ".attention.attention.")
         kept = {name: value for name, value in state.items() if not any(part in name for part in replaced)}
-        for block in map("vilt.encoder.layer.{}".format, range(self.layers)):
+        for block in map(f"{self.body}.encoder.layer.{{}}".format, range(self.layers)):
             for kind in ("weight", "bias"):
                 parts = [state[f"{block}.attention.attention.{name}.{kind}"] for name in ("query", "key", "value")]
                 kept[f"{block}.qkv.{kind}"] = torch.cat(parts)
@@ -101,7 +101,7 @@ class HandWritten(nn.Module):
             every_row: whether the last block goes on with all rows after its attention.
         """
         for i in range(self.layers):
-            block = f"vilt.encoder.layer.{i}"
+            block = f"{self.body}.encoder.layer.{i}"
             qkv = self._linear(f"{block}.qkv", self._norm(f"{block}.layernorm_before", x, self.eps))
             query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
             context = attend(query, key, value).flatten(-2)
@@ -111,7 +111,9 @@ class HandWritten(nn.Module):
             inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
             x = x + self._linear(f"{block}.output.dense", F.gelu(inner))
         x = x.flatten(0, -2)[first] if every_row else x
-        rows = self._norm("vilt.layernorm", x, self.eps)
+        rows = self._norm(f"{self.body}.layernorm", x, self.eps)
+        if self.body == "vit":
+            return self._linear("classifier", rows)
         pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.images, -1)
         inner = self._norm("classifier.1", self._linear("classifier.0", pooled), 1e-5)
         return self._linear("classifier.3", F.gelu(inner))
@@ -149,6 +151,25 @@ def padded_calls(
     if case.device.type != "cuda":
         raise Unavailable("needs a GPU: cuDNN")
     return [sdpa_kernel(SDPBackend.CUDNN_ATTENTION)(calls[0])]
+
+
+def one_by_one_calls(case: Case, dtype: torch.dtype) -> Calls:
+    """(rows, d) packed, and F.scaled_dot_product_attention on one sequence after the other: a CPU's varlen_attn."""
+    if case.device.type == "cuda":
+        raise Unavailable("needs a CPU: a GPU has varlen_attn for it")
+    tokens, layout = case.packed
+    attend = in_spans(layout.cu_seqlens.diff().tolist())
+    return _encoder_calls(case, dtype, tokens.to(dtype), layout.first.long(), attend, None, False)
+
+
+def in_spans(lengths: list[int]) -> Attend:
+    """Attention inside spans of such lengths, a call for each."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        spans = zip(*(rows.transpose(0, 1)[None].split(lengths, 2) for rows in (query, key, value)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*span) for span in spans], 2)[0].transpose(0, 1)
+
+    return attend
 
 
 def packed_calls(
@@ -256,6 +277,7 @@ def encoder_peers(dtype: torch.dtype) -> list[Contestant]:
         "packed varlen_attn + torch.compile + graph": (packed_calls, {"mode": "default", "graphs": True}),
         "packed varlen_attn + max-autotune": (packed_calls, {"mode": "max-autotune-no-cudagraphs"}),
         "packed FlexAttention": (flex_calls, {}),
+        "packed, SDPA one by one": (one_by_one_calls, {}),
     }
     found = [
         Contestant(name, dtype, partial(make, dtype=dtype, **options), compiles="mode" in options, **ENCODER)

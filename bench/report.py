@@ -22,11 +22,15 @@ RESULTS = "bench/results"
 START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
 END = "<!-- performance: end -->"
 NOT_MEASURED = "not measured yet"
-NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 7, check the kernels,
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 8, check the kernels,
 choose between their variants and run every suite, nine minutes at a time: see [bench/README.md](bench/README.md)."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
-Times are wall clock from an idle device to an idle device: the median, and the 20th and 80th percentile. The files in
-`{RESULTS}` hold every row, with those that could not run and why."""
+Times are wall clock from an idle device to an idle device where nothing else is said: the median, and the 20th and 80th
+percentile. The files in `{RESULTS}` hold every row, with those that could not run and why."""
+VIT = """ViT-B/16, images to logits: squares of 224, images of several sizes that others pad to the largest, and
+squares of which half of the patches are dropped, which others cannot; rows that keep every patch there answer another
+question ([how](bench/README.md#vit-b16)). `times transformers` is the median of the rounds' ratios."""
+CPU_CLOCK = "These are milliseconds of CPU time of one thread, on a machine that others used."
 # A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1
 
@@ -75,7 +79,7 @@ def _device_parts(rows: Rows) -> list[str]:
         table = _table([row for row in rows if row["suite"] == suite and row["scope"] in scopes])
         if table:
             parts.append(f"{title}, vqa-mix:\n\n{table}")
-    parts += [text for text in (_others(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text]
+    parts += [text for text in (_others(rows), _vit(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text]
     return parts
 
 
@@ -118,6 +122,23 @@ def _others(rows: Rows) -> str:
             lines.append((*mine, _short(ours["median_ms"]), *theirs))
     head = ("workload", "B", "dtype", "fastest of ours", "ms", "fastest peer", "ms")
     return "Other workloads, pixels to logits:\n\n" + _markdown(head, lines) if lines else ""
+
+
+def _vit(rows: Rows) -> str:
+    """Contestants from images to logits on each workload of ViT, the fastest last."""
+    timed = [row for row in rows if row["suite"] == "vit" and row["scope"] == "model" and row["median_ms"]]
+    lines = []
+    for (workload, batch), case in _groups(timed, itemgetter("workload", "batch")).items():
+        has_transformers = any(row["contestant"] == "transformers eager" for row in case)
+        for row in sorted(case, key=itemgetter("pairs_per_s")):
+            name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
+            times = f"{row['times_first']:.2f}" if has_transformers else ""
+            spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
+            speed = f"{row['pairs_per_s']:.3g}"
+            lines.append((workload, batch, name, row["dtype"], _short(row["median_ms"]), spread, speed, times))
+    head = ("workload", "B", "contestant", "dtype", "ms", "20 to 80 %", "images/s", "times transformers")
+    title = f"{VIT}\n{CPU_CLOCK}" if any("CPU time" in row["launches"] for row in timed) else VIT
+    return f"{title}\n\n{_markdown(head, lines)}" if lines else ""
 
 
 def _groups(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
@@ -213,8 +234,8 @@ def replaced(readme: str, text: str) -> str:
 
 
 def plot_rows(by_device: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What is drawn: the first device, a GPU where there is one."""
-    return next(iter(by_device.values()), [])
+    """What is drawn: the first device, a GPU where there is one. No plot is of ViT."""
+    return [row for row in next(iter(by_device.values()), []) if row["suite"] != "vit"]
 
 
 def check(root: Path = ROOT) -> list[str]:

@@ -6,6 +6,7 @@ end-to-end  decoded images and questions to logits, preparation included
 latency     batches of one to eight
 scaling     cost against batch, spread of lengths, and patches per image
 memory      peak memory of one forward
+vit         ViT-B/16: images of one size, of several, and with half of their patches
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from functools import cache, partial
 
 import torch
 
-from vilt_fast.bench import contestant, end_to_end, environment, operations, ours, peers, timing, workloads
-from vilt_fast.bench.case import Case, full_config, tiny_config
+from vilt_fast.bench import contestant, end_to_end, environment, operations, ours, peers, timing, vit, workloads
+from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row
 from vilt_fast.bench.workloads import Workload
 from vilt_fast.ops import OPERATIONS
@@ -49,6 +50,7 @@ class Run:
         batches: pairs per batch; None: the suite's own.
         compiles: whether contestants that compile for minutes take part.
         minutes: after which no further contestant starts.
+        clock: "wall", or on a CPU "cpu": the CPU time of one thread, which what others run there hardly moves.
         report: is told of every row as it comes.
     """
 
@@ -57,11 +59,16 @@ class Run:
     batches: tuple[int, ...] | None = None
     compiles: bool | None = None
     minutes: float = float("inf")
+    clock: str = "wall"
     report: Callable[[Row], None] = lambda row: None
     budget: timing.Budget = field(init=False)
 
     def __post_init__(self) -> None:
         on_gpu = self.device.type == "cuda"
+        if self.clock == "cpu":
+            if on_gpu:
+                raise ValueError("clock: got 'cpu' on a GPU, whose work it does not count; wanted 'wall'")
+            torch.set_num_threads(1)
         if self.compiles is None:
             self.compiles = on_gpu and not self.quick
         if self.quick:
@@ -70,6 +77,8 @@ class Run:
             self.budget = timing.Budget(3.0)
         else:  # a call takes seconds, and nothing is compiled or cached on the way
             self.budget = timing.Budget(150.0, least=9, warm_up=1)
+        if self.clock == "cpu":  # calls differ little, and the check was one
+            self.budget = replace(self.budget, least=4, warm_up=0, clock="cpu")
         self.deadline = time.monotonic() + 60 * self.minutes
         self.environment = {**environment.environment(self.device), "mode": "quick" if self.quick else "full"}
         self.peaks = cache(partial(timing.measure_peaks, self.device, quick=self.quick))
@@ -88,13 +97,10 @@ class Run:
 
     def case(self, workload: Workload, *, sets: int = 2, compiles: bool = False) -> Case:
         """The workload with the full-size model, or shrunk with the tiny one."""
-        compiles = bool(compiles and self.compiles)
-        if self.quick:
-            small = workloads.shrunk(workload, 8, side=192)
-            return Case(small, tiny_config(small), self.device, sets, compiles)
-        if self.device.type != "cuda":
+        kind = vit.ViTCase if isinstance(workload, vit.Images) else Case
+        if self.device.type != "cuda" and not self.quick:
             sets = 1  # the weights alone are larger than any cache
-        return Case(workload, full_config(workload), self.device, sets, compiles)
+        return kind.of(workload, self.device, sets, bool(compiles and self.compiles), quick=self.quick)
 
     def time(self, suite: str, case: contestant.Case, contestants: Sequence[Contestant]) -> list[Row]:
         """Check every contestant, then time those that were right, in turns; a row for each, whatever became of it."""
@@ -104,6 +110,7 @@ class Run:
         rows, ready = [], []
         for one in contestants:
             row = contestant.new_row(suite, case, one, self.environment)
+            row.launches = timing.CLOCKS[self.clock][0]
             rows.append(row)
             if time.monotonic() > self.deadline:
                 row.status = "not run: the time limit of this run was spent"
@@ -184,6 +191,17 @@ def _latency(run: Run) -> Iterator[list[Row]]:
         yield run.time("latency", case, _everybody(run))
 
 
+def _vit(run: Run) -> Iterator[list[Row]]:
+    batches = run.batches or ((2,) if run.quick else (8,) if run.is_small else (8, 64, 256))
+    for batch in batches:
+        for make in vit.WORKLOADS.values():
+            case = run.case(make(batch), sets=1, compiles=batch == max(batches))
+            found = vit.contestants(case.workload, run.dtypes[-1])
+            if run.is_small and not run.quick:  # on a CPU a call of the full-size model takes seconds
+                found = [one for one in found if one.scope == "model" and "packed" not in one.name]
+            yield run.time("vit", case, found)
+
+
 def scaling_cases(run: Run) -> Iterator[Workload]:
     """Batch from 1 to 1024; widths that differ by factors up to 19; 16 to 1025 patches at about the same total."""
     batches = run.batches or ((1, 2) if run.is_small else (1, 4, 16, 64, 256, 1024))
@@ -217,4 +235,5 @@ SUITES: dict[str, Callable[[Run], Iterator[list[Row]]]] = {
     "end-to-end": _end_to_end,
     "memory": _memory,
     "scaling": _scaling,
+    "vit": _vit,
 }

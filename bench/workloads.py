@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilt_fast.configs.encoder import PatchConfig
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.processing.settings import resize_size
 
@@ -75,14 +76,19 @@ class Workload:
             two images the last two are (B, 2, ...).
         """
         generator = torch.Generator().manual_seed(seed)
-        words, pixel_mask = self.words(config, generator), self.pixel_mask()
-        # Normalised bytes, as ViLT's processor gives them: so that uint8 contestants can have the same images.
-        shape = (len(pixel_mask), config.num_channels, *pixel_mask.shape[1:])
-        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).float()
-        pixels = pixels.div_(127.5).sub_(1).mul_(pixel_mask[:, None])
+        words = self.words(config, generator)
+        pixels, pixel_mask = self.images(config, generator)
         if self.pictures > 1:
             pixels, pixel_mask = (x.unflatten(0, (self.batch, self.pictures)) for x in (pixels, pixel_mask))
         return {**words, "pixel_values": pixels, "pixel_mask": pixel_mask}
+
+    def images(self, config: PatchConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random pixels (images, C, H, W) and their mask (images, H, W), padded to the largest height and width."""
+        pixel_mask = self.pixel_mask()
+        # Normalised bytes, as the image processors give them: so that uint8 contestants can have the same images.
+        shape = (len(pixel_mask), config.num_channels, *pixel_mask.shape[1:])
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8).float()
+        return pixels.div_(127.5).sub_(1).mul_(pixel_mask[:, None]), pixel_mask
 
     def words(self, config: ViltConfig, generator: torch.Generator) -> dict[str, Tensor]:
         """Random input_ids and the attention_mask, (B, L) int64."""

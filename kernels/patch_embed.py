@@ -1,7 +1,8 @@
 """Pixels of chosen patches -> rows of the packed tensor, in one pass (Kim et al. 2021, section 3.1).
 
-    row = W patch + b + bilinear(position table -> the image's grid)[y, x] + modality[image]
+    row = W patch + b + interpolated(position table -> the image's grid)[y, x] + modality[image]
     CLS = cls_token + position[0] + modality[image]
+    a masked patch has mask_token in the place of W patch + b; ViT has no modality, ViLT no mask_token
 
 A matrix product whose left operand is gathered from the images as they are: no im2col buffer, no padding read. K runs
 over (channel, patch row, patch column), so that a patch row is one contiguous piece of an image row:
@@ -30,8 +31,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vilt_fast.contracts.positions import BICUBIC, BICUBIC_SCALE, BILINEAR, check_interpolation
+
 from . import launch, switches
 from .no_backward import refuse_backward
+from .patch_checks import as_bytes, check_pixels, check_tables, fits
 from .patch_tiles import halves, load_bytes, load_pixels, load_weight, write_cls, write_patches
 from .shipped import Configuration, compiled, empty
 
@@ -48,12 +52,14 @@ def patch_embed_kernel(
     bias_ptr,  # (hidden,) or None
     position_ptr,  # (1 + TABLE_ROWS * TABLE_COLUMNS, hidden)
     cls_token_ptr,  # (hidden,)
-    modality_ptr,  # (M, hidden)
-    pair_modality_ptr,  # (B,) int64
+    modality_ptr,  # (M, hidden) or None
+    mask_token_ptr,  # (hidden,) or None
+    pair_modality_ptr,  # (B,) int64 or None
     grid_ptr,  # (B, 2) int32
     patch_index_ptr,  # (places,) int32
     patch_row_ptr,  # (places,) int32
     cls_row_ptr,  # (B,) int32
+    masked_ptr,  # (B, grid_rows, grid_columns) uint8 or None
     pairs,
     places,
     hidden,
@@ -72,6 +78,7 @@ def patch_embed_kernel(
     PATCH_COLUMNS: tl.constexpr,
     TABLE_ROWS: tl.constexpr,
     TABLE_COLUMNS: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
     INPUT_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -84,7 +91,7 @@ def patch_embed_kernel(
     n_offs = n_first + tl.arange(0, BLOCK_N)
     m_block = tl.program_id(0) // n_blocks
     m_blocks = tl.cdiv(places, BLOCK_M)
-    tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr)
+    tables = (tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr, mask_token_ptr)
     if m_block >= m_blocks:
         first = (m_block - m_blocks) * BLOCK_M
         write_cls(
@@ -134,17 +141,24 @@ def patch_embed_kernel(
 
     if RAGGED:
         accumulator = accumulator * pixel_scale
-    patches = (row, image, y, x)
+    is_masked = row < 0  # of those that are written, none
+    if masked_ptr is not None:
+        is_masked = tl.load(masked_ptr + (image * grid_rows + y) * grid_columns + x) != 0
+    patches = (row, image, y, x, is_masked)
     strides = (stride_token, stride_position, stride_modality)
     if SUBTILES == 1:
-        write_patches(accumulator, tables, patches, n_first, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS)
+        write_patches(
+            accumulator, tables, patches, n_first, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS, INTERPOLATION
+        )
     else:
         # A quarter of the columns at a time: all that they read of tables would leave room for one program only.
         left, right = halves(accumulator)
         quarters = halves(left) + halves(right)
         for i in tl.static_range(4):
             n = n_first + i * (BLOCK_N // 4)
-            write_patches(quarters[i], tables, patches, n, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS)
+            write_patches(
+                quarters[i], tables, patches, n, hidden, strides, EVEN_N, TABLE_ROWS, TABLE_COLUMNS, INTERPOLATION
+            )
 
 
 # --- launchers --------------------------------------------------------------------------------------------------------
@@ -168,12 +182,16 @@ def _is_roomy(K: int) -> bool:
     return K % 768 == 0
 
 
-def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int], ragged: bool) -> launch.Program:
+def _plan(
+    tokens: Tensor, weight: Tensor, table_size: Sequence[int], interpolation: str | None, ragged: bool
+) -> launch.Program:
     hidden, channels, patch, _ = weight.shape
     # A pair may not depend on its batch, so neither may the tile: it is not asked for by rows.
     asked = {"N": hidden, "K": channels * patch * patch, "dtype": launch.product_name(weight.dtype)}
     arch, op = launch.arch_of(tokens), BYTES if ragged else "patch_embed"
     tile = dict(launch.configuration(op, arch=arch, **asked, heuristic=heuristic))
+    if interpolation in (BICUBIC, BICUBIC_SCALE):  # sixteen entries a patch spill where registers are held down
+        tile.pop("maxnreg", None)
     is_wanted = ragged and weight.dtype != torch.float32 and _is_roomy(asked["K"])
     if is_wanted and switches.is_on("shared_bytes", arch, **asked):
         tile = {key: value for key, value in tile.items() if key != "maxnreg"} | {"BLOCK_N": 256}
@@ -188,6 +206,7 @@ def _plan(tokens: Tensor, weight: Tensor, table_size: Sequence[int], ragged: boo
         STEP_ROWS=step_rows,
         TABLE_ROWS=table_size[0],
         TABLE_COLUMNS=table_size[1],
+        INTERPOLATION=interpolation,
         INPUT_PRECISION=launch.input_precision(weight.dtype),
         # Without masks the fp32 kernel of sm80 spills.
         EVEN_N=tile["SUBTILES"] > 1 and hidden % tile["BLOCK_N"] == 0,
@@ -200,14 +219,15 @@ def _key(
     pixels: Tensor,
     pixel_offset: Tensor | None,
     parameters: Sequence[Tensor | None],
-    indices: Sequence[Tensor],
+    indices: Sequence[Tensor | None],
     table_size: Sequence[int],
+    interpolation: str | None,
 ) -> tuple[Any, ...]:
     strides = None if pixel_offset is not None else tuple((stride == 1, stride % 16) for stride in pixels.stride())
     weight = parameters[0]
     assert weight is not None
     return (
-        *("patch_embed", *table_size, strides),
+        *("patch_embed", *table_size, interpolation, strides),
         *map(launch.batch_traits, (pixels, pixel_offset, *indices)),
         *map(launch.traits, (tokens, *parameters)),
         *(None if parameter is None else parameter.shape for parameter in parameters),
@@ -223,23 +243,27 @@ def _launch(
     bias: Tensor | None,
     position: Tensor,
     cls_token: Tensor,
-    modality: Tensor,
-    pair_modality: Tensor,
+    modality: Tensor | None,
+    mask_token: Tensor | None,
+    pair_modality: Tensor | None,
     grid: Tensor,
     patch_index: Tensor,
     patch_row: Tensor,
     cls_row: Tensor,
+    masked: Tensor | None,
     table_size: Sequence[int],
     grid_size: Sequence[int],
+    interpolation: str | None,
     pixel_scale: float,
 ) -> None:
     ragged = pixel_offset is not None
     weight = weight.contiguous(memory_format=torch.channels_last if ragged else torch.contiguous_format)
-    pixel_offset, bias = launch.contiguous(pixel_offset, bias)
-    parameters = (weight, bias, launch.row_major(position), cls_token.contiguous(), launch.row_major(modality))
-    indices = [index.contiguous() for index in (pair_modality, grid, patch_index, patch_row, cls_row)]
-    key = _key(tokens, pixels, pixel_offset, parameters, indices, table_size)
-    program = launch.plans.get(key) or _plan(tokens, weight, table_size, ragged)
+    pixel_offset, bias, mask_token = launch.contiguous(pixel_offset, bias, mask_token)
+    modality = None if modality is None else launch.row_major(modality)
+    parameters = (weight, bias, launch.row_major(position), cls_token.contiguous(), modality, mask_token)
+    indices = launch.contiguous(pair_modality, grid, patch_index, patch_row, cls_row, masked)
+    key = _key(tokens, pixels, pixel_offset, parameters, indices, table_size, interpolation)
+    program = launch.plans.get(key) or _plan(tokens, weight, table_size, interpolation, ragged)
     if launch.recording is None:
         launch.plans[key] = program
     _run(program, tokens, pixels, pixel_offset, parameters, indices, grid_size, pixel_scale)
@@ -251,7 +275,7 @@ def _run(
     pixels: Tensor,
     pixel_offset: Tensor | None,
     parameters: Sequence[Any],
-    indices: Sequence[Tensor],
+    indices: Sequence[Any],
     grid_size: Sequence[int],
     pixel_scale: float,
 ) -> None:
@@ -260,12 +284,13 @@ def _run(
         return
     block_m, block_n = program.configuration["BLOCK_M"], program.configuration["BLOCK_N"]
     blocks = launch.cdiv(places, block_m) + launch.cdiv(pairs, block_m)
+    position, modality = parameters[2], parameters[4]
     program(
         (blocks * launch.cdiv(hidden, block_n), 1, 1),
         *(tokens, pixels, pixel_offset, *parameters, *indices),
         *(pairs, places, hidden, *grid_size, tokens.stride(0)),
         *((0, 0, 0, 1) if pixel_offset is not None else pixels.stride()),
-        *(parameters[2].stride(0), parameters[4].stride(0), pixel_scale),
+        *(position.stride(0), 0 if modality is None else modality.stride(0), pixel_scale),
     )
 
 
@@ -278,21 +303,40 @@ def shipped_configurations(target: str) -> list[Configuration]:
     cases += [("u8", "bf16", 32), ("u8", "fp16", 16), ("u8", "fp32", 32)]
     cases += [("bf16", "bf16", 8), ("fp32", "fp32", 32), ("fp32", "tf32", 32)]
     shipped = [configuration for case in cases for configuration in _shipped(target, "", *case)]
+    for *case, interpolation in (  # ViT's
+        ("bf16", "bf16", None),
+        ("u8", "bf16", None),
+        ("bf16", "bf16", BICUBIC_SCALE),
+        ("u8", "bf16", BICUBIC),
+        ("fp32", "fp32", BICUBIC),
+    ):
+        shipped += _shipped(target, f", {interpolation}", *case, 16, interpolation)
+    shipped += _shipped(target, ", masked", "bf16", "bf16", 16, None, is_masked=True)
     if target in switches.SWITCHES["shared_bytes"].families:
         with switches.forced(shared_bytes=True):
             shipped += _shipped(target, ", shared_bytes", "u8", "bf16", 32)
     return shipped
 
 
-def _shipped(target: str, switched: str, pixel_dtype: str, dtype: str, patch: int) -> list[Configuration]:
+def _shipped(
+    target: str,
+    name: str,
+    pixel_dtype: str,
+    dtype: str,
+    patch: int,
+    interpolation: str | None = BILINEAR,
+    is_masked: bool = False,
+) -> list[Configuration]:
     ragged, indices = pixel_dtype == "u8", empty("i32", 144)
     pixels = empty(pixel_dtype, 384 * 384 * 3) if ragged else empty(pixel_dtype, 1, 3, 384, 384)
     weight, table = empty(dtype, 768, 3, patch, patch), empty(dtype, 145, 768)
     bias = empty("fp32", 768) if ragged else table[0]  # of folded weights it is fp32
-    arguments = (table, pixels, empty("i64", 1) if ragged else None, weight, bias, table, table[0], table[:2])
-    arguments += (empty("i64", 1), empty("i32", 1, 2), indices, indices, indices[:1], (12, 12), (12, 12), 0.5)
-    name = f"p{patch} {pixel_dtype} x {dtype}{switched}"
-    return compiled(target, name, _launch, *arguments, tf32=dtype == "tf32")
+    has_modality = interpolation == BILINEAR  # as in ViLT
+    arguments = (table, pixels, empty("i64", 1) if ragged else None, weight, bias, table, table[0])
+    arguments += (table[:2] if has_modality else None, table[0] if is_masked else None)
+    arguments += (empty("i64", 1) if has_modality else None, empty("i32", 1, 2), indices, indices, indices[:1])
+    arguments += (empty("u8", 1, 12, 12) if is_masked else None, (12, 12), (12, 12), interpolation, 0.5)
+    return compiled(target, f"p{patch} {pixel_dtype} x {dtype}{name}", _launch, *arguments, tf32=dtype == "tf32")
 
 
 # --- public function --------------------------------------------------------------------------------------------------
@@ -305,8 +349,8 @@ def patch_embed(
     bias: Tensor | None,
     position: Tensor,
     cls_token: Tensor,
-    modality: Tensor,
-    pair_modality: Tensor,
+    modality: Tensor | None,
+    pair_modality: Tensor | None,
     grid: Tensor,
     patch_index: Tensor,
     patch_row: Tensor,
@@ -316,6 +360,9 @@ def patch_embed(
     grid_size: tuple[int, int] | None = None,
     pixel_offset: Tensor | None = None,
     pixel_scale: float = 1.0,
+    interpolation: str | None = BILINEAR,
+    mask_token: Tensor | None = None,
+    masked: Tensor | None = None,
 ) -> Tensor:
     """`vilt_fast.reference.patch_embed.patch_embed`, written in place into `tokens`, which it returns.
 
@@ -323,78 +370,24 @@ def patch_embed(
     multiplied as torch.get_float32_matmul_precision() says. For bytes a weight in channels-last memory is used as it
     is, another one is copied. No gradients.
     """
-    op, pairs, hidden = "patch_embed", grid.shape[0], weight.shape[0]
-    floats = (pixels, weight, bias, position, cls_token, modality)
-    indices = (pair_modality, grid, patch_index, patch_row, cls_row)
-    if launch.is_direct() and _fits(tokens, pixels, weight, pixel_offset, indices, grid_size):
-        program = launch.plans.get(_key(tokens, pixels, pixel_offset, floats[1:], indices, table_size))
+    parameters = (weight, bias, position, cls_token, modality, mask_token)
+    indices = (pair_modality, grid, patch_index, patch_row, cls_row, None if masked is None else as_bytes(masked))
+    if launch.is_direct() and fits(tokens, pixels, weight, pixel_offset, indices, grid_size):
+        key = _key(tokens, pixels, pixel_offset, parameters, indices, table_size, interpolation)
+        program = launch.plans.get(key)
         if program is not None:
             patch = weight.shape[3]
             cells = grid_size if pixel_offset is not None else (pixels.shape[2] // patch, pixels.shape[3] // patch)
             assert cells is not None
-            _run(program, tokens, pixels, pixel_offset, floats[1:], indices, cells, float(pixel_scale))
+            _run(program, tokens, pixels, pixel_offset, parameters, indices, cells, float(pixel_scale))
             return launch.written(tokens)
-    launch.check_device(op, tokens, *floats, *indices, pixel_offset)
-    grid_size = _check_pixels(pixels, weight, grid, grid_size, pixel_offset)
-    launch.check_tensor(op, "tokens", tokens, ("rows", hidden), row_major=True)
-    launch.check_tensor(op, "bias", bias, (hidden,))
-    launch.check_tensor(op, "position", position, (1 + table_size[0] * table_size[1], hidden))
-    launch.check_tensor(op, "cls_token", cls_token, (hidden,))
-    launch.check_tensor(op, "modality", modality, ("M", hidden))
-    launch.check_tensor(op, "pair_modality", pair_modality, (pairs,), torch.int64)
-    launch.check_tensor(op, "patch_index", patch_index, ("N",), torch.int32)
-    launch.check_tensor(op, "patch_row", patch_row, patch_index.shape, torch.int32)
-    launch.check_tensor(op, "cls_row", cls_row, (pairs,), torch.int32)
-    given = (tokens, pixels, pixel_offset, *floats[1:], *indices)
+    launch.check_device("patch_embed", tokens, pixels, pixel_offset, *parameters, *indices)
+    check_interpolation("patch_embed", interpolation)
+    grid_size = check_pixels(pixels, weight, grid, grid_size, pixel_offset)
+    check_tables(tokens, parameters, indices, table_size, grid_size)
+    given = (tokens, pixels, pixel_offset, *parameters, *indices)
     if launch.is_direct(*given):
-        _launch(*given, table_size, grid_size, float(pixel_scale))
+        _launch(*given, table_size, grid_size, interpolation, float(pixel_scale))
         return launch.written(tokens)
-    _patch_embed(*given, table_size, grid_size, float(pixel_scale))
-    return refuse_backward("patch_embed", tokens, *floats)
-
-
-def _fits(
-    tokens: Tensor,
-    pixels: Tensor,
-    weight: Tensor,
-    pixel_offset: Tensor | None,
-    indices: Sequence[Tensor],
-    grid_size: tuple[int, int] | None,
-) -> bool:
-    """Whether the sizes that a plan does not know go together."""
-    pair_modality, grid, patch_index, patch_row, cls_row = indices
-    if weight.ndim != 4 or tokens.ndim != 2:
-        return False
-    pairs = grid.shape[:1]
-    if pixel_offset is None:
-        fits = pixels.ndim == 4 and pixels.shape[:2] == (*pairs, weight.shape[1])
-    else:
-        fits = grid_size is not None and pixels.ndim == 1 and pixel_offset.shape == pairs
-    return (
-        fits
-        and tokens.shape[1] == weight.shape[0]
-        and grid.shape == (*pairs, 2)
-        and pair_modality.shape == cls_row.shape == pairs
-        and patch_index.shape == patch_row.shape
-        and patch_index.ndim == 1
-    )
-
-
-def _check_pixels(
-    pixels: Tensor, weight: Tensor, grid: Tensor, grid_size: tuple[int, int] | None, pixel_offset: Tensor | None
-) -> tuple[int, int]:
-    """(GH, GW)."""
-    op = "patch_embed"
-    launch.check_tensor(op, "weight", weight, ("d", "C", "p", "p"))
-    _, channels, patch, columns = weight.shape
-    if patch != columns or not 4 <= patch <= 64:
-        raise ValueError(f"{op}: weight: got shape {tuple(weight.shape)}, wanted square patches of 4 to 64")
-    launch.check_tensor(op, "grid", grid, ("B", 2), torch.int32)
-    if pixel_offset is None:
-        launch.check_tensor(op, "pixels", pixels, (grid.shape[0], channels, "H", "W"))
-        return pixels.shape[2] // patch, pixels.shape[3] // patch
-    launch.check_tensor(op, "pixels", pixels, ("bytes",), torch.uint8, row_major=True)
-    launch.check_tensor(op, "pixel_offset", pixel_offset, (grid.shape[0],), torch.int64)
-    if grid_size is None:
-        raise ValueError(f"{op}: grid_size: got None with pixel_offset, wanted (GH, GW)")
-    return grid_size
+    _patch_embed(*given, table_size, grid_size, interpolation, float(pixel_scale))
+    return refuse_backward("patch_embed", tokens, pixels, *parameters)

@@ -3,6 +3,13 @@
 import triton
 import triton.language as tl
 
+from vilt_fast.contracts import positions
+
+BILINEAR = tl.constexpr(positions.BILINEAR)
+BICUBIC_SCALE = tl.constexpr(positions.BICUBIC_SCALE)
+SCALE_EXCESS = tl.constexpr(positions.SCALE_EXCESS)
+CUBIC_A = tl.constexpr(positions.CUBIC_A)
+
 
 @triton.jit
 def load_pixels(
@@ -91,7 +98,25 @@ def _weighted(table_ptrs, mask, entry, weight, stride):
 
 
 @triton.jit
-def _positions(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr):
+def _cubic(distance, NEAR: tl.constexpr):
+    """Keys' kernel within one entry (NEAR), and from one to two."""
+    if NEAR:
+        out = (distance * (CUBIC_A + 2) - (CUBIC_A + 3)) * distance * distance + 1
+    else:
+        out = (((distance - 5) * distance + 8) * distance - 4) * CUBIC_A
+    return out
+
+
+@triton.jit
+def _cubic_tap(place, first, i: tl.constexpr, SIZE: tl.constexpr):
+    """The table entry number i of four on one axis, edges repeated, and its weight."""
+    entry = tl.minimum(tl.maximum(first.to(tl.int32) + (i - 1), 0), SIZE - 1)
+    distance = tl.abs(place - (first + (i - 1)))
+    return entry, _cubic(distance, i == 1 or i == 2)
+
+
+@triton.jit
+def _bilinear(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.constexpr, TABLE_COLUMNS: tl.constexpr):
     """(BLOCK_M, BLOCK_N) fp32: the table read bilinearly, corners aligned, at cell (y, x) of a (height, width) grid."""
     top, bottom, down = _taps(y, height, TABLE_ROWS)
     left, right, across = _taps(x, width, TABLE_COLUMNS)
@@ -100,6 +125,61 @@ def _positions(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS: tl.con
     out += _weighted(table_ptrs, mask, top * TABLE_COLUMNS + right, (1 - down) * across, stride)
     out += _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + left, down * (1 - across), stride)
     return out + _weighted(table_ptrs, mask, bottom * TABLE_COLUMNS + right, down * across, stride)
+
+
+@triton.jit
+def _bicubic(
+    out,  # (BLOCK_M, BLOCK_N) fp32, to which it is added
+    table_ptrs,
+    mask,
+    y,
+    x,
+    height,
+    width,
+    stride,
+    TABLE_ROWS: tl.constexpr,
+    TABLE_COLUMNS: tl.constexpr,
+    HAS_EXCESS: tl.constexpr,
+):
+    """The table read bicubically, from the middles of cells."""
+    rows, columns = height.to(tl.float32), width.to(tl.float32)
+    if HAS_EXCESS:
+        excess = tl.where((height == TABLE_ROWS) & (width == TABLE_COLUMNS), 0.0, SCALE_EXCESS)
+        rows, columns = rows + excess, columns + excess
+    down = (y.to(tl.float32) + 0.5) * (TABLE_ROWS / rows) - 0.5
+    across = (x.to(tl.float32) + 0.5) * (TABLE_COLUMNS / columns) - 0.5
+    top, left = tl.floor(down), tl.floor(across)
+    for i in tl.static_range(4):
+        row, row_weight = _cubic_tap(down, top, i, TABLE_ROWS)
+        for j in tl.static_range(4):
+            column, weight = _cubic_tap(across, left, j, TABLE_COLUMNS)
+            out += _weighted(table_ptrs, mask, row * TABLE_COLUMNS + column, row_weight * weight, stride)
+    return out
+
+
+@triton.jit
+def _positions(
+    table_ptrs,
+    mask,
+    y,
+    x,
+    height,
+    width,
+    stride,
+    TABLE_ROWS: tl.constexpr,
+    TABLE_COLUMNS: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) fp32: the table at cell (y, x) of a (height, width) grid, see `contracts.positions`."""
+    if INTERPOLATION is None:
+        out = tl.load(table_ptrs + (y * TABLE_COLUMNS + x)[:, None] * stride, mask=mask).to(tl.float32)
+    elif INTERPOLATION == BILINEAR:
+        out = _bilinear(table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS, TABLE_COLUMNS)
+    else:
+        out = tl.zeros((y.shape[0], table_ptrs.shape[1]), dtype=tl.float32)
+        HAS_EXCESS: tl.constexpr = INTERPOLATION == BICUBIC_SCALE
+        out = _bicubic(out, table_ptrs, mask, y, x, height, width, stride, TABLE_ROWS, TABLE_COLUMNS, HAS_EXCESS)
+    return out
 
 
 @triton.jit
@@ -113,21 +193,31 @@ def write_patches(
     EVEN_N: tl.constexpr,
     TABLE_ROWS: tl.constexpr,
     TABLE_COLUMNS: tl.constexpr,
+    INTERPOLATION: tl.constexpr,
 ):
     """Epilogue of `products`, (BLOCK_M, columns) from column `n_first` on: what is added, and the rows they go to."""
-    tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr = tables
-    row, image, y, x = patches  # (BLOCK_M,) each
+    tokens_ptr, bias_ptr, position_ptr, modality_ptr, pair_modality_ptr, grid_ptr, mask_token_ptr = tables
+    row, image, y, x, is_masked = patches  # (BLOCK_M,) each
     stride_token, stride_position, stride_modality = strides
     n_offs = n_first + tl.arange(0, products.shape[1])
     # An unused place reads what patch 0 reads, and writes nothing.
     n_mask = None if EVEN_N else (n_offs < hidden)[None, :]
     height, width = tl.load(grid_ptr + image * 2), tl.load(grid_ptr + image * 2 + 1)
-    kind = tl.load(pair_modality_ptr + image)
     table_ptrs = position_ptr + stride_position + n_offs[None, :]
-    added = _positions(table_ptrs, n_mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS)
-    added += tl.load(modality_ptr + kind[:, None] * stride_modality + n_offs[None, :], mask=n_mask).to(tl.float32)
+    added = _positions(
+        table_ptrs, n_mask, y, x, height, width, stride_position, TABLE_ROWS, TABLE_COLUMNS, INTERPOLATION
+    )
+    if modality_ptr is not None:
+        kind = tl.load(pair_modality_ptr + image)
+        added += tl.load(modality_ptr + kind[:, None] * stride_modality + n_offs[None, :], mask=n_mask).to(tl.float32)
+    if mask_token_ptr is not None:
+        mask_token = tl.load(mask_token_ptr + n_offs[None, :], mask=n_mask).to(tl.float32)
+        products = tl.where(is_masked[:, None], mask_token, products)
     if bias_ptr is not None:
-        added += tl.load(bias_ptr + n_offs[None, :], mask=n_mask).to(tl.float32)
+        bias = tl.load(bias_ptr + n_offs[None, :], mask=n_mask).to(tl.float32)
+        if mask_token_ptr is not None:
+            bias = tl.where(is_masked[:, None], 0.0, bias)
+        added += bias
     tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
     mask = (row >= 0)[:, None] if EVEN_N else (row >= 0)[:, None] & n_mask
     tl.store(tokens_ptrs, (products + added).to(tokens_ptr.dtype.element_ty), mask=mask)
@@ -154,15 +244,17 @@ def write_cls(
     BLOCK_M: tl.constexpr,
 ):
     """CLS rows of BLOCK_M pairs from `first` on, columns `n_offs`."""
-    tokens_ptr, _, position_ptr, modality_ptr, pair_modality_ptr, _ = tables
+    tokens_ptr, _, position_ptr, modality_ptr, pair_modality_ptr, _, _ = tables
     b_offs = first + tl.arange(0, BLOCK_M)
     n_mask = n_offs < hidden
     row = tl.load(cls_row_ptr + b_offs, mask=b_offs < pairs, other=-1)
     mask = (row >= 0)[:, None] & n_mask[None, :]
     shared = tl.load(cls_token_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
     shared += tl.load(position_ptr + n_offs, mask=n_mask, other=0.0).to(tl.float32)
-    kind = tl.load(pair_modality_ptr + b_offs, mask=b_offs < pairs, other=0)
-    modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
-    out = shared[None, :] + tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
+    out = tl.broadcast_to(shared[None, :], mask.shape)
+    if modality_ptr is not None:
+        kind = tl.load(pair_modality_ptr + b_offs, mask=b_offs < pairs, other=0)
+        modality_ptrs = modality_ptr + kind[:, None] * stride_modality + n_offs[None, :]
+        out += tl.load(modality_ptrs, mask=mask, other=0.0).to(tl.float32)
     tokens_ptrs = tokens_ptr + row[:, None].to(tl.int64) * stride_token + n_offs[None, :]
     tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)

@@ -1,9 +1,10 @@
-"""Pillow's bicubic for 8-bit images of any sizes, bit for bit, in two launches per batch.
+"""Pillow's bicubic and bilinear for 8-bit images of any sizes, bit for bit, in two launches per batch.
 
     out[j] = clip8((2^21 + sum_t w[j, t] in[first[j] + t]) >> 22)        along one axis, then along the other
 
-Keys' cubic convolution (1981, a = -1/2) in fixed point, as in Pillow's src/libImaging/Resample.c: the host makes the
-tables in float64, the device adds integers. An image is `rows` of `row_bytes`, and a program makes a tile of it:
+Keys' cubic convolution (1981, a = -1/2) or a triangle, in fixed point, as in Pillow's src/libImaging/Resample.c: the
+host makes the tables of either in float64, the device adds integers. An image is `rows` of `row_bytes`, and a program
+makes a tile of it:
 
      horizontal: taps are `channels` bytes apart        vertical: taps are a row apart
      +-------------------+                              +-------------------+
@@ -150,7 +151,7 @@ def _tiles(rows: int, row_bytes: int) -> int:
     return launch.cdiv(rows, TILE["BLOCK_M"]) * launch.cdiv(row_bytes, TILE["BLOCK_N"])
 
 
-def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) -> _Jobs:
+def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str, resample: str) -> _Jobs:
     tables: list[Tensor] = []
     tables_size = 0
     fields: dict[tuple[int, int], tuple[int, int, int]] = {}  # TABLE, TABLE_SIZE and TAPS by size before and after
@@ -162,7 +163,7 @@ def _jobs(shapes: Sequence, sizes: Sequence, offsets: Sequence[int], rule: str) 
         axes = ((height, h), (width, w)) if vertical else ((width, w), (height, h))
         for axis in axes:
             if axis not in fields:
-                table = pillow.bicubic_table(*axis)
+                table = pillow.resample_table(*axis, resample)
                 fields[axis] = (tables_size, axis[1], len(table) - 1)
                 tables.append(table.flatten())
                 tables_size += table.numel()
@@ -222,18 +223,25 @@ def shipped_configurations(target: str) -> list[Configuration]:
 # --- public functions -------------------------------------------------------------------------------------------------
 
 
-def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, rule: str = pillow.ADAPTIVE) -> list[Tensor]:
+def resize(
+    images: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    *,
+    rule: str = pillow.ADAPTIVE,
+    resample: str = "bicubic",
+) -> list[Tensor]:
     """`vilt_fast.reference.resize.resize`, for images on one device; the results are views of one buffer.
 
     Raises:
         ValueError: also where an image, what is between its two passes, or its result takes 2 GiB.
     """
-    shapes = pillow.check_images(images, sizes, rule)
+    shapes = pillow.check_images(images, sizes, rule, resample)
     if not images:
         return []
     launch.check_device("resize", *images)
     flat = [image.reshape(-1) for image in images]
-    out, starts = resize_packed(flat[0] if len(flat) == 1 else torch.cat(flat), shapes, sizes, rule=rule)
+    source = flat[0] if len(flat) == 1 else torch.cat(flat)
+    out, starts = resize_packed(source, shapes, sizes, rule=rule, resample=resample)
     return [
         out[start:end].view(height, width, channels)
         for start, end, (height, width), (_, _, channels) in zip(starts[:-1], starts[1:], sizes, shapes, strict=True)
@@ -247,13 +255,14 @@ def resize_packed(
     *,
     offsets: Sequence[int] | None = None,
     rule: str = pillow.ADAPTIVE,
+    resample: str = "bicubic",
 ) -> tuple[Tensor, list[int]]:
     """`vilt_fast.reference.resize.resize_packed`; `source` may hold more than 2^31 bytes, an image may not."""
     launch.check_device("resize_packed", source)
-    offsets = pillow.check_packed(source, shapes, sizes, offsets, rule)
+    offsets = pillow.check_packed(source, shapes, sizes, offsets, rule, resample)
     if not offsets:
         return source.new_empty(0), [0]
-    work = _jobs(shapes, sizes, offsets, rule)
+    work = _jobs(shapes, sizes, offsets, rule, resample)
     words = work.words.pin_memory() if source.is_cuda else work.words
     words = words.to(source.device, non_blocking=True)
     out = _resize(source, words, len(offsets), *work.tiles, work.scratch_bytes, work.starts[-1], work.vertical_last)

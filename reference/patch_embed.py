@@ -1,7 +1,12 @@
-"""Linear projection of chosen patches + interpolated position + modality (Kim et al. 2021, section 3.1)."""
+"""Linear projection of chosen patches + interpolated position + modality (Kim et al. 2021, section 3.1).
+
+Without modality it is ViT's (Dosovitskiy et al. 2021, equation 1, and section 3.2 for the positions of larger images).
+"""
 
 import torch
 from torch import Tensor
+
+from vilt_fast.contracts.positions import BICUBIC_SCALE, BILINEAR, CUBIC_A, SCALE_EXCESS, check_interpolation
 
 
 def patch_embed(
@@ -11,8 +16,8 @@ def patch_embed(
     bias: Tensor | None,
     position: Tensor,
     cls_token: Tensor,
-    modality: Tensor,
-    pair_modality: Tensor,
+    modality: Tensor | None,
+    pair_modality: Tensor | None,
     grid: Tensor,
     patch_index: Tensor,
     patch_row: Tensor,
@@ -22,6 +27,9 @@ def patch_embed(
     grid_size: tuple[int, int] | None = None,
     pixel_offset: Tensor | None = None,
     pixel_scale: float = 1.0,
+    interpolation: str | None = BILINEAR,
+    mask_token: Tensor | None = None,
+    masked: Tensor | None = None,
 ) -> Tensor:
     """Project the chosen patches of a batch of images and put each, and every image's CLS, at its row.
 
@@ -35,19 +43,23 @@ def patch_embed(
         weight: (d, C, p, p); bias: (d,) or None.
         position: (1 + P * Q, d): the CLS row, then a P x Q table in raster order.
         cls_token: (d,).
-        modality: (M, d); pair_modality: (B,) int64, the row of it that image b gets.
+        modality: (M, d); pair_modality: (B,) int64, the row of it that image b gets. Both None: there is none.
         grid: (B, 2) int32, the valid patches (height, width) of each image: the table is interpolated to it.
         patch_index: (N,) int32, b * GH * GW + y * GW + x of each chosen patch, -1 past the last one; GH = H // p.
         patch_row: (N,) int32, the row each goes to; cls_row: (B,) int32, -1 for an image without CLS.
         table_size: (P, Q).
         grid_size: (GH, GW) that `patch_index` counts in, for ragged images; pixel_offset: (B,) int64, the first byte
             of each, a multiple of C * p * p; several may be the same. pixel_scale: for ragged images.
+        interpolation: one of `vilt_fast.contracts.positions.INTERPOLATIONS`.
+        mask_token: (d,), what stands in the place of the projection of a masked patch; masked: (B, GH, GW) bool, True
+            for those. Both None: no patch is masked.
 
     Returns:
         (rows, d): `tokens` with patches and CLS written. The kernel writes in place, this function does not.
 
     Raises:
-        ValueError: from the kernel, where an argument has another shape, dtype or device than that.
+        ValueError: `interpolation` is none of those; from the kernel also where an argument has another shape, dtype or
+            device than that.
 
     Example:
         >>> pixels = torch.arange(16.0).view(1, 1, 4, 4)  # one image of four patches; patches 1 and 2 are chosen
@@ -57,6 +69,7 @@ def patch_embed(
         >>> patch_embed(torch.zeros(3, 1), pixels, mean, None, *tables, *places, table_size=(2, 2)).T
         tensor([[ 1.0000,  4.5000, 10.5000]])
     """
+    check_interpolation("patch_embed", interpolation)
     patch = weight.shape[-1]
     if grid_size is None or pixel_offset is None:
         grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
@@ -72,9 +85,13 @@ def patch_embed(
     else:
         patches = gather_patches(pixels, image, y, x, patch=patch).flatten(1).to(weight.dtype)
         rows = torch.nn.functional.linear(patches, weight.flatten(1), bias)
-    rows = rows + interpolate(position[1:], table_size, grid[image], y, x) + modality[pair_modality[image]]
+    if mask_token is not None and masked is not None:
+        rows = torch.where(masked[image, y, x][:, None], mask_token.to(rows.dtype), rows)
+    rows = rows + interpolate(position[1:], table_size, grid[image], y, x, interpolation)
+    cls = (cls_token + position[0]).expand(len(cls_row), -1)  # (B, d)
+    if modality is not None and pair_modality is not None:
+        rows, cls = rows + modality[pair_modality[image]], cls + modality[pair_modality]
 
-    cls = cls_token + position[0] + modality[pair_modality]  # (B, d)
     tokens = tokens.index_copy(0, patch_row[chosen].long(), rows.to(tokens.dtype))
     has_cls = cls_row >= 0
     return tokens.index_copy(0, cls_row[has_cls].long(), cls[has_cls].to(tokens.dtype))
@@ -109,30 +126,55 @@ def gather_bytes(
     return patches.unflatten(2, (patch, channels))
 
 
-def interpolate(table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Bilinear reading, corners aligned, of a (P * Q, d) table stretched over each patch's own grid.
-
-    Cell (y, x) of an (h, w) grid reads the table at (y (P - 1) / (h - 1), x (Q - 1) / (w - 1)).
+def interpolate(
+    table: Tensor, table_size: tuple[int, int], grid: Tensor, y: Tensor, x: Tensor, interpolation: str | None = BILINEAR
+) -> Tensor:
+    """A (P * Q, d) table stretched over the grid of each patch, and read at its cell.
 
     Args:
         table: (P * Q, d); table_size: (P, Q).
         grid: (N, 2), (h, w) of the image of each patch; y, x: (N,) its cell.
+        interpolation: see `vilt_fast.contracts.positions`.
 
     Returns:
         (N, d) in the dtype of `table`.
     """
-    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     rows, columns = table_size
-    top, bottom, down = _taps(y, grid[:, 0], rows, dtype)
-    left, right, across = _taps(x, grid[:, 1], columns, dtype)
-    upper = (1 - across) * table[top * columns + left] + across * table[top * columns + right]
-    lower = (1 - across) * table[bottom * columns + left] + across * table[bottom * columns + right]
-    return ((1 - down) * upper + down * lower).to(table.dtype)
+    if interpolation is None:
+        return table[y * columns + x]
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    taps = _linear_taps if interpolation == BILINEAR else _cubic_taps
+    excess = torch.zeros(len(grid), dtype=dtype, device=grid.device)
+    if interpolation == BICUBIC_SCALE:
+        excess += SCALE_EXCESS * (grid != grid.new_tensor(table_size)).any(1).to(dtype)
+    down, across = taps(y, grid[:, 0], rows, excess), taps(x, grid[:, 1], columns, excess)
+    out = torch.zeros((), dtype=dtype, device=table.device)
+    for row, row_weight in down:
+        line = torch.zeros_like(out)
+        for column, column_weight in across:
+            line = line + column_weight[:, None] * table[row * columns + column]
+        out = out + row_weight[:, None] * line
+    return out.to(table.dtype)
 
 
-def _taps(cell: Tensor, cells: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The two table entries on one axis around each cell, (N,), and the weight of the second, (N, 1)."""
-    step = torch.where(cells > 1, (size - 1) / (cells - 1).clamp(min=1).to(dtype), 0.0)
-    place = cell.to(dtype) * step
+def _linear_taps(cell: Tensor, cells: Tensor, size: int, excess: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Two entries on one axis around each cell, and their weights: (N,) each."""
+    step = torch.where(cells > 1, (size - 1) / (cells - 1).clamp(min=1).to(excess.dtype), 0.0)
+    place = cell.to(excess.dtype) * step
     first = place.long().clamp(max=size - 1)
-    return first, (first + 1).clamp(max=size - 1), (place - first)[:, None].to(dtype)
+    weight = place - first
+    return [(first, 1 - weight), ((first + 1).clamp(max=size - 1), weight)]
+
+
+def _cubic_taps(cell: Tensor, cells: Tensor, size: int, excess: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Four entries, the table's edges repeated past its ends, and their weights (Keys 1981): (N,) each."""
+    place = (cell + 0.5).to(excess.dtype) * (size / (cells + excess)) - 0.5
+    first = place.floor()
+    t, a = place - first, CUBIC_A
+    weights = [
+        ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a,
+        ((a + 2) * t - (a + 3)) * t * t + 1,
+        ((a + 2) * (1 - t) - (a + 3)) * (1 - t) * (1 - t) + 1,
+        ((a * (2 - t) - 5 * a) * (2 - t) + 8 * a) * (2 - t) - 4 * a,
+    ]
+    return [((first.long() + i - 1).clamp(0, size - 1), weight) for i, weight in enumerate(weights)]

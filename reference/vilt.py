@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
     "selu": F.selu,
+    "tanh": torch.tanh,
 }
 
 
@@ -82,7 +83,7 @@ def encode(
     modality = body["embeddings.token_type_embeddings.weight"]
     z = torch.cat([text + modality[0], image + modality[image_token_type_idx]], dim=1)  # equation 3
     mask = torch.cat([text_mask.to(z.device) != 0, image_mask.to(z.device) != 0], dim=1)
-    return _transformer(body, config, z, mask, head_mask)
+    return transformer(body, config, z, mask, head_mask)
 
 
 def text_embedding(
@@ -169,8 +170,12 @@ def _grid_mask(pixel_values: Tensor, pixel_mask: Tensor | None, rows: int, colum
     return F.interpolate(pixel_mask[:, None].float(), size=(rows, columns), mode="nearest")[:, 0] != 0
 
 
-def _transformer(body: State, config: Any, z: Tensor, mask: Tensor, head_mask: Tensor | None) -> Encoded:
-    """Equations 4 to 6 over the joint sequence; rows outside `mask` are neither read nor left non-zero."""
+def transformer(body: State, config: Any, z: Tensor, mask: Tensor, head_mask: Tensor | None) -> Encoded:
+    """Equations 4 to 6 over the joint sequence; rows outside `mask` are neither read nor left non-zero.
+
+    z (B, S, d), mask (B, S) bool, head_mask (heads,) or (layers, heads). A ViT's configuration names another activation
+    of equation 6, as `pooler_act`.
+    """
     real = mask[..., None].to(z.dtype)
     scores_mask = torch.zeros_like(real[..., 0]).masked_fill(~mask, torch.finfo(z.dtype).min)[:, None, None, :]
     eps = getattr(config, "encoder_layer_norm_eps", None)
@@ -198,7 +203,7 @@ def _transformer(body: State, config: Any, z: Tensor, mask: Tensor, head_mask: T
     pooled = None
     if "pooler.dense.weight" in body:
         first = last[torch.arange(len(last)), mask.int().argmax(1)]  # row 0, or the first word that is not masked
-        pooled = torch.tanh(_linear(first, body, "pooler.dense"))  # equation 6
+        pooled = ACTIVATIONS[getattr(config, "pooler_act", "tanh")](_linear(first, body, "pooler.dense"))  # equation 6
     return Encoded(last, pooled, tuple(hidden_states), tuple(attentions), mask)
 
 

@@ -43,6 +43,15 @@ def oracle() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def vit_oracle() -> ModuleType:
+    """tests/models/vit_oracle.py, loaded by path like the other."""
+    spec = importlib.util.spec_from_file_location("vit_oracle", Path(__file__).parent / "models" / "vit_oracle.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Repeater:
     """Records nothing: a replay runs the function again, in the memory that it was recorded with."""
 

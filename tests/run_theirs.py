@@ -1,4 +1,4 @@
-"""transformers' own test classes for ViLT, run against this package; see tests/THEIRS.md, which it writes.
+"""transformers' own test classes for ViLT and ViT, run against this package; see tests/THEIRS.md, which it writes.
 
 python tests/run_theirs.py                        # compare with the table
 python tests/run_theirs.py --update               # rewrite it
@@ -26,6 +26,8 @@ NOTES = {
     "Configuration": "`ConfigTester`, each of its checks as a test.",
     "ImageProcessing": "`ImageProcessingTestMixin`.",
     "Processing": "`ProcessorTesterMixin`.",
+    "ViTModelling": "`ModelTesterMixin`, the three classes of ViT.",
+    "ViTConfiguration": "`ConfigTester`, each of its checks as a test, on `ViTConfig`.",
 }
 
 
@@ -35,8 +37,8 @@ def main() -> int:
         sys.exit("--update rewrites whole suites: leave out --only")
     torch.set_num_threads(1)
     source = options.source
-    if source is not None and (source / "tests" / "models" / "vilt").is_dir():
-        source = source / "tests" / "models" / "vilt"
+    if source is not None and (source / "tests" / "models" / options.family).is_dir():
+        source = source / "tests" / "models" / options.family
     old = table.read()
     new, problems = dict(old), []
     control = _run(mount.originals(), source, options) if options.update else {}
@@ -60,6 +62,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, metavar="DIR", help="a folder of per-model test files, or a checkout")
+    parser.add_argument("--family", default="vilt", choices=mount.FAMILIES, help="whose files of a checkout are run")
     parser.add_argument("--update", action="store_true", help="rewrite tests/THEIRS.md")
     parser.add_argument("--suite", default="", help="only the suite of this name")
     parser.add_argument("--only", default="", help="only tests with this in their name; not with --update")

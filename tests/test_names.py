@@ -22,6 +22,14 @@ MEANT = {
     "ViltTokenizer": "BertTokenizer",
     "BertTokeniser": "BertTokenizer",
     "kernel": "kernels",
+    "ViTModell": "ViTModel",
+    "ViTForMaskedImageModelling": "ViTForMaskedImageModeling",
+    "ViTLayer": "vilt_fast.layers.encoder.Layer",
+    "TFViTModel": "ViTModel, with weights that transformers 4.37 has converted: .*from_tf=True",
+    "TFViTForImageClassification": "ViTForImageClassification, with weights .*from_tf=True",
+    "FlaxViTModel": "ViTModel, with weights that transformers 4.37 has converted: .*from_flax=True",
+    "FlaxVitModel": "ViTModel, with weights",
+    "FlaxViTForImageClassification": "ViTForImageClassification, with weights .*from_flax=True",
 }
 
 
@@ -48,8 +56,8 @@ def test_what_is_meant_exists() -> None:
             if word.startswith("vilt_fast."):
                 home, _, name = word.rpartition(".")
                 assert hasattr(importlib.import_module(home), name), meant
-            elif word.startswith(("Vilt", "Bert")):
-                assert hasattr(vilt_fast, word), meant
+            elif word.startswith(("Vilt", "ViT", "Bert")):
+                assert hasattr(vilt_fast, word.partition(".")[0]), meant
 
 
 def test_modules_import_whatever_they_are_called() -> None:

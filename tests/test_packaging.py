@@ -193,7 +193,7 @@ PLUMBING = ("packing", "pixels", "ops", "contracts", "configs", "checkpoints")
 ARROWS = {
     "contracts": (),
     "checkpoints": (),
-    "configs": ("checkpoints",),
+    "configs": ("checkpoints", "contracts"),
     "pixels": (),
     "reference": ("contracts",),
     "kernels": ("contracts",),

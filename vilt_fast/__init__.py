@@ -1,4 +1,4 @@
-"""ViLT (Vision-and-Language Transformer) on packed tokens, with Hugging Face's names and its checkpoints.
+"""ViLT (Vision-and-Language Transformer) and ViT on packed tokens, with Hugging Face's names and its checkpoints.
 
     >>> from vilt_fast import ViltForQuestionAnswering, ViltProcessor
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
+    from vilt_fast.configs.vit import ViTConfig
     from vilt_fast.engine import Engine
     from vilt_fast.frozen import FrozenModel, freeze
     from vilt_fast.models.base import PreTrainedModel as ViltPreTrainedModel
@@ -26,16 +27,24 @@ if TYPE_CHECKING:  # for editors and type checkers
         ViltForTokenClassification,
         ViltModel,
     )
+    from vilt_fast.models.vit import (
+        ViTForImageClassification,
+        ViTForMaskedImageModeling,
+        ViTModel,
+        ViTPreTrainedModel,
+    )
     from vilt_fast.ops import backend
     from vilt_fast.packing import Layout
     from vilt_fast.pixels import PackedPixels
-    from vilt_fast.processing.image import ViltFeatureExtractor, ViltImageProcessor
     from vilt_fast.processing.processor import ViltProcessor
     from vilt_fast.processing.text import BertTokenizer, BertTokenizerFast
+    from vilt_fast.processing.vilt import ViltFeatureExtractor, ViltImageProcessor
+    from vilt_fast.processing.vit import ViTFeatureExtractor, ViTImageProcessor
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ViTConfig": "configs.vit",
     "ViltConfig": "configs.vilt",
     "TrainerMixin": "models.trainer",
     "ViltModel": "models.vilt",
@@ -46,14 +55,20 @@ _HOMES = {
     "ViltForQuestionAnswering": "models.vilt",
     "ViltForTokenClassification": "models.vilt",
     "ViltPreTrainedModel": "models.base",
+    "ViTForImageClassification": "models.vit",
+    "ViTForMaskedImageModeling": "models.vit",
+    "ViTModel": "models.vit",
+    "ViTPreTrainedModel": "models.vit",
     "Engine": "engine",
     "FrozenModel": "frozen",
     "freeze": "frozen",
     "backend": "ops",
     "Layout": "packing",
     "PackedPixels": "pixels",
-    "ViltFeatureExtractor": "processing.image",
-    "ViltImageProcessor": "processing.image",
+    "ViltFeatureExtractor": "processing.vilt",
+    "ViltImageProcessor": "processing.vilt",
+    "ViTFeatureExtractor": "processing.vit",
+    "ViTImageProcessor": "processing.vit",
     "ViltProcessor": "processing.processor",
     "BertTokenizer": "processing.text",
     "BertTokenizerFast": "processing.text",
@@ -74,6 +89,20 @@ _INSTEAD = {
     "vilttokenizer": "BertTokenizer",
     "viltimageprocessorpil": "ViltImageProcessor, whose pixels are that class's",
     "viltimageprocessorfast": "ViltImageProcessor, or ViltProcessor(..., device='cuda'), which resizes on the GPU",
+    "vitlayer": "vilt_fast.layers.encoder.Layer",
+    "vitencoder": "vilt_fast.layers.encoder.Encoder",
+    "vitpooler": "vilt_fast.layers.heads.Pooler",
+    "vitembeddings": "vilt_fast.layers.embeddings.ViTEmbeddings",
+    **{
+        f"{framework}{name.lower()}": f"{name}, with weights that transformers 4.37 has converted: "
+        f"{name}.from_pretrained(..., from_{framework}=True), then save_pretrained"
+        for framework in ("tf", "flax")
+        for name in ("ViTModel", "ViTForImageClassification", "ViTPreTrainedModel")
+    },
+    "vitimageprocessorpil": "ViTImageProcessor, whose pixels are that class's",
+    "vitimageprocessorfast": "ViTImageProcessor, or its pack(..., device='cuda'), which resizes on the GPU",
+    "deitimageprocessor": "ViTImageProcessor, which reads DeiT's files too",
+    "deitfeatureextractor": "ViTImageProcessor, which reads DeiT's files too",
     "automodel": "a class by its name, such as ViltForQuestionAnswering",
     "autoprocessor": "ViltProcessor",
 }
@@ -90,6 +119,13 @@ __all__ = [
     "Layout",
     "PackedPixels",
     "TrainerMixin",
+    "ViTConfig",
+    "ViTFeatureExtractor",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTImageProcessor",
+    "ViTModel",
+    "ViTPreTrainedModel",
     "ViltConfig",
     "ViltFeatureExtractor",
     "ViltForImageAndTextRetrieval",

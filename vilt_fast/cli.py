@@ -196,22 +196,23 @@ _BENCH = (
         action=argparse.BooleanOptionalAction,
         help="with peers that compile for minutes, or without (default: with them on a GPU)",
     ),
+    _Option("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of one thread (default: wall)"),
     _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
 )
-_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "all")
+_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "vit", "all")
 _TARGETS = "sm80,sm90,sm100,gfx942"
 
 _COMMANDS = {
     "demo": _Command(
-        "answer:demo",
-        "answer questions about the bundled images and draw where the model looked",
+        "demo:demo",
+        "answer questions about the bundled images, name shapes, and draw where the models looked",
         "vilt-fast demo --out demo.png",
         _Option("--out", metavar="PNG", default="demo.png", help="the image to write (default: demo.png)"),
         _Option(
             "--evaluate",
             type=_positive,
             metavar="N",
-            help="instead, measure the model on N fresh images; the model card's N is 2000",
+            help="instead, measure the models on N fresh images each; the model card's N is 2000",
         ),
     ),
     "ask": _Command(
@@ -254,6 +255,22 @@ _COMMANDS = {
         _Option("texts", metavar="TEXT", nargs="+"),
         *_model(required=True),
     ),
+    "classify": _Command(
+        "classify:classify",
+        "name what is in images, with a ViT",
+        "vilt-fast classify photo.jpg --model google/vit-base-patch16-224\n"
+        "  vilt-fast classify --images photos --out labels.jsonl",
+        _Option("images", metavar="IMAGE", nargs="*", help="the images' files"),
+        _Option("--images", metavar="FOLDER", dest="folder", help="every image in it, but for hidden ones"),
+        *_model(required=False),
+        _Option("--top", type=_positive, default=5, metavar="N", help="labels to show of one image (default: 5)"),
+        _Option(
+            "--out",
+            metavar="FILE",
+            help="write the labels here, as JSON lines; if the same command made it, continue after its last line "
+            "(.FILE.made.json beside it tells)",
+        ),
+    ),
     "nlvr": _Command(
         "score:nlvr",
         "say whether a sentence about two images is true",
@@ -264,8 +281,9 @@ _COMMANDS = {
     ),
     "train-demo": _Command(
         "train:train_demo",
-        "train the small model again and measure it",
-        "vilt-fast train-demo --out runs/demo --seed 1",
+        "train a small model again and measure it",
+        "vilt-fast train-demo --family vit --out runs/vit --seed 1",
+        _Option("--family", choices=("vilt", "vit"), default="vilt", help="which one (default: vilt)"),
         _Option("--out", metavar="DIR", default="runs/demo", help="where the model goes (default: runs/demo)"),
         _Option("--resume", action="store_true", help="continue from the checkpoint in --out"),
         _Option("--seed", type=_natural, default=0, metavar="N", help="of weights and images (default: 0)"),
@@ -328,7 +346,9 @@ _COMMANDS = {
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="vilt-fast", description="Ask questions about images, with ViLT on packed tokens.")
+    parser = _Parser(
+        prog="vilt-fast", description="Ask questions about images with ViLT, and name them with ViT, on packed tokens."
+    )
     parser.add_argument("--version", action="version", version=f"vilt_fast {vilt_fast.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)

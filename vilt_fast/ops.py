@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vilt_fast.contracts.pillow import pillow_rule
 from vilt_fast.contracts.plan import Plan
+from vilt_fast.contracts.positions import BILINEAR
 from vilt_fast.reference import attention as _attention
 from vilt_fast.reference import dropout as _dropout
 from vilt_fast.reference import layer_norm as _layer_norm
@@ -308,8 +309,8 @@ def patch_embed(
     bias: Tensor | None,
     position: Tensor,
     cls_token: Tensor,
-    modality: Tensor,
-    pair_modality: Tensor,
+    modality: Tensor | None,
+    pair_modality: Tensor | None,
     grid: Tensor,
     patch_index: Tensor,
     patch_row: Tensor,
@@ -319,6 +320,9 @@ def patch_embed(
     grid_size: tuple[int, int] | None = None,
     pixel_offset: Tensor | None = None,
     pixel_scale: float = 1.0,
+    interpolation: str | None = BILINEAR,
+    mask_token: Tensor | None = None,
+    masked: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.patch_embed`."""
     return side(_patch_embed, tokens).patch_embed(
@@ -338,6 +342,9 @@ def patch_embed(
         grid_size=grid_size,
         pixel_offset=pixel_offset,
         pixel_scale=pixel_scale,
+        interpolation=interpolation,
+        mask_token=mask_token,
+        masked=masked,
     )
 
 
@@ -364,13 +371,13 @@ def _installed_rule() -> str:
     return pillow_rule(PIL.__version__)
 
 
-def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Images (H, W, C) uint8 at new sizes (height, width), bit for bit as the installed Pillow's bicubic.
+def resize(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], *, resample: str = "bicubic") -> list[Tensor]:
+    """Images (H, W, C) uint8 at new sizes (height, width), bit for bit as the installed Pillow's bicubic or bilinear.
 
     See `vilt_fast.reference.resize`.
     """
     room = side(_resize, images[0]) if images else _resize
-    return room.resize(images, sizes, rule=_installed_rule())
+    return room.resize(images, sizes, rule=_installed_rule(), resample=resample)
 
 
 def resize_packed(
@@ -379,6 +386,8 @@ def resize_packed(
     sizes: Sequence[tuple[int, int]],
     *,
     offsets: Sequence[int] | None = None,
+    resample: str = "bicubic",
 ) -> tuple[Tensor, list[int]]:
     """`resize` from one flat buffer into another, see `vilt_fast.reference.resize`; follows the switch of "resize"."""
-    return side(_resize, source).resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule())
+    room = side(_resize, source)
+    return room.resize_packed(source, shapes, sizes, offsets=offsets, rule=_installed_rule(), resample=resample)

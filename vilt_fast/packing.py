@@ -1,7 +1,8 @@
 """The layout of a packed batch: which token stands at which row, made once and handed down.
 
 A batch of B pairs becomes one flat (total_tokens, d) tensor. Pair b owns rows cu_seqlens[b] to cu_seqlens[b + 1] - 1:
-its words, the CLS of its image, its patches in raster order. Nothing else computes a length, a mask or a row.
+its words (none in a batch of images alone), the CLS of its image, its patches in raster order. Nothing else computes a
+length, a mask or a row.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Layout:
         """Plan a batch where its masks are, and read back to the host once: see `from_plan`.
 
         Args:
-            attention_mask: (B, L) bool. pixel_mask: (B, H, W) or None. patch_mask: (B, GH, GW) bool or None.
+            attention_mask: (B, L) bool, L = 0 for images alone. pixel_mask: (B, H, W) or None.
+            patch_mask: (B, GH, GW) bool or None.
             grid_size, max_patches, seed, image_index, has_cls: as in `vilt_fast.reference.patch_sample`.
             grid: (B, 2) integers, the valid patches of each image where they are known, in place of `pixel_mask`.
             checks: conditions on values that ride on the same read.
@@ -269,7 +271,9 @@ def _mask_checks(attention_mask: Tensor, pixel_mask: Tensor | None) -> list[Chec
     def check(wrong: Tensor, message: str) -> Check:
         return wrong.any(), lambda: message.format(int(wrong.nonzero()[0]))
 
-    checks = [check(~attention_mask.any(1), "attention_mask: row {} has no word to attend to")]
+    checks = []
+    if attention_mask.shape[1] > 0:  # else there are no words at all
+        checks.append(check(~attention_mask.any(1), "attention_mask: row {} has no word to attend to"))
     if pixel_mask is not None:
         mask = pixel_mask != 0
         size = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1)

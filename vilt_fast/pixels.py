@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from numbers import Integral
 from typing import Any
 
@@ -105,6 +105,36 @@ class PackedPixels:
     def pair_grid(self, patch: int) -> Tensor:
         """(B, 2) int32 on the device: `grids`."""
         return (self._pair_table[1:3] // patch).T.to(torch.int32)
+
+    def cut(self, patch: int) -> PackedPixels:
+        """The same images without the pixels at the bottom and right that make no whole patch.
+
+        Raises:
+            ValueError: an image is smaller than one patch.
+        """
+        for index, size in enumerate(self.sizes):
+            if min(size) < patch:
+                raise ValueError(
+                    f"pixel_values: image {index} is {size[0]} x {size[1]} pixels, wanted at least one patch of "
+                    f"{patch} x {patch}"
+                )
+        sizes = tuple((height // patch * patch, width // patch * patch) for height, width in self.sizes)
+        if sizes == self.sizes:
+            return self
+        parts = []
+        for (start, end), whole, (height, width) in zip(pairwise(self.offsets), self.sizes, sizes, strict=True):
+            parts.append(self.data[start:end].view(*whole, CHANNELS)[:height, :width].flatten())
+        return replace(self, data=torch.cat(parts), sizes=sizes)
+
+    def padded(self, dtype: torch.dtype) -> Tensor:
+        """(B, 3, H, W), the image of each pair normalised, zero at the bottom and right where it does not reach."""
+        height, width = (max(sides) for sides in zip(*self.sizes, strict=True))
+        batch = torch.zeros(self.pairs, CHANNELS, height, width, dtype=dtype, device=self.device)
+        for image, index in zip(batch, self.image_of_pair, strict=True):
+            (height, width), start = self.sizes[index], self.offsets[index]
+            data = self.data[start : self.offsets[index + 1]].view(1, height, width, CHANNELS)
+            image[:, :height, :width] = self.normalise(data, dtype)[0]
+        return batch
 
     @property
     def pair_offset(self) -> Tensor:

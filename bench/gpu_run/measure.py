@@ -14,6 +14,7 @@ import torch
 
 import vilt_fast
 from vilt_fast.bench import check, end_to_end, operations, ours, peers, timing, workloads
+from vilt_fast.bench import vit as images
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row
 from vilt_fast.bench.gpu_run import facts
@@ -37,9 +38,11 @@ def make_run(seconds: float = 2.0, *, compiles: bool = False) -> Run:
     return run
 
 
-def case_of(run: Run, batch: int, *, compiles: bool = False) -> Case:
-    """So many pairs of vqa-mix."""
-    return run.case(workloads.vqa_mix(batch), sets=1, compiles=compiles)
+def case_of(
+    run: Run, batch: int, *, make: Callable[[int], workloads.Workload] = workloads.vqa_mix, compiles: bool = False
+) -> Case:
+    """So many pairs of vqa-mix, or what `make` gives."""
+    return run.case(make(batch), sets=1, compiles=compiles)
 
 
 def smoke(batch: str) -> None:
@@ -185,6 +188,27 @@ def engine() -> None:
     _time("engine", run, images, chosen)
 
 
+def vit() -> None:
+    """A frozen ViT-B/16 beside compiled transformers, from pixels to logits; who drops no patch is not compiled."""
+    mine = "vilt_fast frozen + graph" if GPU else "vilt_fast frozen, reference"
+    batch = BATCHES[0]
+
+    def find(name: str, label: str) -> None:
+        is_compiled = GPU and name != "vit-half"
+        theirs = "transformers + torch.compile" if is_compiled else "transformers eager"
+        run = make_run(compiles=is_compiled)
+        make = images.WORKLOADS[name]
+        case = case_of(run, batch, make=make, compiles=is_compiled)
+        wanted = (mine, f"{mine}, packed uint8", f"{mine}, every patch", theirs)
+        rows = _time(label, run, case, [one for one in images.contestants(make(batch), DTYPE) if one.name in wanted])
+        _ratio(label, rows, mine, theirs, f"{'compiled ' if is_compiled else ''}transformers", "model")
+        _ratio(label, rows, mine, f"{mine}, every patch", "every patch", "model")
+
+    for name in images.WORKLOADS:
+        label = f"{name} B={batch}"
+        facts.attempt(label, partial(find, name, label))
+
+
 STEPS: dict[str, Callable[..., None]] = {
     "smoke": smoke,
     "ops": ops,
@@ -193,6 +217,7 @@ STEPS: dict[str, Callable[..., None]] = {
     "live": live,
     "frozen": frozen,
     "engine": engine,
+    "vit": vit,
 }
 
 

@@ -19,6 +19,7 @@ PARTS = {
     5: "the suites without what compiles for minutes",
     6: "the peers under torch.compile",
     7: "profiler and sanitizers",
+    8: "ViT-B/16 beside transformers",
 }
 GPU = "a GPU"  # what a step may need, beside programs
 PROFILED = "^(linear_(descriptor|pointer)|attention_kernel|_layer_norm_kernel)$"  # kernels of a block, for ncu
@@ -56,7 +57,7 @@ def steps(part: int, work: Path, switches: Sequence[str], *, quick: bool = False
     """
     if part not in PARTS:
         raise ValueError(f"--part: got {part}, wanted one of {', '.join(map(str, PARTS))}")
-    makers = {1: _first_light, 2: _forms, 3: _switches, 4: _tuned, 5: _suites, 6: _compiled, 7: _inspected}
+    makers = {1: _first_light, 2: _forms, 3: _switches, 4: _tuned, 5: _suites, 6: _compiled, 7: _inspected, 8: _vit}
     found = makers[part](work, switches)
     return [
         step._replace(command=(*step.command, "--quick")) if quick and _files_rows(step) else step for step in found
@@ -170,3 +171,9 @@ def _compiled(work: Path, switches: Sequence[str]) -> list[Step]:
     ratio = "compiled B=256: ours to the packed rival"
     rest = _bench(work / "compiled", "model", 3.5, "--compile", "--batch", "256")
     return [Step("compiled", 270, _measure("compiled"), ratio), Step("model_compiled", 270, rest)]
+
+
+def _vit(work: Path, switches: Sequence[str]) -> list[Step]:
+    suite = _bench(work, "vit", 3.5, "--no-compile", "--batch", "64", "--batch", "256")
+    ratio = "vit-224 B=256: ours to compiled transformers"
+    return [Step("vit", 270, _measure("vit"), ratio), Step("suite_vit", 270, suite)]

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vilt_fast
 from vilt_fast import ops
-from vilt_fast.bench import flops, peers, workloads
+from vilt_fast.bench import flops, peers, vit, workloads
 from vilt_fast.bench.case import Case, tiny_config
 
 
@@ -80,6 +80,20 @@ def test_encoder_and_head(batch):
         total += got
     whole = Case(work, tiny_config(work), torch.device("cpu"))
     assert whole.cost("encoder", torch.float32).flops == total
+
+
+@pytest.mark.parametrize("name", vit.WORKLOADS)
+def test_whole_vit(name):
+    """Our frozen model but for the last block, where it skips what nobody reads."""
+    case = vit.ViTCase.of(vit.WORKLOADS[name](2, seed=1), torch.device("cpu"), 1, False, quick=True)
+    model, config = vilt_fast.freeze(case.model(torch.float32)), case.config
+    got = counted(lambda: model(**case.inputs[0]))
+    skipped = 2 * (sum(case.lengths) - 2) * config.hidden_size * (config.hidden_size + 2 * config.intermediate_size)
+    attention = flops.attention(case.lengths, config.hidden_size, 4).flops * config.num_hidden_layers
+    encoder, whole = (case.cost(scope, torch.float32).flops for scope in ("encoder", "model"))
+    # torch's counter may or may not know the CPU's fused attention; everything else is exact.
+    assert got in (whole - skipped, whole - skipped - attention)
+    assert encoder == whole - skipped - 2 * (sum(case.lengths) - 2) * 3 * 64 * config.hidden_size
 
 
 @pytest.mark.parametrize("pictures", [1, 2])

@@ -8,7 +8,6 @@ from vilt_fast import ops
 pytest.importorskip("pytest_benchmark", reason="bench/test_operations.py uses pytest-benchmark")
 pytest.importorskip("triton", reason="the kernels need Triton")
 from vilt_fast.bench import operations  # noqa: E402
-from vilt_fast.bench import resize as bench_resize  # noqa: E402
 from vilt_fast.bench import test_operations as bench  # noqa: E402
 
 COLUMNS = {"commit", "device", "torch", "triton", "dtype", "shape", "launches", "error", "contestant"}
@@ -21,7 +20,7 @@ KINDS = {
     "text_embed": ["text_embed"],
     "patch_embed": ["patch_embed", "patch_embed, the product alone on ready patches"],
     "patch_sample": ["patch_sample", "patch_sample"],
-    "resize": ["resize"],
+    "resize": ["resize", "resize"],
 }
 
 
@@ -109,9 +108,9 @@ def _right_plan(case: operations.OperationCase) -> torch.Tensor:
     return case.peers["torch"](*case.sets[0])
 
 
-@pytest.mark.parametrize("name", ["Pillow", bench_resize.TORCH])
+@pytest.mark.parametrize("name", ["Pillow", "torch antialiased bicubic"])
 def test_a_wrong_resize_is_not_timed(benchmark, monkeypatch, fresh, name) -> None:
-    (case,) = bench.cases("resize", torch.device("cuda" if torch.cuda.is_available() else "cpu").type)
+    case, _ = bench.cases("resize", torch.device("cuda" if torch.cuda.is_available() else "cpu").type)
     right = case.peers[name]
     monkeypatch.setitem(case.peers, name, lambda *images: [255 - image for image in right(*images)])
     with pytest.raises(AssertionError, match="not timed"):

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from vilt_fast.bench import ours, peers, verify, workloads
 from vilt_fast.bench.case import Case, padded_logits, tiny_config
@@ -24,7 +23,7 @@ def any_case(request):
     return Case(work, tiny_config(work), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("make", [peers.padded_calls, peers.flex_calls])
+@pytest.mark.parametrize("make", [peers.padded_calls, peers.flex_calls, peers.one_by_one_calls])
 def test_encoder_by_hand(make, any_case):
     assert error(make(any_case, FP32), any_case) < 1e-5
 
@@ -33,15 +32,7 @@ def test_encoder_by_hand(make, any_case):
 def test_packed_encoder_by_hand(any_case, every_row):
     """The module of the varlen_attn peer, with attention spelled out in place of the GPU's."""
     tokens, layout = any_case.packed
-    bounds = layout.cu_seqlens.tolist()
-
-    def attend(query, key, value):
-        spans = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-        one = [
-            F.scaled_dot_product_attention(*(t[span].transpose(0, 1) for t in (query, key, value))) for span in spans
-        ]
-        return torch.cat([part.transpose(0, 1) for part in one])
-
+    attend = peers.in_spans(layout.cu_seqlens.diff().tolist())
     calls = peers._encoder_calls(any_case, FP32, tokens, layout.first.long(), attend, None, False, every_row)
     assert error(calls, any_case) < 1e-5
 

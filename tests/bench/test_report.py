@@ -25,7 +25,7 @@ def line(contestant, median, **changes):
         "tokens_per_s": 13504e3 / median, "tflops": 2500 / median, "gbps": 900 / median, "matmul_share": 2.5 / median,
         "copy_share": 0.2 / median, "peak_mib": 900.0, "note": "", "model": "12 x 768, patch 32", "commit": "0" * 12,
         "device": "NVIDIA Test", "device_type": "cuda", "torch": "2.11.0", "triton": "3.6.0", "transformers": "5.17.0",
-        "threads": "8", "mode": "full",
+        "launches": "included", "threads": "8", "mode": "full",
     }  # fmt: skip
     return {**row, **changes}
 
@@ -41,6 +41,8 @@ def some_rows():
     for place, (name, ms) in enumerate((("padded reference", 80.0), ("+ packing", 30.0), ("+ attention", 32.0))):
         rows.append(line(name, ms, suite="ablate", note="what it does" if place else ""))
     rows.append(line("+ graphs", 1.0, suite="ablate", **failed))
+    rows += [line(name, ms, suite="vit", workload="vit-mixed", times_first=times) for name, ms, times in
+             (("transformers eager", 70.0, 1.0), ("vilt_fast frozen", 25.0, 2.75))]  # fmt: skip
     for patches, each in ((16, 1.0), (144, 0.9), (1025, 1.8)):
         tokens = 27 * patches
         rows.append(line("vilt_fast kernels", each * tokens / 1e3, suite="scaling", workload=f"patches-{patches}",
@@ -71,6 +73,7 @@ def test_section_holds_wins_and_losses(checkout):
     assert "| + attention | 32 | 0.94 | 8e-03 | what it does |" in text
     assert "| + graphs |  |  |  | not run: needs a GPU |" in text
     assert "2.00 times as much a token in patches-1025 at B=16 as in patches-144 at B=16" in text
+    assert "| vit-mixed | 64 | **vilt_fast frozen** | bfloat16 | 25 | 24.5 to 25.5 | 2.56e+03 | 2.75 |" in text
     assert "| extreme | 64 | bfloat16 | vilt_fast kernels | 4 | transformers eager | 50 |" in text
 
 
@@ -97,6 +100,12 @@ def test_what_does_not_match_is_found(checkout):
     path.write_text(json.dumps(content))
     wrong = report.check(checkout)
     assert len(wrong) == len(plots.PLOTS) + 1 and report.main(["--check"], root=checkout) == 1
+
+
+def test_no_plot_is_of_vit(checkout):
+    by_device = report.load(checkout)
+    assert any(row["suite"] == "vit" for rows in by_device.values() for row in rows)
+    assert not any(row["suite"] == "vit" for row in report.plot_rows(by_device))
 
 
 def test_a_missing_marker_is_an_error():

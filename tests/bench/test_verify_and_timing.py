@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vilt_fast.bench import timing, verify
+from vilt_fast.bench import suites, timing, verify
 
 CPU = torch.device("cpu")
 
@@ -85,6 +85,31 @@ def test_the_clock_tells_slow_from_fast():
     budget = timing.Budget(seconds=5.0, least=3, most=3)
     slow, fast = timing.measure([[lambda: time.sleep(0.03)], [lambda: None]], CPU, budget)
     assert slow.median_ms >= 30 > fast.median_ms
+
+
+def test_times_first_is_the_median_of_the_rounds(monkeypatch):
+    """On a machine whose load changes by the round it is 2, and the ratio of the medians 4 / 1."""
+    clock = iter([8.0, 4.0, 4.0, 1.0, 2.0, 1.0])
+    monkeypatch.setattr(timing, "_one", lambda *_: next(clock))
+    first, second = timing.measure([[int], [int]], CPU, timing.Budget(0.0, least=3, warm_up=0))
+    assert (first.times_first, second.times_first) == (1.0, 2.0)
+    assert (first.median_ms, second.median_ms) == (4.0, 1.0)
+
+
+def test_the_cpu_clock_does_not_count_waiting():
+    """As for another process: the wall clock counts it."""
+    calls = [[lambda: time.sleep(0.03)]]
+    of_thread, of_wall = (
+        timing.measure(calls, CPU, timing.Budget(0.0, least=2, clock=clock))[0].median_ms for clock in ("cpu", "wall")
+    )
+    assert of_thread < 15 < 30 <= of_wall
+
+
+def test_the_cpu_clock_is_of_a_cpu():
+    run = suites.Run(CPU, quick=True, clock="cpu")
+    assert run.budget.clock == "cpu" and torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match="clock: got 'cpu' on a GPU"):
+        suites.Run(torch.device("cuda"), clock="cpu")
 
 
 def test_rounds_end_with_the_time():

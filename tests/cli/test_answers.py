@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -164,16 +165,19 @@ def test_demo_answers_and_draws(run, tmp_path):
 
     questions = [question for _, question in demo.examples()]
     assert len(questions) >= 3 and all(question in shown for question in questions)
-    assert shown.count("%") == 5 * len(questions)  # five answers with their probabilities each
+    labels = [label for _, label in demo.examples_vit()]
+    assert len(labels) >= 3 and all(label in shown for label in labels)
+    # Five answers with their probabilities to each question, and one name for each shape.
+    assert shown.count("%") == 5 * len(questions) + len(labels)
     with Image.open(out) as image:
-        assert image.format == "PNG" and image.height > 250 * len(questions)
+        assert image.format == "PNG" and image.height > 250 * (len(questions) + 1)
 
 
 def test_demo_measures_the_model(run):
-    """24 questions of the test split; the model that ships is right on at least 95 % of them in the long run."""
-    table = run("demo", "--evaluate", "4").splitlines()
-    last = table[-1].split()
-    assert last[:2] == ["all", "24"] and float(last[2].rstrip("%")) >= 75
+    """Few images of the test split; the models that ship are right on at least 95 % of them in the long run."""
+    tables = run("demo", "--evaluate", "4")
+    (vilt, its), (vit, other) = re.findall(r"^all +(\d+) +([\d.]+)%", tables, re.MULTILINE)
+    assert (vilt, vit) == ("24", "4") and float(its) >= 75 and float(other) >= 50
 
 
 def test_train_demo_trains_measures_and_goes_on(run, fail, tmp_path, monkeypatch):
@@ -193,6 +197,21 @@ def test_train_demo_trains_measures_and_goes_on(run, fail, tmp_path, monkeypatch
     picture = tmp_path / "red.png"
     Image.new("RGB", (80, 60), "red").save(picture)
     assert "%" in run("ask", str(picture), "what color is the circle?", "--model", str(out))
+
+
+def test_train_demo_trains_a_vit(run, fail, tmp_path, monkeypatch):
+    import vilt_fast.demo.train_vit as training
+
+    small = {"pictures_per_round": 8, "batch_size": 4, "hidden_size": 24, "num_hidden_layers": 1, "bf16": False}
+    monkeypatch.setattr(training, "ViTRecipe", functools.partial(training.ViTRecipe, **small))
+    out = tmp_path / "trained"
+    options = ("--family", "vit", "--out", str(out), "--steps", "3", "--workers", "0", "--quiet")
+    table = run("train-demo", *options, "--evaluate", "2").splitlines()
+    assert [line.split()[:2] for line in table[-3:]] == [["color", "2"], ["shape", "2"], ["all", "2"]]
+    assert "--resume" in fail("train-demo", *options)
+    assert "recipe" in fail("train-demo", "--out", str(out), "--resume", "--workers", "0", "--quiet")  # of the ViLT
+    model = vilt_fast.ViTForImageClassification.from_pretrained(out)
+    assert model.config.num_labels == 40 and vilt_fast.ViTImageProcessor.from_pretrained(out).size["height"] == 64
 
 
 def test_env_as_text_and_json(run):

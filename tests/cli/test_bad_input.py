@@ -275,5 +275,5 @@ def test_reader_that_leaves(tmp_path):
 
 
 def test_every_class_with_an_answer_has_a_command():
-    heads = {name for name in vilt_fast.__all__ if name.startswith("ViltFor")}
-    assert set(loading.COMMANDS) == heads - {"ViltForTokenClassification"}
+    heads = {name for name in vilt_fast.__all__ if name.startswith(("ViltFor", "ViTFor"))}
+    assert set(loading.COMMANDS) == heads - {"ViltForTokenClassification", "ViTForMaskedImageModeling"}

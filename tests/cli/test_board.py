@@ -57,3 +57,18 @@ def test_board_holds_long_words():
     for text in ("w" * 300, "many words " * 30, ""):
         lines = board._wrap(text, 22, 200, most=2)
         assert len(lines) <= 2 and all(board._font(22).getlength(line) <= 200 for line in lines)
+
+
+def test_board_shows_names_beneath_images():
+    """As many as fit; long names stay in their place, and the card is as tall as what is in it."""
+    from io import BytesIO
+
+    answered = [board.Answered(Image.new("RGB", (40, 40)), "what?", [("this", 1.0)], np.ones((2, 2)))]
+    red = Image.new("RGB", (60, 90), (200, 0, 0))
+    named = [board.Named(red, "name " * 30, 0.5, np.eye(3)) for _ in range(9)]
+    without = Image.open(BytesIO(board.draw_board(answered, "title", "model")))
+    shown = Image.open(BytesIO(board.draw_board(answered, "title", "model", named=named))).convert("RGB")
+    assert shown.width == without.width and shown.height > without.height + 2 * board.SMALL_BOX
+    row = np.asarray(shown)[without.height - 62 + 40 + board.SMALL_BOX // 2]
+    is_red = (row == (200, 0, 0)).all(-1)
+    assert (np.diff(is_red.astype(int)) == 1).sum() == 6

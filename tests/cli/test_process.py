@@ -109,7 +109,7 @@ def test_ctrl_c_however_often(tmp_path, body):
 
 def test_ctrl_c_is_not_for_workers():
     """It goes to all processes of a terminal; the one that made them ends them."""
-    from vilt_fast.demo.train import _pools
+    from vilt_fast.demo.loop import _pools
 
     with _pools(1, 1) as (_, executor):
         assert executor.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN

@@ -38,11 +38,16 @@ def test_what_buckets_waste():
     assert len(sizes) == 101 and wasted == pytest.approx(0.024, abs=5e-4)
 
 
-@given(st.integers(300, 100_000), st.integers(1, 100_000), st.integers(1, 500))
-def test_the_smallest_bucket_that_holds_a_batch(max_tokens, tokens, pairs):
+@given(st.integers(300, 100_000), st.integers(1, 100_000), st.integers(1, 500), st.integers(2, 300))
+def test_the_smallest_bucket_that_holds_a_batch(max_tokens, tokens, pairs, longest):
     sizes = bucket_sizes(max_tokens)
-    fitting = [size for size in sizes if size >= tokens and max_pairs(size) >= pairs]
-    assert choose_bucket(sizes, tokens, pairs) == (fitting[0] if fitting else None)
+    fitting = [size for size in sizes if size >= tokens and max_pairs(size, longest) >= pairs]
+    assert choose_bucket(sizes, tokens, pairs, longest) == (fitting[0] if fitting else None)
+
+
+def test_images_of_one_size_fill_a_bucket_to_its_rows():
+    """ViT-B/32's 50 tokens are fewer than those of the pairs that close a batch by their number."""
+    assert max_pairs(12_800, 50) == 256 and max_pairs(12_800, 281) == 200
 
 
 def test_the_longest_pair_is_a_bound(model, processor):

@@ -19,7 +19,7 @@ TIMEOUT_S = 60  # of a call that may deadlock
 
 
 class Doubling:
-    """The "model" doubles a number; text is how many tokens it counts for."""
+    """The "model" doubles a number; what is asked is how many tokens it counts for."""
 
     def __init__(self, memory: int = 10**9, delay_s: float = 0.0) -> None:
         self.memory, self.delay_s = memory, delay_s
@@ -42,7 +42,7 @@ class Doubling:
 
     def measure(self, items):
         for item in items:
-            item.tokens = int(item.text)
+            item.tokens = int(item.asked)
 
     def prepare(self, items):
         assert len({item.kind for item in items}) == 1

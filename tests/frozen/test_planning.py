@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vilt_fast
-from vilt_fast.frozen.planning import Words, grids_of_mask, make_plan, plan_inputs, plan_pairs, send
+from vilt_fast.frozen.planning import Words, grids_of_mask, make_plan, send
+from vilt_fast.frozen.vilt import plan as plan_inputs
+from vilt_fast.frozen.vilt import plan_pairs
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.packing import Layout
 

@@ -11,7 +11,7 @@ from typing import Any
 from mutate import any_value, mutate_bytes, mutate_json
 from registry import kind
 
-from vilt_fast.commands.questions import Entry, Questions, read_questions
+from vilt_fast.commands.questions import Entry, Input, read_questions
 from vilt_fast.commands.resume import already_done, keep_record, record_path
 
 _TEXTS = ["what is it?", "is it red?", "¿qué es?", "これは何ですか", "  how many?  ", ""]
@@ -88,7 +88,7 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, value.values() if isinstance(value, dict) else value), default=0)
 
 
-def _read_all(questions: Questions) -> list[Entry]:
+def _read_all(questions: Input) -> list[Entry]:
     """The entries, of which every one can be written, and none names more lines than two."""
     entries = list(questions.entries())
     assert len(entries) == questions.total

@@ -15,8 +15,8 @@ from registry import kind
 from samples import saved_model
 
 import vilt_fast
-from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.text import BertTokenizer
+from vilt_fast.processing.vilt import ViltImageProcessor
 
 _TEXTS = ["what colour is the cat?", "Cats & dogs", ""]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 import vilt_fast
-from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.processor import ViltProcessor
 from vilt_fast.processing.text import BertTokenizer
+from vilt_fast.processing.vilt import ViltImageProcessor
+from vilt_fast.processing.vit import ViTImageProcessor
 
 _WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] what colour is the cat ? a b ##a ##b ##s red dog".split()
 
@@ -48,3 +49,20 @@ def saved_model() -> Path:
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(_WORDS)}, model_max_length=12)
     ViltProcessor(ViltImageProcessor(size=32, size_divisor=16), tokenizer).save_pretrained(root / "model")
     return root / "model"
+
+
+def vit(seed: int = 0) -> vilt_fast.ViTForImageClassification:
+    """A small ViT with weights of a seed."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = vilt_fast.ViTConfig(**sizes, image_size=32, patch_size=16, id2label={0: "cat", 1: "dog", 2: "other"})
+    return vilt_fast.ViTForImageClassification(config).eval()
+
+
+@cache
+def saved_vit() -> Path:
+    """A directory with the files of the small ViT and its processor's."""
+    folder = saved_model().parent / "vit"
+    vit().save_pretrained(folder)
+    ViTImageProcessor(size=32).save_pretrained(folder)
+    return folder

@@ -14,6 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vilt_fast
-from vilt_fast.bench import workloads
+from vilt_fast.bench import vit, workloads
 from vilt_fast.bench.case import Case, full_config
 from vilt_fast.bench.environment import environment
 from vilt_fast.engine.feeding import in_order
@@ -30,7 +31,9 @@ from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.frozen import model as frozen_form
 from vilt_fast.frozen import planning
 from vilt_fast.frozen.graphs import Recording
+from vilt_fast.frozen.vilt import plan
 from vilt_fast.kernels.launch import size_bucket
+from vilt_fast.models import image_inputs
 from vilt_fast.models import inputs as live_form
 from vilt_fast.models.inputs import Inputs
 
@@ -38,7 +41,8 @@ CPU = torch.device("cpu")
 COPY_MS, REPLAY_MS = 5e-3, 20e-3
 BATCHES = (1, 2, 3, 5, 8, 13, 16, 21)
 # Pixels are looked through where a CPU computes; the device that this stands for does not.
-frozen_form.refuse_non_finite_pixels = live_form.refuse_non_finite_pixels = lambda *_: None  # type: ignore[assignment]
+for form in (frozen_form, live_form, image_inputs):
+    form.refuse_non_finite_pixels = lambda *_: None  # type: ignore[attr-defined]
 
 
 class Graphs:
@@ -152,7 +156,7 @@ def _times(frozen: Any, inputs: dict[str, Any], case: Case, calls: int) -> dict[
     """Of a call, charged for its two copies (words with the plan, pixels) and its replay; and of its planning alone."""
     times = host_ms(lambda: frozen(**inputs), calls)
     charged = {name: round(value + 2 * COPY_MS + REPLAY_MS, 4) for name, value in times.items()}
-    return {**charged, "planning": host_ms(lambda: planning.plan_inputs(Inputs(**inputs), case.config), 15)}
+    return {**charged, "planning": host_ms(lambda: plan(Inputs(**inputs), case.config), 15)}
 
 
 class NoStages:
@@ -195,11 +199,25 @@ def engine_alone(pairs: int = 20_000) -> dict[str, float]:
     return {"us per pair": round(1e6 * best, 2), "pairs per s": round(1 / best)}
 
 
-def counts() -> dict[str, Any]:
-    """What does not depend on the machine: programs, launches, and operations of PyTorch that launch or allocate."""
+def batches_of(family: str) -> list[Case]:
+    """Batches of one size class with a model of two blocks."""
     sizes = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, num_labels=7)
-    config = full_config(workloads.vqa_mix(1), **sizes, vocab_size=200, patch_size=16, image_size=96)
-    batches = [Case(workloads.shrunk(workloads.vqa_mix(n, seed=n), 16, side=96), config, CPU, 1) for n in BATCHES]
+    sizes |= dict(patch_size=16, image_size=96)
+    if family == "vit":
+        config = vilt_fast.ViTConfig(**sizes)
+        return [vit.ViTCase(smaller(vit.mixed(n, seed=n)), config, CPU, 1) for n in BATCHES]
+    config = full_config(workloads.vqa_mix(1), **sizes, vocab_size=200)
+    return [Case(workloads.shrunk(workloads.vqa_mix(n, seed=n), 16, side=96), config, CPU, 1) for n in BATCHES]
+
+
+def smaller(work: vit.Images) -> vit.Images:
+    """Sides a quarter as long."""
+    return replace(work, sizes=tuple((height // 72 * 16, width // 72 * 16) for height, width in work.sizes))
+
+
+def counts(family: str) -> dict[str, Any]:
+    """What does not depend on the machine: programs, launches, and operations of PyTorch that launch or allocate."""
+    batches = batches_of(family)
     assert len({size_bucket(sum(case.lengths)) for case in batches}) == 1
     model = batches[0].model(torch.bfloat16)
     frozen, graphs = vilt_fast.freeze(model, max_tokens=4096), Graphs()
@@ -249,7 +267,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pretend.install()
-    found: dict[str, Any] = {"command": "python tests/host/measure.py", "counts": counts()}
+    every = {family: counts(family) for family in ("vilt", "vit")}
+    found: dict[str, Any] = {"command": "python tests/host/measure.py", "counts": every}
     if not arguments.counts:
         found["environment"] = environment(CPU)
         found["eager, B=1"] = live_beside_transformers()

@@ -339,3 +339,14 @@ def test_a_model_is_whole_after_a_refused_call(models):
         assert torch.equal(model(**given).logits, expected), "logits"
     for name, value in model.state_dict().items():
         assert torch.equal(before[name], value), name
+
+
+@pytest.mark.parametrize(
+    "name", ["ViltForMaskedLM", "ViltForTokenClassification", "ViltForImagesAndTextClassification"]
+)
+def test_labels_of_any_integer_type(models, name):
+    several = name == "ViltForImagesAndTextClassification"
+    given = inputs(pixel_values=torch.randn(PAIRS, 2, 3, HEIGHT, WIDTH), pixel_mask=None) if several else inputs()
+    labels = torch.arange(PAIRS) if several else torch.arange(PAIRS * WORDS).view(PAIRS, WORDS) % 4
+    losses = [models(name)(**given, labels=labels.to(kind)).loss for kind in (torch.int64, torch.int32, torch.uint8)]
+    assert losses[0] == losses[1] == losses[2]

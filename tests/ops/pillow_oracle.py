@@ -10,7 +10,6 @@ Case i is filled with SHAKE-256 of i, so the pictures are the same everywhere. `
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import PIL
@@ -25,19 +24,23 @@ def picture(seed: int, height: int, width: int, channels: int) -> bytes:
     return hashlib.shake_256(str(seed).encode()).digest(height * width * channels)
 
 
-def resized(data: bytes, height: int, width: int, channels: int, out_height: int, out_width: int) -> bytes:
-    """The bytes of Pillow's bicubic."""
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def resized(data: bytes, height: int, width: int, channels: int, size: tuple[int, int], resample: str) -> bytes:
+    """The bytes of Pillow's result, (height, width) = size."""
     image = Image.frombytes(MODES[channels], (width, height), data)
-    return image.resize((out_width, out_height), Image.Resampling.BICUBIC).tobytes()
+    return image.resize(size[::-1], FILTERS[resample]).tobytes()
 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def hashes(cases: Sequence[Sequence[int]]) -> list[str]:
-    """One hash a case (H, W, C, h, w)."""
-    return [digest(resized(picture(seed, *case[:3]), *case)) for seed, case in enumerate(cases)]
+def hashes(cases: list[list[int]]) -> dict[str, list[str]]:
+    """For each filter one hash a case (H, W, C, h, w)."""
+    pictures = [(picture(seed, *case[:3]), *case[:3], tuple(case[3:])) for seed, case in enumerate(cases)]
+    return {name: [digest(resized(*arguments, name)) for arguments in pictures] for name in FILTERS}
 
 
 def main(*paths: str) -> None:
@@ -45,10 +48,12 @@ def main(*paths: str) -> None:
         json.dump({"version": PIL.__version__, "hashes": hashes(json.load(sys.stdin))}, sys.stdout)
         return
     golden = json.loads(Path(paths[0]).read_text())
-    golden["hashes"][PIL.__version__] = hashes(golden["cases"])
+    for resample, row in hashes(golden["cases"]).items():
+        golden.setdefault(resample, {})[PIL.__version__] = row
     parts = [f'"cases": {json.dumps(golden["cases"])}']
-    recorded = ",\n".join(f'"{version}": {json.dumps(row)}' for version, row in golden["hashes"].items())
-    parts.append(f'"hashes": {{\n{recorded}\n}}')
+    for resample in FILTERS:
+        recorded = ",\n".join(f'"{version}": {json.dumps(row)}' for version, row in golden[resample].items())
+        parts.append(f'"{resample}": {{\n{recorded}\n}}')
     Path(paths[0]).write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from vilt_fast.contracts.positions import BICUBIC, BICUBIC_SCALE, BILINEAR
+from vilt_fast.reference.patch_embed import interpolate
 from vilt_fast.reference.patch_embed import patch_embed as reference
 from vilt_fast.reference.patch_sample import patch_sample
 
@@ -109,6 +111,50 @@ def test_positions(grid_size, table_size, device, tolerances) -> None:
         torch.testing.assert_close(got[inputs["patch_row"][chosen].long()], wanted, atol=3e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interpolation", [None, BICUBIC, BICUBIC_SCALE])
+def test_as_vit_reads_positions(interpolation, dtype, device, tolerances) -> None:
+    """No modality, and grids smaller and larger than the table; one image has the table's own."""
+    inputs = _inputs(3, 1, (6, 9), 8, 40, dtype, device, table_size=(6, 9) if interpolation is None else (4, 7))
+    inputs |= {"modality": None, "pair_modality": None, "interpolation": interpolation}
+    inputs["grid"][0] = torch.tensor(inputs["table_size"], device=device)
+    inputs["pixels"] = inputs["pixels"].nan_to_num()
+    _check(tolerances, inputs)
+
+
+@pytest.mark.parametrize("table_size", [(7, 7), (1, 1), (2, 5)])
+@pytest.mark.parametrize("grid", [(1, 1), (7, 7), (3, 11), (16, 2)])
+def test_bicubic_is_what_torch_interpolates(grid, table_size) -> None:
+    table = torch.randn(table_size[0] * table_size[1], 6, dtype=torch.float64)
+    cell = torch.arange(grid[0] * grid[1])
+    image = table.view(1, *table_size, 6).permute(0, 3, 1, 2)
+    for interpolation in (BICUBIC, BICUBIC_SCALE):
+        got = interpolate(
+            table, table_size, torch.tensor(grid).expand(len(cell), 2), cell // grid[1], cell % grid[1], interpolation
+        )
+        if interpolation == BICUBIC or grid == table_size:
+            sizes = {"size": grid}
+        else:
+            sizes = {"scale_factor": tuple((n + 0.1) / of for n, of in zip(grid, table_size, strict=True))}
+        wanted = torch.nn.functional.interpolate(image, mode="bicubic", align_corners=False, **sizes)
+        torch.testing.assert_close(got, wanted[0].flatten(1).T, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_masked_patches(has_bias, dtype, device, tolerances) -> None:
+    """The mask token in the place of the projection, which may be NaN there."""
+    inputs = _inputs(3, 1, (3, 4), 8, 40, dtype, device)
+    chosen = inputs["patch_index"] >= 0
+    masked = torch.zeros(3 * 12, dtype=torch.bool, device=device)
+    masked[inputs["patch_index"][chosen][::2].long()] = True
+    masked = masked.view(3, 3, 4)
+    tiles = inputs["pixels"][:, :, :24, :32].unflatten(2, (3, 8)).unflatten(4, (4, 8))
+    tiles.masked_fill_(masked[:, None, :, None, :, None], float("nan"))
+    inputs |= {"masked": masked, "mask_token": torch.randn(40, device=device).to(dtype)}
+    _check(tolerances, inputs if has_bias else inputs | {"bias": None})
+
+
 @pytest.mark.parametrize("dtype", [FP32, BF16], ids=str)
 def test_strides(dtype, device, tolerances) -> None:
     """Channels last, a crop at an odd pixel, rows and tables inside wider ones, an expanded index."""
@@ -181,6 +227,11 @@ def test_a_picture_does_not_depend_on_its_batch(dtype, device) -> None:
         ({"patch_row": torch.zeros(3).int()}, "patch_row: got shape"),
         ({"cls_row": torch.zeros(2).long()}, "cls_row: got dtype torch.int64"),
         ({"pixels": torch.ones(2, 1, 16, 16, device="meta")}, "wanted one device"),
+        ({"interpolation": "nearest"}, "interpolation: got 'nearest', wanted one of None, 'bilinear'"),
+        ({"modality": None}, "modality, pair_modality: got one of them, wanted both or none"),
+        ({"mask_token": torch.ones(16)}, "mask_token, masked: got one of them"),
+        ({"masked": torch.ones(2, 2, 2), "mask_token": torch.ones(16)}, "masked: got dtype torch.float32"),
+        ({"masked": torch.ones(2, 4).bool(), "mask_token": torch.ones(16)}, r"masked: got shape \(2, 4\), wanted"),
     ],
 )
 def test_bad_arguments(change, words) -> None:
@@ -193,7 +244,8 @@ def _operation(inputs: dict) -> dict:
     """Arguments of the registered operation."""
     pixels, patch = inputs["pixels"], inputs["weight"].shape[-1]
     grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-    return {**inputs, "grid_size": grid_size, "pixel_offset": None, "pixel_scale": 1.0}
+    left_out = {"pixel_offset": None, "mask_token": None, "masked": None, "interpolation": BILINEAR, "pixel_scale": 1.0}
+    return {**left_out, "grid_size": grid_size, **inputs}
 
 
 def test_registration(device) -> None:

@@ -245,7 +245,7 @@ def test_wider_programs_give_the_same_bits(
             if not launch.INTERPRETED:
                 continue
             empties = (tensor.to(dtype) for tensor in (torch.empty(0, hidden), parameters["weight"]))
-            assert kernel._plan(*empties, TABLE, True).configuration["BLOCK_N"] == (256 if shared else 128)
+            assert kernel._plan(*empties, TABLE, "bilinear", True).configuration["BLOCK_N"] == (256 if shared else 128)
     assert torch.equal(*results)
 
 

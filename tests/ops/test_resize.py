@@ -25,6 +25,7 @@ from vilt_fast.reference import resize as reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RULES = contract.RULES
+RESAMPLES = contract.RESAMPLES
 INSTALLED = contract.pillow_rule(PIL.__version__)
 ORACLE = Path(__file__).with_name("pillow_oracle.py")
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "resize_golden.json").read_text())
@@ -48,8 +49,8 @@ def from_bytes(data: bytes, height: int, width: int, channels: int) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(height, width, channels)
 
 
-def pillow(image: Tensor, size: tuple[int, int]) -> bytes:
-    return oracle.resized(as_bytes(image.contiguous()), *image.shape, *size)
+def pillow(image: Tensor, size: tuple[int, int], resample: str = "bicubic") -> bytes:
+    return oracle.resized(as_bytes(image.contiguous()), *image.shape, size, resample)
 
 
 def content(rng: random.Random, shape: tuple[int, int, int]) -> Tensor:
@@ -74,26 +75,28 @@ def case(rng: random.Random, side: int, channels: tuple[int, ...] = (1, 2, 3, 3,
 # --- the reference against Pillow -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("side", "count", "seed"), [(8, 1500, 1), (40, 3000, 2), (90, 1000, 3), (400, 100, 4)])
-def test_equals_installed_pillow(side: int, count: int, seed: int) -> None:
-    rng = random.Random(seed)
+@pytest.mark.parametrize("resample", RESAMPLES)
+@pytest.mark.parametrize(("side", "count", "seed"), [(8, 1500, 1), (40, 1500, 2), (90, 500, 3), (400, 50, 4)])
+def test_equals_installed_pillow(side: int, count: int, seed: int, resample: str) -> None:
+    rng = random.Random(f"{seed} {resample}")
     for _ in range(count):
         image, size = case(rng, side)
-        (result,) = reference.resize([image], [size], rule=INSTALLED)
+        (result,) = reference.resize([image], [size], rule=INSTALLED, resample=resample)
         assert result.shape == (*size, image.shape[2])
-        assert as_bytes(result) == pillow(image, size), (tuple(image.shape), size)
+        assert as_bytes(result) == pillow(image, size, resample), (tuple(image.shape), size)
 
 
 EXTREMES = [((1, 1), (1, 1)), ((1, 1), (65, 3)), ((1, 2000), (1, 3)), ((1, 2000), (2, 2000)), ((2000, 1), (1, 1))]
 EXTREMES += [((2000, 1), (3, 700)), ((1, 2000), (2000, 1)), ((2, 3), (1, 900)), ((1333, 7), (64, 5)), ((5, 5), (5, 4))]
 
 
+@pytest.mark.parametrize("resample", RESAMPLES)
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("shape", "size"), EXTREMES)
-def test_extremes_equal_installed_pillow(shape: tuple, size: tuple, channels: int) -> None:
+def test_extremes_equal_installed_pillow(shape: tuple, size: tuple, channels: int, resample: str) -> None:
     image = content(random.Random(7), (*shape, channels))
-    (result,) = reference.resize([image], [size], rule=INSTALLED)
-    assert as_bytes(result) == pillow(image, size)
+    (result,) = reference.resize([image], [size], rule=INSTALLED, resample=resample)
+    assert as_bytes(result) == pillow(image, size, resample)
 
 
 @pytest.mark.parametrize("backend", ["reference", "kernel"])
@@ -101,14 +104,16 @@ def test_photographs_equal_installed_pillow(backend: str, request: pytest.Fixtur
     datasets = pytest.importorskip("sklearn.datasets", reason="the photographs are scikit-learn's")
     module = reference if backend == "reference" else request.getfixturevalue("kernel")
     photographs = [torch.from_numpy(photo.copy()) for photo in datasets.load_sample_images().images]
-    # ViLT's size for 427 x 640 and for the portrait; ViT's square; up, and one that goes rows first in Pillow 13.
+    # ViLT's size for 427 x 640 and for the portrait; a square; up, and one that goes rows first in Pillow 13.
     sizes = [(384, 576), (384, 384), (608, 640), (128, 576)]
     pairs = [(p, size) for p in photographs for size in sizes] + [(p.transpose(0, 1), (576, 384)) for p in photographs]
     if backend == "kernel" and DEVICE == "cpu":
         pairs = [(photographs[0][100:220, 200:360], (96, 128)), (photographs[1][:100, :40], (32, 36))]  # slow there
     images, sizes = [image.to(DEVICE) for image, _ in pairs], [size for _, size in pairs]
-    for (image, size), result in zip(pairs, module.resize(images, sizes, rule=INSTALLED), strict=True):
-        assert as_bytes(result) == pillow(image, size)
+    for resample in RESAMPLES:
+        results = module.resize(images, sizes, rule=INSTALLED, resample=resample)
+        for (image, size), result in zip(pairs, results, strict=True):
+            assert as_bytes(result) == pillow(image, size, resample)
 
 
 def test_strided_pictures_and_copies() -> None:
@@ -120,17 +125,18 @@ def test_strided_pictures_and_copies() -> None:
         assert torch.equal(same, image) and same.is_contiguous() and same.data_ptr() != image.data_ptr()
 
 
-@pytest.mark.parametrize("version", GOLDEN["hashes"])
-def test_equals_recorded_pillow(version: str) -> None:
+@pytest.mark.parametrize(("resample", "version"), [(name, version) for name in RESAMPLES for version in GOLDEN[name]])
+def test_equals_recorded_pillow(resample: str, version: str) -> None:
     rule = contract.pillow_rule(version)
-    for seed, (recorded, (*shape, h, w)) in enumerate(zip(GOLDEN["hashes"][version], GOLDEN["cases"], strict=True)):
+    for seed, (recorded, (*shape, h, w)) in enumerate(zip(GOLDEN[resample][version], GOLDEN["cases"], strict=True)):
         image = from_bytes(oracle.picture(seed, *shape), *shape)
-        (result,) = reference.resize([image], [(h, w)], rule=rule)
+        (result,) = reference.resize([image], [(h, w)], rule=rule, resample=resample)
         assert oracle.digest(as_bytes(result)) == recorded, (shape, h, w)
 
 
-def test_records_tell_the_rules_apart() -> None:
-    by_rule = {contract.pillow_rule(version): row for version, row in GOLDEN["hashes"].items()}
+@pytest.mark.parametrize("resample", RESAMPLES)
+def test_records_tell_the_rules_apart(resample: str) -> None:
+    by_rule = {contract.pillow_rule(version): row for version, row in GOLDEN[resample].items()}
     assert set(by_rule) == set(RULES)
     for one, two in itertools.combinations(RULES, 2):
         differ = [case for case, a, b in zip(GOLDEN["cases"], by_rule[one], by_rule[two], strict=True) if a != b]
@@ -156,9 +162,11 @@ def test_equals_another_pillow() -> None:
     other = json.loads(answer.stdout)
     assert other["version"] != PIL.__version__, "VILT_FAST_OTHER_PILLOW holds the Pillow that is installed"
     rule = contract.pillow_rule(other["version"])
-    for seed, ((*shape, h, w), wanted) in enumerate(zip(cases, other["hashes"], strict=True)):
-        (result,) = reference.resize([from_bytes(oracle.picture(seed, *shape), *shape)], [(h, w)], rule=rule)
-        assert oracle.digest(as_bytes(result)) == wanted, (shape, h, w)
+    for resample, seed in itertools.product(RESAMPLES, range(len(cases))):
+        *shape, h, w = cases[seed]
+        image = from_bytes(oracle.picture(seed, *shape), *shape)
+        (result,) = reference.resize([image], [(h, w)], rule=rule, resample=resample)
+        assert oracle.digest(as_bytes(result)) == other["hashes"][resample][seed], (shape, h, w)
 
 
 # --- rules and tables, by hand ----------------------------------------------------------------------------------------
@@ -190,34 +198,38 @@ def test_pass_order(sizes: tuple) -> None:
 
 
 def test_table_by_hand() -> None:
-    table = contract.bicubic_table(4, 2)
+    table = contract.resample_table(4, 2, "bicubic")
     # Scale 2, taps at 1/4, 1/4, 3/4 and 5/4 of the stretched cubic from the first centre, mirrored for the second.
     cubic = [0.8671875, 0.8671875, 0.2265625, -0.0703125]
     fixed = [round(value / sum(cubic) * 2**22) for value in cubic]
     assert table[0].tolist() == [0, 0]
     assert table[1:].T.tolist() == [fixed, fixed[::-1]]
-    assert contract.bicubic_table(1, 3).tolist() == [[0, 0, 0], [1 << 22] * 3]
-    assert contract.bicubic_table(3, 3).tolist() == [[0, 1, 2], [1 << 22] * 3]
+    for resample in RESAMPLES:
+        assert contract.resample_table(1, 3, resample).tolist() == [[0, 0, 0], [1 << 22] * 3]
+        assert contract.resample_table(3, 3, resample).tolist() == [[0, 1, 2], [1 << 22] * 3]
+    # A triangle of two pixels to each side, whose first tap lies outside: 3/4, 3/4, 1/4, of 7/4.
+    fixed = [round(weight / 7 * 2**22) for weight in (3, 3, 1)]
+    assert contract.resample_table(4, 2, "bilinear").T.tolist() == [[0, *fixed], [1, *fixed[::-1]]]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 300))
-def test_tables(in_size: int, out_size: int) -> None:
-    table = contract.bicubic_table(in_size, out_size)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(RESAMPLES))
+def test_tables(in_size: int, out_size: int, resample: str) -> None:
+    table = contract.resample_table(in_size, out_size, resample)
     first, weights, taps = table[0], table[1:], len(table) - 1
     assert table.dtype == torch.int32
     assert first.min() >= 0 and first.max() + taps <= in_size
     # Every weight is off by at most half a unit, so a picture of one colour stays that: taps / 2 * 255 < 2^21.
     assert (weights.sum(0) - 2**22).abs().max() <= taps / 2
     flat = torch.full((in_size, 2, 1), 201, dtype=torch.uint8)
-    assert (reference.resize([flat], [(out_size, 2)])[0] == 201).all()
+    assert (reference.resize([flat], [(out_size, 2)], resample=resample)[0] == 201).all()
 
 
 # --- the kernel against the reference ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_kernel_equals_reference(kernel: ModuleType, rule: str) -> None:
+@pytest.mark.parametrize(("rule", "resample"), [*itertools.product(RULES, ["bicubic"]), (RULES[-1], "bilinear")])
+def test_kernel_equals_reference(kernel: ModuleType, rule: str, resample: str) -> None:
     rng = random.Random(21)
     pairs = [case(rng, 70) for _ in range(12)]
     # One and three tiles wide and high, an axis that stays, both that stay, extremes.
@@ -226,9 +238,8 @@ def test_kernel_equals_reference(kernel: ModuleType, rule: str) -> None:
     pairs += [(content(rng, (*shape, 1)), size) for shape, size in EXTREMES[:2] + EXTREMES[7:]]
     images, sizes = [image.to(DEVICE) for image, _ in pairs], [size for _, size in pairs]
     images[0] = images[0].transpose(0, 1)
-    for image, wanted, result in zip(
-        images, reference.resize(images, sizes, rule=rule), kernel.resize(images, sizes, rule=rule), strict=True
-    ):
+    results, expected = (m.resize(images, sizes, rule=rule, resample=resample) for m in (kernel, reference))
+    for image, wanted, result in zip(images, expected, results, strict=True):
         assert result.shape == wanted.shape and torch.equal(result, wanted), (tuple(image.shape), wanted.shape)
 
 
@@ -238,7 +249,7 @@ def test_kernel_with_aligned_rows(kernel: ModuleType, monkeypatch: pytest.Monkey
     rng = random.Random(22)
     images = [content(rng, (rng.randint(1, 40), rng.randint(1, 100), 3)) for _ in range(11)]
     sizes = [(rng.randint(1, 20), rng.randint(1, 90)) for _ in images]
-    work = kernel._jobs([i.shape for i in images], sizes, [0] * len(images), contract.HORIZONTAL_FIRST)
+    work = kernel._jobs([i.shape for i in images], sizes, [0] * len(images), contract.HORIZONTAL_FIRST, "bicubic")
     assert work.vertical_last
     # The interpreter does not mind a broken promise; a GPU stops at a misaligned word.
     fields = kernel.FIELDS.value
@@ -255,9 +266,9 @@ def test_packed(backend: str, request: pytest.FixtureRequest) -> None:
     rng = random.Random(23)
     pairs = [case(rng, 30) for _ in range(3)]
     shapes, sizes = [tuple(image.shape) for image, _ in pairs], [size for _, size in pairs]
-    wanted = reference.resize([image for image, _ in pairs], sizes)
+    wanted = reference.resize([image for image, _ in pairs], sizes, resample="bilinear")
     source = torch.cat([image.flatten() for image, _ in pairs]).to(DEVICE)
-    out, starts = module.resize_packed(source, shapes, sizes)
+    out, starts = module.resize_packed(source, shapes, sizes, resample="bilinear")
     assert starts == [sum(w.numel() for w in wanted[:i]) for i in range(4)]
     assert torch.equal(out.cpu(), torch.cat([w.flatten() for w in wanted]))
 
@@ -265,7 +276,7 @@ def test_packed(backend: str, request: pytest.FixtureRequest) -> None:
     offsets, filled = [2000, 7, 9001], torch.full((15000,), 99, dtype=torch.uint8)
     for (image, _), offset in zip(pairs, offsets, strict=True):
         filled[offset : offset + image.numel()] = image.flatten()
-    again, starts_again = module.resize_packed(filled.to(DEVICE), shapes, sizes, offsets=offsets)
+    again, starts_again = module.resize_packed(filled.to(DEVICE), shapes, sizes, offsets=offsets, resample="bilinear")
     assert torch.equal(again, out) and starts_again == starts
     empty, starts = module.resize_packed(source, [], [])
     assert empty.shape == (0,) and starts == [0] and module.resize([], []) == []
@@ -290,7 +301,7 @@ def test_default_device_is_left_alone(kernel: ModuleType) -> None:
 
 def test_kernel_is_registered(kernel: ModuleType) -> None:
     image = content(random.Random(6), (5, 6, 3))
-    work = kernel._jobs([image.shape], [(4, 7)], [0], contract.ADAPTIVE)
+    work = kernel._jobs([image.shape], [(4, 7)], [0], contract.ADAPTIVE, "bicubic")
     rest = (1, *work.tiles, work.scratch_bytes, work.starts[-1], work.vertical_last)
     torch.library.opcheck(kernel._resize, (image.flatten().to(DEVICE), work.words.to(DEVICE), *rest))
 
@@ -305,6 +316,7 @@ WRONG = [
     (([IMAGE], [(2, 0)]), {}, r"sizes\[0\]: got \(2, 0\), wanted \(height, width\)"),
     (([IMAGE], [(2, 2), (3, 3)]), {}, r"sizes: got 2 for 1 images"),
     (([IMAGE], [(2, 2)]), {"rule": "vertical"}, "rule: got 'vertical', wanted one of horizontal_first, "),
+    (([IMAGE], [(2, 2)]), {"resample": "lanczos"}, "resample: got 'lanczos', wanted one of bicubic, bilinear"),
 ]
 WRONG_PACKED = [
     ((IMAGE, [(4, 5, 3)], [(2, 2)]), {}, "source: got .*, wanted"),

@@ -34,9 +34,9 @@ def resized(monkeypatch):
     counts = []
     before = ops.resize_packed
 
-    def count(source, shapes, sizes):
+    def count(source, shapes, sizes, **options):
         counts.append(len(shapes))
-        return before(source, shapes, sizes)
+        return before(source, shapes, sizes, **options)
 
     monkeypatch.setattr(ops, "resize_packed", count)
     return counts
@@ -85,7 +85,7 @@ def kinds(picture, directory):
     "settings",
     [
         {},
-        {"size": 96, "size_divisor": 8},
+        {"size": 96, "size_divisor": 8, "resample": Image.Resampling.BILINEAR},
         {"image_mean": [0.48, 0.457, 0.408], "image_std": [0.268, 0.261, 0.275]},
         {"do_normalize": False},
         {"do_rescale": False},
@@ -112,15 +112,16 @@ def test_random_pictures_bit_for_bit(random_picture):
         np.testing.assert_array_equal(got.numpy(), np.asarray(values).transpose(1, 2, 0))
 
 
-def test_ops_resize_is_the_installed_pillow(random_picture):
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear"])
+def test_ops_resize_is_the_installed_pillow(resample, random_picture):
     rng = np.random.default_rng(5)
     images = [random_picture(rng, 2, 60) for _ in range(12)]
     sizes = [tuple(map(int, rng.integers(1, 70, 2))) for _ in images]
     wanted = [
-        np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+        np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling[resample.upper()]))
         for image, size in zip(images, sizes, strict=True)
     ]
-    got = ops.resize([torch.from_numpy(image.copy()) for image in images], sizes)
+    got = ops.resize([torch.from_numpy(image.copy()) for image in images], sizes, resample=resample)
     for ours, pillow in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(ours.numpy(), pillow)
     assert "resize" in ops.OPERATIONS and ops.resize([], []) == []
@@ -145,7 +146,7 @@ def test_what_bytes_cannot_hold(pictures):
     pack = ViltImageProcessor(**SMALL).pack
     unit = pictures[0] / 255
     for arguments, part in (
-        (dict(images=pictures, resample=Image.Resampling.BILINEAR), "resample: got BILINEAR, wanted BICUBIC"),
+        (dict(images=pictures, resample=Image.Resampling.LANCZOS), "resample: got LANCZOS, wanted BICUBIC or BILINEAR"),
         (dict(images=[pictures[0], unit], do_rescale=False), r"images\[1\], images\[0\]: one is floats"),
         (dict(images=[pictures[0], unit], do_rescale=False, do_resize=False), r"images\[1\].*not whole numbers"),
         (dict(images=[pictures[0] + 0.5], do_resize=False), r"images\[0\].*call without device"),

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vilt_fast.processing.decoding import decode_rgb
-from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.text import BertTokenizer
+from vilt_fast.processing.vilt import ViltImageProcessor
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a b ##a ##b cat".split()
 

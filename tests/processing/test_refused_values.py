@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer as Theirs
 
-from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.text import BertTokenizer
+from vilt_fast.processing.vilt import ViltImageProcessor
 
 WORDS = {word: index for index, word in enumerate("[PAD] [UNK] [CLS] [SEP] [MASK] a ##a cat".split())}
 SMALL = {"size": 64, "size_divisor": 32}

@@ -1,4 +1,4 @@
-"""transformers' test modules as a package, in which its ViLT classes are ours. Nothing on disk is changed."""
+"""transformers' test modules as a package, in which its ViLT and ViT classes are ours. Nothing on disk is changed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ import transformers.utils
 import vilt_fast
 
 PACKAGE = "transformers_tests"
-SMALL = "test_processing_vilt"  # the name under which the testers of this folder go
-_MODELS = [name for name in vilt_fast.__all__ if name.startswith("ViltFor") and hasattr(transformers, name)]
+FAMILIES = ("vilt", "vit")
+SMALL = "test_processing_{}"  # of a family: the name under which the testers of this folder go
+_HEADS = ("ViltFor", "ViTFor")
+_MODELS = [name for name in vilt_fast.__all__ if name.startswith(_HEADS) and hasattr(transformers, name)]
 NAMES = ["ViltConfig", "ViltModel", *_MODELS, "ViltImageProcessor", "ViltProcessor", "BertTokenizer"]
+NAMES += ["ViTConfig", "ViTModel"]
 # What their tests read of their own base classes before they come to what they test, for a model that has no part of
 # it: lent to our classes, where these lack it, while the tests run.
 _GROUPS = ("text_kwargs", "images_kwargs")
 LENT: dict[str, dict[str, Any]] = {
+    "models.vit.ViTPreTrainedModel": {"_supports_sdpa": True},
     "models.base.PreTrainedModel": {
         "_can_set_attn_implementation": classmethod(lambda cls: False),
         "_can_set_experts_implementation": classmethod(lambda cls: False),
@@ -72,8 +76,8 @@ def mounted(tests: Path, classes: SimpleNamespace, source: Path | None = None) -
 
     Args:
         tests: folder of the common test modules.
-        classes: what stands for transformers' ViLT classes.
-        source: folder of the test files of one model, imported as `models.vilt.<file>`.
+        classes: what stands for transformers' classes.
+        source: folder of the test files of one model, imported as `models.<family>.<file>`.
     """
     with ExitStack() as stack:
         added = {**_packages(tests, source), **_stand_ins()}
@@ -109,9 +113,15 @@ def _lend(stack: ExitStack) -> None:
                 stack.enter_context(mock.patch.object(owner, attribute, value, create=True))
 
 
+def family_of(source: Path) -> str:
+    """Whose test files a folder holds."""
+    return next((family for family in FAMILIES if any(source.glob(f"test_*_{family}.py"))), FAMILIES[0])
+
+
 def _packages(tests: Path, source: Path | None) -> dict[str, ModuleType]:
     """Empty packages over the folders."""
-    paths = {"": [tests], ".models": [], ".models.vilt": [source] if source else []}
+    paths = {"": [tests], ".models": []}
+    paths |= {f".models.{family}": [source] if source and family_of(source) == family else [] for family in FAMILIES}
     packages = {}
     for name, folders in paths.items():
         packages[PACKAGE + name] = package = ModuleType(PACKAGE + name)
@@ -130,7 +140,12 @@ def _stand_ins() -> dict[str, ModuleType]:
         f"{PACKAGE}.utils": {},
         f"{PACKAGE}.utils.test_configuration_utils": {"config_common_kwargs": _common_settings()},
         # Their tests read the model's name off the path of the file that a test class stands in.
-        f"{PACKAGE}.models.vilt.{SMALL}": {"__file__": f"models/vilt/{SMALL}.py"},
+        **{
+            f"{PACKAGE}.models.{family}.{SMALL.format(family)}": {
+                "__file__": f"models/{family}/{SMALL.format(family)}.py"
+            }
+            for family in FAMILIES
+        },
         "fetch_hub_objects_for_ci": {"url_to_local_path": lambda url: url},
     }
     if importlib.util.find_spec("parameterized") is None:

@@ -15,7 +15,7 @@ MEANINGS = {
     REFUSED: "on purpose: this package says no, and what to do instead",
     ACCEPTED: "on purpose: the test wants an error where this package does what was meant",
     INTERNALS: "the test reaches into transformers' own machinery",
-    THEIRS_TOO: "transformers' own ViLT does not pass it either",
+    THEIRS_TOO: "transformers' own classes do not pass it either",
     FAILED: "a user would meet it: to be repaired",
 }
 
@@ -107,12 +107,12 @@ def write(suites: dict[str, Suite], path: Path = PATH) -> None:
     path.write_text("\n".join(parts).rstrip() + "\n")
 
 
-_HEADER = """# transformers' own tests of ViLT, run on this package
+_HEADER = """# transformers' own tests of ViLT and ViT, run on this package
 
 `python tests/run_theirs.py --update` runs the common test classes of transformers' source distribution, with our
 classes in the place of theirs, and rewrites this table; `--source DIR` runs a folder of per-model test files as well,
 which the distribution lacks. `tests/tools/test_theirs.py` holds the common ones to the table. "Skipped" are tests that
-skip themselves, for transformers' ViLT just as for ours; some of the passed ones find nothing to do in either (there
+skip themselves, for transformers' classes just as for ours; some of the passed ones find nothing to do in either (there
 are no features of sounds). Verdict and reason of a row are written by hand, and stay for as long as the test ends with
 the same line:
 

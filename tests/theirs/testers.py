@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .mount import PACKAGE, SMALL
+from . import testers_vit
+from .mount import PACKAGE, SMALL, family_of
 
 Importer = Callable[[str], ModuleType]
 HEADS = (
@@ -36,8 +37,8 @@ def suites(importer: Importer, classes: SimpleNamespace) -> dict[str, type[unitt
         "Processing": _processing(importer, classes),
     }
     for case in found.values():
-        case.__module__ = f"{PACKAGE}.models.vilt.{SMALL}"
-    return found
+        case.__module__ = f"{PACKAGE}.models.vilt.{SMALL.format('vilt')}"
+    return found | testers_vit.suites(importer, classes)
 
 
 class ModelTester:
@@ -201,7 +202,7 @@ class vocabulary_file:
 def per_model(importer: Importer, source: Path) -> Iterator[tuple[str, type[unittest.TestCase]]]:
     """The test classes of the files test_*.py in `source`."""
     for path in sorted(source.glob("test_*.py")):
-        module = importer(f"models.vilt.{path.stem}")
+        module = importer(f"models.{family_of(source)}.{path.stem}")
         for name, value in vars(module).items():
             if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == module.__name__:
                 yield name, value

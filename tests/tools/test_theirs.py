@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 SUITES = ("Modelling", "ModellingOfTwoImages", "Configuration", "ImageProcessing", "Processing")
+SUITES += ("ViTModelling", "ViTConfiguration")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """How each family names its tensors: one module per family, see `family_of`.
 
-A family's module holds PREFIX (of the base model's names), HEADS (prefixes of the names of all known heads), WORD_HEAD,
-DECODER and WORDS (the masked-word head, its decoder, and the word table that it may share), and `full_names`.
+A family's module holds PREFIX (of the base model's names), MODEL_TYPES (of the config.json beside weights that it
+reads), HEADS (prefixes of the names of all known heads), FRESH (of what a checkpoint may lack), WORD_HEAD, DECODER and
+WORDS (the masked-word head, its decoder, and the word table that it may share; None without words), and `full_names`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from types import ModuleType
 
 from torch import nn
 
-from vilt_fast.checkpoints import vilt
+from vilt_fast.checkpoints import vilt, vit
 
-_FAMILIES = {"vilt": vilt}
+_FAMILIES = {"vilt": vilt, "vit": vit}
 
 
 def family_of(model: nn.Module) -> ModuleType:

@@ -29,7 +29,7 @@ _ARCHITECTURES = {
     r"(text_model|vision_model)\.": "CLIP",
     r"(blocks|patch_embed)\.": "a timm vision transformer",
     r"(model\.layers|transformer\.h|h|decoder)\.": "a language model",
-    r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit)\.": "{0}",
+    r"(roberta|distilbert|albert|lxmert|blip|flava|deit|beit|vit|vilt)\.": "{0}",
     r"(bert\.)?embeddings\.(word_embeddings|LayerNorm)\.": "BERT",
 }
 
@@ -154,7 +154,7 @@ def fill(model: nn.Module, stored: StoredWeights, *, strict: bool) -> dict[str, 
             if name in fit.tensors:
                 parameter.copy_(fit.tensors[name].read())
     return {
-        "missing_keys": {*fit.problems["missing"]},
+        "missing_keys": {*fit.problems["missing"], *fit.fresh},
         "unexpected_keys": {*fit.problems["unexpected"], *fit.skipped},
         "mismatched_keys": fit.mismatched,
         "error_msgs": [],
@@ -171,6 +171,7 @@ class _Fit:
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # kind -> names
     mismatched: set[tuple] = field(default_factory=set)  # (own name, stored shape, wanted shape)
     skipped: list[str] = field(default_factory=list)  # of heads that the model lacks
+    fresh: list[str] = field(default_factory=list)  # of the model, which checkpoints may lack
 
     def refuse(self, model: nn.Module, stored: StoredWeights, strict: bool) -> None:
         """Raise where something does not fit, as `load_weights` says."""
@@ -202,6 +203,8 @@ class _Fit:
         name = type(model).__name__
         if self.skipped:
             logger.warning("%s: skipped, %s has no such head: %s", stored.path, name, ", ".join(self.skipped))
+        if self.fresh:
+            logger.warning("%s: not there, these keep fresh values: %s", stored.path, ", ".join(self.fresh))
         for kind, names in self.problems.items():
             kept = "left out" if kind == "unexpected" else "these keep fresh values"
             logger.warning("%s: %d %s, %s: %s", stored.path, len(names), kind, kept, ", ".join(names))
@@ -272,15 +275,17 @@ class _NothingDrawn(TorchFunctionMode):
 def _fit(model: nn.Module, stored: StoredWeights) -> _Fit:
     wanted, family = _parameters(model), family_of(model)
     with naming(stored.path):
-        tensors = family.full_names({family_name(model, name): tensor for name, tensor in stored.tensors.items()})
+        named = {family_name(model, name): tensor for name, tensor in stored.tensors.items()}
+        tensors = family.full_names(named, getattr(model, "config", None))
+    has_words = family.WORD_HEAD is not None and any(name.startswith(family.WORD_HEAD) for name in tensors)
     fit = _Fit(
-        lacks_decoder=family.DECODER not in tensors and any(name.startswith(family.WORD_HEAD) for name in tensors),
+        lacks_decoder=has_words and family.DECODER not in tensors,
         matched=any(name in wanted and name.startswith(family.PREFIX) for name in tensors),
     )
     own_names = dict(zip(wanted, model.state_dict(), strict=True))
     for name, own_name in own_names.items():
         if name not in tensors and not (name == family.DECODER and fit.lacks_decoder):
-            fit.problems["missing"].append(own_name)
+            (fit.fresh if name.startswith(family.FRESH) else fit.problems["missing"]).append(own_name)
     for name, tensor in tensors.items():
         if name not in wanted:
             head = next((head for head in family.HEADS if name.startswith(head)), None)
@@ -309,13 +314,15 @@ def _parameters(model: nn.Module) -> dict[str, torch.Tensor]:
 def _other_architecture(model: nn.Module, stored: StoredWeights) -> str | None:
     """What a checkpoint is, if its config.json or its names say that it is not the model's kind."""
     wanted = getattr(getattr(model, "config", None), "model_type", "vilt")
+    family = family_of(model)
     if re.match(r"(pytorch_)?model\.", stored.path.name):  # else a config.json beside it need not be its own
         with suppress(OSError, ValueError):
             config = read_json(stored.path.parent / "config.json")
             found = config.get("model_type", wanted)
-            return None if found == wanted else f"model_type {found!r} by its config.json"
+            return None if found in (wanted, *family.MODEL_TYPES) else f"model_type {found!r} by its config.json"
+    names = [name for name in stored.tensors if not name.startswith((family.PREFIX, *family.HEADS))]
     for pattern, name in _ARCHITECTURES.items():
-        match = next(filter(None, (re.match(pattern, tensor) for tensor in stored.tensors)), None)
+        match = next(filter(None, (re.match(pattern, tensor) for tensor in names)), None)
         if match:
             return name.format(match.group(1))
     return None

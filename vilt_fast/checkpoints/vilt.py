@@ -17,8 +17,10 @@ from vilt_fast.checkpoints.hub import is_file, local_path
 from vilt_fast.checkpoints.weight_files import StoredTensor, StoredWeights, open_weights
 
 PREFIX = "vilt."
+MODEL_TYPES = ("vilt",)
 # Heads of known checkpoints: a model without one leaves its tensors out.
 HEADS = ("classifier.", "mlm_score.", "rank_output.", "itm_score.", "mpp_score.", "vilt.pooler.")
+FRESH = ()
 WORD_HEAD = "mlm_score."
 DECODER, WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
 # Tables of constants that old transformers saved.
@@ -67,7 +69,7 @@ _TASKS = {
 }
 
 
-def full_names(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def full_names(stored: dict[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
     """Tensors under the names of a model with a head, whichever format and model they come from."""
     if is_original(stored):
         return _rename(stored)

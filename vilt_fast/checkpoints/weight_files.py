@@ -26,6 +26,9 @@ from vilt_fast.checkpoints.hub import HubOptions, find_file, is_file, local_path
 from vilt_fast.checkpoints.leftovers import recovery
 
 SAFE_NAME, TORCH_NAME = "model.safetensors", "pytorch_model.bin"
+# Weights of transformers' other frameworks, and what 4.37 reads them with.
+_OTHERS = {"tf_model.h5": "from_tf", "flax_model.msgpack": "from_flax"}
+_CONVERTED = "; {} is converted by transformers 4.37: from_pretrained(..., {}=True), then save_pretrained"
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -128,9 +131,11 @@ def _weight_file(name_or_path: str | os.PathLike[str], names: list[str], hub: Hu
         found = find_file(name_or_path, name, required=False, **vars(hub))
         if found is not None:
             return found
-    held = f", which holds: {listing(sorted(os.listdir(path))) or 'nothing'}" if path.is_dir() else ""
+    files = sorted(os.listdir(path)) if path.is_dir() else []
+    held = f", which holds: {listing(files) or 'nothing'}" if path.is_dir() else ""
+    advice = next((_CONVERTED.format(name, _OTHERS[name]) for name in files if name in _OTHERS), "")
     raise FileNotFoundError(
-        f"no weights in {brief(str(name_or_path))}{held} (looked for {', '.join(names)}){recovery(path)}"
+        f"no weights in {brief(str(name_or_path))}{held} (looked for {', '.join(names)}){recovery(path)}{advice}"
     )
 
 

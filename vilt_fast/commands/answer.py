@@ -1,4 +1,4 @@
-"""`vilt-fast demo` and `vilt-fast ask`."""
+"""`vilt-fast ask`, and the answer to one question."""
 
 from __future__ import annotations
 
@@ -24,30 +24,7 @@ from vilt_fast.commands.loading import (
     printable,
 )
 from vilt_fast.commands.output import output_path
-from vilt_fast.commands.train import print_scores
 from vilt_fast.engine.results import answer_chances, make_answer
-
-
-def demo(arguments: argparse.Namespace) -> None:
-    """Answer the questions about the bundled images and draw the board of answers; or measure the model."""
-    from vilt_fast import demo as bundled
-
-    check_given(arguments)
-    out = output_path(arguments.out, (".png",))
-    model, processor = bundled.load()
-    if arguments.evaluate is not None:
-        print_scores(model, processor, arguments.evaluate, progress=True)
-        return
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"The model that ships with vilt_fast: {parameters / 1e6:.1f} M parameters.\n")
-    answered = []
-    for image, question in bundled.examples():
-        one = answer(model, processor, image, question, top=5, explain=True)
-        print_answers(one)
-        answered.append(one)
-    about = f"the model that ships with the package: {parameters / 1e6:.1f} M parameters, trained on such shapes"
-    write_atomically(out, draw_board(answered, "An image and a question in, an answer out", about))
-    print(f"Where it looked: {printable(arguments.out)}")
 
 
 def ask(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""`vilt-fast ask` on a folder or a JSON-lines file.
+"""`vilt-fast ask` on a folder or a JSON-lines file, and `vilt-fast classify --out`.
 
-The output has one line per pair, in the order of the input. It is also the record of progress: a line is written and
-flushed as soon as its pair and all before it are answered, so that a run that was killed continues where it stopped. A
-run that was interrupted ends with the bytes of one that was not.
+The output has one line per pair or image, in the order of the input. It is also the record of progress: a line is
+written and flushed as soon as its own and all before it are answered, so that a run that was killed continues where it
+stopped. A run that was interrupted ends with the bytes of one that was not.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
-from vilt_fast.commands.folder import describe_skipped
+from vilt_fast.commands.folder import check_folder, describe_skipped
 from vilt_fast.commands.loading import load, note_shipped_model, printable
 from vilt_fast.commands.output import hold, is_same_file, lock_path, output_path, sole_writer
-from vilt_fast.commands.questions import Entry, Questions, read_questions
+from vilt_fast.commands.questions import Entry, Input, read_questions
 from vilt_fast.commands.resume import Done, already_done, keep_record, record_path, what_makes
 from vilt_fast.engine.feeding import in_order
-from vilt_fast.engine.results import Answer
+from vilt_fast.engine.results import Answer, Classified
 
 _AHEAD = 1000  # pairs that are read before the answers to those in front of them are written
 _SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may cost
@@ -37,45 +37,67 @@ _SYNC_S = 2.0  # the most that a crash of the operating system (not of ours) may
 _BATCH = 16
 
 
-def ask_many(arguments: argparse.Namespace) -> None:
-    """Answer every question of the input; the answers are appended to those of an earlier run."""
-    from vilt_fast.engine import Engine
+class _Task(NamedTuple):
+    """What a command writes."""
 
+    kind: type[Answer] | type[Classified]  # of a result of the engine
+    name: str  # its first field, which the lines have too
+    done: str  # what became of an entry
+    unit: str
+
+
+_TASKS = {
+    "ask": _Task(Answer, "answer", "answered", "pairs"),
+    "classify": _Task(Classified, "label", "classified", "images"),
+}
+
+
+def ask_many(arguments: argparse.Namespace) -> None:
+    """Answer every question of the input."""
     _check(arguments)
     out = output_path(arguments.out, ())
-    questions = read_questions(arguments.questions, arguments.folder)
-    _check_inputs(arguments.out, out, questions)
+    answer_all(arguments, out, read_questions(arguments.questions, arguments.folder))
+
+
+def answer_all(arguments: argparse.Namespace, out: Path, given: Input) -> None:
+    """Answer, or classify, all entries; the lines are appended to those of an earlier run."""
+    from vilt_fast.engine import Engine
+
+    task = _TASKS[arguments.command]
+    _check_inputs(arguments.out, out, given)
     with sole_writer(out):
         done = Done()
         if out.exists():
             with open(out, "rb") as file:
-                done = already_done(file, out, questions.entries())
+                done = already_done(file, out, given.entries(), task.name)
         model, processor = load(arguments)
-        made = what_makes(arguments, model, processor, questions)
+        made = what_makes(arguments, model, processor, given)
         keep_record(out, made, done.lines)
-        if questions.skipped:
-            print(printable(f"note: --images: {describe_skipped(questions.skipped)}"), file=sys.stderr)
+        if given.skipped:
+            print(printable(f"note: --images: {describe_skipped(given.skipped)}"), file=sys.stderr)
         batch = _BATCH if made["backend"] == "reference" else None
         with _Lines(out, done.size) as file, Engine(model, processor, top=arguments.top) as engine:
-            lines = file.write_all(_answer_all(engine, questions.entries(), done.lines, batch))
-            bar = tqdm(lines, total=questions.total, initial=done.lines, unit=" pairs", disable=not sys.stderr.isatty())
-            count = Counter("errors" if "error" in line else "answered" for line in bar)
-    _report(arguments, count, done, questions.hidden)
+            lines = file.write_all(_lines_of(engine, given.entries(), done.lines, batch, task))
+            is_shown, unit = sys.stderr.isatty(), f" {task.unit}"
+            bar = tqdm(lines, total=given.total, initial=done.lines, unit=unit, disable=not is_shown)
+            count = Counter("errors" if "error" in line else task.done for line in bar)
+    _report(arguments, count, done, given.hidden)
 
 
 def _report(arguments: argparse.Namespace, count: Counter[str], done: Done, hidden: int) -> None:
-    answered, errors = count["answered"], count["errors"]
+    name = _TASKS[arguments.command].done
+    answered, errors = count[name], count["errors"]
     if answered:
         note_shipped_model(arguments)
     if arguments.json:
-        counts = {"answered": answered, "errors": errors, "already_done": done.lines, "errors_before": done.errors}
+        counts = {name: answered, "errors": errors, "already_done": done.lines, "errors_before": done.errors}
         print(json.dumps({"out": arguments.out, **counts}))
         return
     earlier = f", {done.lines} were there before" if done.lines else ""
     if done.errors:
         earlier += f" ({done.errors} with an error, which stay; to ask again, delete the file or give another --out)"
     left_out = f", {hidden} hidden images left out" if hidden else ""
-    print(f"{printable(arguments.out)}: {answered} answered, {errors} with an error{earlier}{left_out}")
+    print(f"{printable(arguments.out)}: {answered} {name}, {errors} with an error{earlier}{left_out}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -85,26 +107,16 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
     if arguments.out is None:
         raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
-    if arguments.folder is not None and not os.path.isdir(arguments.folder):
-        raise FileNotFoundError(f"--images: {_why_no_folder(arguments.folder)}: {arguments.folder!r}")
+    if arguments.folder is not None:
+        check_folder(arguments.folder)
 
 
-def _why_no_folder(folder: str) -> str:
-    try:
-        os.stat(folder)
-    except PermissionError:
-        return "cannot be read (permission denied)"
-    except (OSError, ValueError):
-        return "no such folder"
-    return "not a folder"
-
-
-def _check_inputs(name: str, out: Path, questions: Questions) -> None:
+def _check_inputs(name: str, out: Path, given: Input) -> None:
     """Refuse to write over the questions or over an image that is asked about, and under the name of an image."""
     if not out.exists() and out.suffix.lower() in Image.registered_extensions():
         raise ValueError(f"--out: got {name!r}, wanted a file for JSON lines, such as answers.jsonl")
     written = [path for path in (out, lock_path(out), record_path(out)) if path.exists()]
-    sources = itertools.chain([questions.file or Path()], (entry.path for entry in questions.entries()))
+    sources = itertools.chain([given.file or Path()], (entry.path for entry in given.entries()))
     for source in dict.fromkeys(sources) if written else ():
         if any(is_same_file(path, source) for path in written):
             raise ValueError(
@@ -113,7 +125,9 @@ def _check_inputs(name: str, out: Path, questions: Questions) -> None:
             )
 
 
-def _answer_all(engine: Any, entries: Iterator[Entry], done: int, batch: int | None) -> Iterator[dict[str, Any]]:
+def _lines_of(
+    engine: Any, entries: Iterator[Entry], done: int, batch: int | None, task: _Task
+) -> Iterator[dict[str, Any]]:
     """The lines of all entries from number `done` on, in order; `batch`: as `_BATCH`, None: any."""
     start = done - done % (batch or 1)
     wanted, asked = itertools.tee(itertools.islice(entries, start, None))
@@ -121,18 +135,22 @@ def _answer_all(engine: Any, entries: Iterator[Entry], done: int, batch: int | N
     results = in_order(lambda future: future, zip(futures), _AHEAD, "return")
     for number, (entry, result) in enumerate(zip(wanted, results, strict=True), start):
         if number >= done:
-            yield {**entry.asked, **_outcome(result, entry)}
+            yield {**entry.asked, **_outcome(result, entry, task)}
 
 
 def _submitted(engine: Any, entries: Iterator[Entry], batch: int | None) -> Iterator[Future]:
     while block := list(itertools.islice(entries, batch or _AHEAD)):
-        pairs = [(entry.path, entry.asked["question"]) for entry in block if entry.error is None]
+        good = [entry for entry in block if entry.error is None]
         if batch is None:
-            futures = iter([engine.submit(*pair) for pair in pairs])
+            futures = iter([engine.submit(entry.path, entry.asked.get("question")) for entry in good])
         else:
-            futures = iter(engine.submit_batch(pairs))
+            futures = iter(engine.submit_batch([_item(entry) for entry in good]))
         for entry in block:
             yield next(futures) if entry.error is None else _failed(entry.error)
+
+
+def _item(entry: Entry) -> Any:
+    return (entry.path, entry.asked["question"]) if "question" in entry.asked else entry.path
 
 
 def _failed(error: str) -> Future:
@@ -141,14 +159,14 @@ def _failed(error: str) -> Future:
     return future
 
 
-def _outcome(result: Any, entry: Entry) -> dict[str, Any]:
-    if not isinstance(result, Answer):
+def _outcome(result: Any, entry: Entry, task: _Task) -> dict[str, Any]:
+    if not isinstance(result, task.kind):
         error = str(result) or type(result).__name__
         if entry.error is None:  # the image as the line names it: no byte depends on how --images is spelled
             error = error.replace(repr(str(entry.path)), repr(entry.asked["image"]))
         return {"error": error}
     top = [[word, round(chance, 6)] for word, chance in result.top]
-    return {"answer": result.answer, "score": round(result.score, 6), "top": top}
+    return {task.name: getattr(result, task.name), "score": round(result.score, 6), "top": top}
 
 
 def _to_json(line: dict[str, Any]) -> bytes:

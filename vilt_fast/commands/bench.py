@@ -85,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> Any:
         batches=tuple(arguments.batch) if arguments.batch else None,
         compiles=arguments.compile,
         minutes=arguments.minutes,
+        clock=arguments.clock,
         report=_print_row,
     )
 

@@ -1,8 +1,9 @@
-"""A PNG with images, questions, answers, and where the model looked; drawn with Pillow alone."""
+"""A PNG with images, what a model said of them, and where it looked; drawn with Pillow alone."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ HEAT = np.array([(13, 8, 50), (84, 15, 109), (158, 40, 100), (221, 81, 58), (251
 
 # Pixels: around the board, inside a card, an image's box, the text beside it.
 MARGIN, GAP, BOX, PANEL = 28, 20, 250, 470
+SMALL_BOX = 150  # of an image that has a name beneath it
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,24 @@ class Answered:
     attention: np.ndarray | None
 
 
-def draw_board(answered: list[Answered], title: str, model: str) -> bytes:
-    """The PNG file: a title, one card for each question, and the legend."""
+@dataclass(frozen=True)
+class Named:
+    """An image, the label that a model gives it with its probability, and the attention on the patches.
+
+    attention: (height, width) in patches, any nonnegative scale.
+    """
+
+    image: Image.Image
+    name: str
+    chance: float
+    attention: np.ndarray
+
+
+def draw_board(answered: Sequence[Answered], title: str, model: str, named: Sequence[Named] = ()) -> bytes:
+    """The PNG file: a title, one card for each question, one for all images with names, and the legend."""
     cards = [_draw_card(one) for one in answered]
+    if named:
+        cards.append(_draw_names(named, cards[0].width))
     width = cards[0].width + 2 * MARGIN
     head, foot = 130, 62
     height = head + sum(card.height + GAP for card in cards) + foot
@@ -87,6 +104,27 @@ def _draw_card(one: Answered) -> Image.Image:
         x, y = GAP + column * (BOX + GAP), GAP
         card.paste(shown, (x + (BOX - shown.width) // 2, y + (BOX - shown.height) // 2))
     _draw_answers(draw, one, x=2 * BOX + 3 * GAP, y=GAP)
+    return card
+
+
+def _draw_names(named: Sequence[Named], width: int) -> Image.Image:
+    """Images side by side, as many as fit; beneath each where the model looked, and what it said."""
+    head, line = 40, 24
+    card = Image.new("RGB", (width, head + 2 * (SMALL_BOX + GAP) + 2 * line + GAP), CARD)
+    draw = ImageDraw.Draw(card)
+    draw.rectangle((0, 0, card.width - 1, card.height - 1), outline=LINE)
+    draw.text((GAP, 12), "ViT: an image in, its label out", MUTED, font=_font(17))
+    step = SMALL_BOX + GAP
+    left = GAP + (width - GAP) % step // 2
+    for one, x in zip(named, range(left, width - step + 1, step), strict=False):
+        image = ImageOps.contain(one.image, (SMALL_BOX, SMALL_BOX), Image.Resampling.LANCZOS)
+        y = head
+        for shown in (image, overlay(image, one.attention)):
+            card.paste(shown, (x + (SMALL_BOX - shown.width) // 2, y + (SMALL_BOX - shown.height) // 2))
+            y += SMALL_BOX + GAP
+        middle = x + SMALL_BOX // 2
+        draw.text((middle, y - 8), _clip(one.name, 19, SMALL_BOX), BEST_BAR, font=_font(19), anchor="ma")
+        draw.text((middle, y - 8 + line), f"{one.chance:.1%}", MUTED, font=_font(17), anchor="ma")
     return card
 
 

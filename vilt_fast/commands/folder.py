@@ -47,6 +47,22 @@ def find_images(folder: Path) -> Images:
     return found
 
 
+def check_folder(folder: str) -> None:
+    """Raise FileNotFoundError for what --images cannot be."""
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"--images: {_why_no_folder(folder)}: {folder!r}")
+
+
+def _why_no_folder(folder: str) -> str:
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return "cannot be read (permission denied)"
+    except (OSError, ValueError):
+        return "no such folder"
+    return "not a folder"
+
+
 def _is_hidden(place: Path, folder: Path) -> bool:
     return any(part.startswith(".") for part in place.relative_to(folder).parts)
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "ViltForImageAndTextRetrieval": "match",
     "ViltForImageTextMatching": "match",
     "ViltForImagesAndTextClassification": "nlvr",
+    "ViTForImageClassification": "classify",
 }
 
 
@@ -57,13 +58,17 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
             raise ValueError(f"--processor: got {arguments.processor!r} without --model, wanted both or neither")
         from vilt_fast import demo
 
-        model, processor = demo.load()
+        model, processor = getattr(demo, "load_vit" if arguments.command == "classify" else "load")()
         return model.to(device=device, dtype=dtype).eval(), processor
     # The processor first: it is quick to load, so that a mistyped name is reported at once.
     name = model_class(arguments.model, arguments.command)
-    processor = vilt_fast.ViltProcessor.from_pretrained(arguments.processor or _folder(arguments.model))
+    kind: Any = vilt_fast.ViTImageProcessor if arguments.command == "classify" else vilt_fast.ViltProcessor
+    processor = kind.from_pretrained(arguments.processor or _folder(arguments.model))
     model = getattr(vilt_fast, name).from_pretrained(arguments.model, dtype=dtype, device=device)
-    _check_vocabulary(processor.tokenizer.get_vocab(), model.config.vocab_size)
+    if arguments.command != "classify":
+        _check_vocabulary(processor.tokenizer.get_vocab(), model.config.vocab_size)
+    elif not model.config.num_labels:
+        raise ValueError(f"--model {arguments.model}: has no labels (config.num_labels is 0), wanted some")
     return model.eval(), processor
 
 
@@ -155,16 +160,22 @@ def open_and_load(
     return images, freeze(model, graphs=False) if frozen else model, processor
 
 
-def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
-    """The model's inputs for images and texts, on its device and in its dtype."""
+def prepare_images(processor: Any, model: Any, images: list[Image.Image], **texts: Any) -> dict[str, torch.Tensor]:
+    """The model's inputs for images, with the processor's arguments `texts`, on its device and in its dtype."""
     try:
-        encoded = processor(images=images, text=text, padding=True, return_tensors="pt")
+        encoded = processor(images=images, return_tensors="pt", **texts)
     except ValueError as error:
         raise ValueError(_name_images(str(error), images)) from error
+    return dict(encoded.to(model.device, model.dtype))
+
+
+def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
+    """The model's inputs for images and texts, on its device and in its dtype."""
+    encoded = prepare_images(processor, model, images, text=text, padding=True)
     got, longest = encoded["input_ids"].shape[1], model.config.max_position_embeddings
     if got > longest:
         raise ValueError(f"the text has {got} tokens, wanted at most {longest} with this model: use fewer words")
-    return dict(encoded.to(model.device, model.dtype))
+    return encoded
 
 
 def _name_images(message: str, images: list[Image.Image]) -> str:
@@ -224,8 +235,9 @@ def _escaped(text: str, escape: Callable[[str], str]) -> str:
 def note_shipped_model(arguments: argparse.Namespace) -> None:
     """Say beside an answer what the model knows that answers when no other is named."""
     if arguments.model is None:
+        large = "google/vit-base-patch16-224" if arguments.command == "classify" else "dandelin/vilt-b32-finetuned-vqa"
         print(
             "note: answered by the small model that ships with the package, which knows drawn shapes only; for "
-            "photographs: --model dandelin/vilt-b32-finetuned-vqa",
+            f"photographs: --model {large}",
             file=sys.stderr,
         )

@@ -31,16 +31,16 @@ _DEEPEST = 64  # levels of a line of JSON; Python's own limit depends on who cal
 
 @dataclass(frozen=True)
 class Entry:
-    """One pair of the input."""
+    """One pair of the input, or an image alone."""
 
-    asked: dict[str, Any]  # image, question and the id, if any: repeated in the output
+    asked: dict[str, Any]  # image, and question and id, if any: repeated in the output
     path: Path = Path()
     error: str | None = None  # why the pair cannot be asked
 
 
 @dataclass(frozen=True)
-class Questions:
-    """All pairs in their order, read anew and lazily by each call of `entries`."""
+class Input:
+    """All pairs, or images alone, in their order, read anew and lazily by each call of `entries`."""
 
     entries: Callable[[], Iterator[Entry]]
     total: int
@@ -49,7 +49,7 @@ class Questions:
     skipped: list[str] = field(default_factory=list)  # what else was left out of the folder, and why
 
 
-def read_questions(questions: str, folder: str | None) -> Questions:
+def read_questions(questions: str, folder: str | None) -> Input:
     """The pairs of `--questions` and `--images`.
 
     Raises:
@@ -61,13 +61,13 @@ def read_questions(questions: str, folder: str | None) -> Questions:
     _check_source(questions)
     if file is not None and source.suffix.lower() in _JSON_LINES:
         root = source.parent if folder is None else Path(folder)
-        return Questions(partial(_from_json_lines, source, root), _count_lines(source), source)
+        return Input(partial(_from_json_lines, source, root), _count_lines(source), source)
     if folder is None:
         raise ValueError(f"--images: got none, wanted the folder that {questions!r} is about")
     texts = [questions] if file is None else _read_texts(source)
     found = find_images(Path(folder))
     entries = partial(_each_with_each, Path(folder), found.paths, texts, source.name)
-    return Questions(entries, len(found.paths) * len(texts), file, found.hidden, found.skipped)
+    return Input(entries, len(found.paths) * len(texts), file, found.hidden, found.skipped)
 
 
 def _check_source(questions: str) -> None:

@@ -21,7 +21,7 @@ import vilt_fast
 from vilt_fast import ops
 from vilt_fast.checkpoints.files import read_json, write_atomically
 from vilt_fast.commands.loading import DTYPES, printable
-from vilt_fast.commands.questions import Entry, Questions
+from vilt_fast.commands.questions import Entry, Input
 
 _FIRST = b'{"image":'  # how every line of the output starts
 _PIECE = 16_384  # bytes of an image's file
@@ -56,7 +56,7 @@ def record_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.made.json")
 
 
-def what_makes(arguments: argparse.Namespace, model: Any, processor: Any, questions: Questions) -> dict[str, Any]:
+def what_makes(arguments: argparse.Namespace, model: Any, processor: Any, given: Input) -> dict[str, Any]:
     """All that decides the bytes of the answers."""
     device = model.device.type
     is_on_kernels = device == "cuda" and not ops.is_switched("reference", *ops.OPERATIONS)
@@ -73,7 +73,7 @@ def what_makes(arguments: argparse.Namespace, model: Any, processor: Any, questi
         # On the kernels no sum depends on it.
         "threads": None if is_on_kernels else torch.get_num_threads(),
         "environment": None if is_on_kernels else _environment(),
-        "input": _digest_input(questions),
+        "input": _digest_input(given),
     }
 
 
@@ -91,14 +91,17 @@ def _digest_weights(model: Any) -> str:
 
 
 def _digest_processor(processor: Any) -> str:
-    settings = {**processor.tokenizer.files_to_save(), "image": processor.image_processor.to_dict()}
+    if hasattr(processor, "tokenizer"):
+        settings = {**processor.tokenizer.files_to_save(), "image": processor.image_processor.to_dict()}
+    else:
+        settings = {"image": processor.to_dict()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _digest_input(questions: Questions) -> str:
-    """Of all pairs and of the images' files."""
+def _digest_input(given: Input) -> str:
+    """Of all that is asked and of the images' files."""
     digest, images = hashlib.sha256(), dict[Path, str | None]()
-    for entry in questions.entries():
+    for entry in given.entries():
         if entry.path not in images:
             images[entry.path] = _digest_image(entry.path) if entry.error is None else None
         digest.update(json.dumps([entry.asked, entry.error, images[entry.path]]).encode())
@@ -173,11 +176,14 @@ def _variables(kept: Any, made: Any) -> str:
     return "; ".join(shown) or f"environment {kept!r}, now {made!r}"
 
 
-def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> Done:
+def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry], result: str = "answer") -> Done:
     """The whole lines that an earlier run has written; one with an error stays as well.
 
     A line without an end is left out: that run was stopped while it wrote. So are NULs, which a crash of the system
     leaves at the end of a file.
+
+    Args:
+        result: what a line with no error has beside its score: "answer" or "label".
 
     Raises:
         ValueError: the file is something else, the output of another input, or has a damaged line.
@@ -197,11 +203,13 @@ def already_done(file: BinaryIO, out: Path, entries: Iterator[Entry]) -> Done:
         _check_start(line, out, number)
         entry = next(entries, None)
         written = _parse(line, out, number)
-        if entry is None or {name: written.get(name) for name in entry.asked} != json.loads(json.dumps(entry.asked)):
+        if entry is None or not _is_about(entry, written):
             raise ValueError(
                 f"--out: line {number} of {str(out)!r} is about another image or question than the input, wanted the "
                 "output of the same input, or another name"
             )
+        if not (_is_result(written, result) or isinstance(written.get("error"), str)):
+            raise ValueError(_damaged(out, number, f"no {result} and no error in it"))
         done, kept_bytes, errors = number, kept_bytes + len(line), errors + ("error" in written)
     return Done(done, kept_bytes, errors)
 
@@ -219,8 +227,8 @@ def _parse(line: bytes, out: Path, number: int) -> dict[str, Any]:
         written = json.loads(line.decode(errors="surrogatepass"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(_damaged(out, number, str(error))) from error
-    if not isinstance(written, dict) or not (_is_answer(written) or isinstance(written.get("error"), str)):
-        raise ValueError(_damaged(out, number, "neither an answer nor an error"))
+    if not isinstance(written, dict):
+        raise ValueError(_damaged(out, number, "no object"))
     if line.endswith(b"\r\n"):
         raise ValueError(_damaged(out, number, "it ends as lines on Windows do"))
     return written
@@ -230,8 +238,13 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-def _is_answer(written: dict[str, Any]) -> bool:
-    types = {"answer": str, "score": int | float, "top": list}
+def _is_about(entry: Entry, written: dict[str, Any]) -> bool:
+    asked = json.loads(json.dumps(entry.asked))
+    return all(written.get(name) == asked.get(name) for name in {*asked, "question"})
+
+
+def _is_result(written: dict[str, Any], result: str) -> bool:
+    types = {result: str, "score": int | float, "top": list}
     return all(isinstance(written.get(name), kind) for name, kind in types.items())
 
 

@@ -1,10 +1,11 @@
-"""`vilt-fast train-demo`, and the table of the model's accuracy."""
+"""`vilt-fast train-demo`, and the table of a model's accuracy."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from vilt_fast.commands.loading import parse_device
 
 
 def train_demo(arguments: argparse.Namespace) -> None:
-    """Train the small model, save it, and print its accuracy on images it never saw."""
-    from vilt_fast.demo.train import CHECKPOINT, train
+    """Train a small model, save it, and print its accuracy on images it never saw."""
+    from vilt_fast.demo import evaluate, train, train_vit
+    from vilt_fast.demo.loop import CHECKPOINT
 
+    is_vit = arguments.family == "vit"
     out = directory_path(arguments.out, "--out")
     device = parse_device(arguments.device)
     _check_out(out, CHECKPOINT, arguments.resume)
-    model, processor = train(
+    model, processor = (train_vit if is_vit else train).train(
         out,
         steps=arguments.steps,
         minutes=arguments.minutes,
@@ -31,7 +34,8 @@ def train_demo(arguments: argparse.Namespace) -> None:
     )
     print(f"saved in {out}")
     if arguments.evaluate:
-        print_scores(model.cpu(), processor, arguments.evaluate, progress=not arguments.quiet)
+        measure = evaluate.evaluate_vit if is_vit else evaluate.evaluate
+        print_scores(measure, model.cpu(), processor, arguments.evaluate, progress=not arguments.quiet)
 
 
 def _check_out(out: Path, checkpoint: str, resume: bool) -> None:
@@ -53,12 +57,15 @@ def _check_out(out: Path, checkpoint: str, resume: bool) -> None:
         raise ValueError(f"--out: {str(out)!r} holds {listing(others, 3)}, wanted a new or an empty directory")
 
 
-def print_scores(model: Any, processor: Any, images: int, *, progress: bool) -> None:
-    """Print accuracy by kind of question, beside that of always giving the kind's most frequent answer."""
-    from vilt_fast.demo.evaluate import evaluate
+def print_scores(
+    measure: Callable[..., dict[str, Any]], model: Any, processor: Any, images: int, *, progress: bool
+) -> None:
+    """Print accuracy by kind, beside that of always giving the kind's most frequent answer.
 
-    scores = evaluate(model, processor, images, progress=progress and sys.stderr.isatty())
+    measure: `evaluate` or `evaluate_vit` of vilt_fast.demo.evaluate.
+    """
+    scores = measure(model, processor, images, progress=progress and sys.stderr.isatty())
     print(f"{images} images of the test split, which is never trained on:\n")
-    print(f"{'kind':<12}{'questions':>10}{'right':>9}{'majority':>10}")
+    print(f"{'kind':<12}{'asked':>10}{'right':>9}{'majority':>10}")
     for kind, score in scores.items():
         print(f"{kind:<12}{score.questions:>10}{score.accuracy:>9.1%}{score.majority:>10.1%}")

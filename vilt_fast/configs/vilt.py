@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import Any
+from typing import Any, ClassVar
 
 from vilt_fast.checkpoints.hub import HubOptions, is_directory, local_path
-from vilt_fast.configs.base import PreTrainedConfig
-from vilt_fast.configs.checks import (
-    LARGEST_SIZE,
-    MOST_LAYERS,
-    check_flag,
-    check_integer,
-    check_number,
-    is_integer,
-    shown,
-)
-
-_LARGEST = sys.float_info.max
-# A hundred times the largest vision-language models; 4 TB in float32.
-MOST_WEIGHTS = 10**12
-_GROWING = (
-    "hidden_size intermediate_size num_hidden_layers vocab_size max_position_embeddings type_vocab_size "
-    "modality_type_vocab_size image_size patch_size num_channels num_images"
-).split()
+from vilt_fast.configs.checks import LARGEST_SIZE, check_integer, is_integer, shown
+from vilt_fast.configs.encoder import PatchConfig, check_eps
 
 
-class ViltConfig(PreTrainedConfig):
+class ViltConfig(PatchConfig):
     """Every field of Hugging Face's ViltConfig (4.37 and 5.x), and one of the original repository.
 
     Args:
@@ -56,6 +39,11 @@ class ViltConfig(PreTrainedConfig):
     """
 
     model_type = "vilt"
+    sizes: ClassVar[tuple[str, ...]] = (
+        *PatchConfig.sizes,
+        *("vocab_size", "type_vocab_size", "modality_type_vocab_size", "max_position_embeddings"),
+    )
+    flags: ClassVar[tuple[str, ...]] = (*PatchConfig.flags, "tie_word_embeddings")
 
     def __init__(
         self,
@@ -91,6 +79,19 @@ class ViltConfig(PreTrainedConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(
+            hidden_size=hidden_size,
+            num_hidden_layers=num_hidden_layers,
+            num_attention_heads=num_attention_heads,
+            intermediate_size=intermediate_size,
+            hidden_act=hidden_act,
+            hidden_dropout_prob=hidden_dropout_prob,
+            attention_probs_dropout_prob=attention_probs_dropout_prob,
+            initializer_range=initializer_range,
+            layer_norm_eps=layer_norm_eps,
+            image_size=image_size,
+            patch_size=patch_size,
+            num_channels=num_channels,
+            qkv_bias=qkv_bias,
             pad_token_id=pad_token_id,
             id2label=id2label,
             label2id=label2id,
@@ -104,19 +105,6 @@ class ViltConfig(PreTrainedConfig):
         self.type_vocab_size = type_vocab_size
         self.modality_type_vocab_size = modality_type_vocab_size
         self.max_position_embeddings = max_position_embeddings
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        self.image_size = _pair_or_int(image_size)
-        self.patch_size = _pair_or_int(patch_size)
-        self.num_channels = num_channels
-        self.qkv_bias = qkv_bias
         self.max_image_length = max_image_length
         self.tie_word_embeddings = tie_word_embeddings
         self.num_images = num_images
@@ -126,76 +114,23 @@ class ViltConfig(PreTrainedConfig):
     def validate(self) -> None:
         """See the base class."""
         super().validate()
-        sizes = (
-            "vocab_size type_vocab_size modality_type_vocab_size max_position_embeddings hidden_size "
-            "num_attention_heads intermediate_size num_channels"
-        )
-        for name in sizes.split():
-            check_integer(name, getattr(self, name), 1)
-        check_integer("num_hidden_layers", self.num_hidden_layers, 0, MOST_LAYERS)
-        for name in ("qkv_bias", "tie_word_embeddings"):
-            check_flag(name, getattr(self, name))
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-            check_number(name, getattr(self, name), "a probability from 0 to 1", 0, 1)
-        check_number("initializer_range", self.initializer_range, "a finite number >= 0", 0, _LARGEST)
-        for name in ("layer_norm_eps", "encoder_layer_norm_eps"):
-            if name == "layer_norm_eps" or self.encoder_layer_norm_eps is not None:
-                check_number(name, getattr(self, name), "a finite number above 0", 0, _LARGEST, above=True)
-        if not isinstance(self.hidden_act, str) and not callable(self.hidden_act):
-            raise ValueError(f"hidden_act must be a name or a callable, got {shown(self.hidden_act)}")
+        if self.encoder_layer_norm_eps is not None:
+            check_eps("encoder_layer_norm_eps", self.encoder_layer_norm_eps)
         if self.num_images != -1:
             check_integer("num_images", self.num_images, 1)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size must be a multiple of num_attention_heads, got hidden_size={self.hidden_size} "
-                f"and num_attention_heads={self.num_attention_heads}"
-            )
         if not is_integer(self.max_image_length, -LARGEST_SIZE) or self.max_image_length == 0:
             raise ValueError(
                 f"max_image_length must be a positive integer, or -1 for all, got {shown(self.max_image_length)}"
             )
-        height, width = self.patch_shape
-        if height != width:
-            raise ValueError(f"patch_size must be square, got {self.patch_size!r}")
-        if min(self.table_size) < 1:
-            raise ValueError(f"image_size must be at least patch_size={self.patch_size!r}, got {self.image_size!r}")
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ValueError(f"pad_token_id must be below vocab_size={self.vocab_size}, got {self.pad_token_id}")
-        self._check_memory()
-
-    def _check_memory(self) -> None:
-        """Refuse sizes, each possible, that together make weights of several terabytes."""
-        count = self.count_weights()
-        if count > MOST_WEIGHTS:
-            named = ", ".join(f"{name}={getattr(self, name)}" for name in _GROWING)
-            raise ValueError(
-                f"hidden_size and the other sizes make {count:.1e} weights, wanted at most {MOST_WEIGHTS:.0e}: "
-                f"got {named}"
-            )
+        self.check_memory()
 
     def count_weights(self) -> int:
         """About how many weights a model has, rather less: the tables, the encoder and a classifier, without biases."""
-        rows, columns = self.table_size
         tables = self.vocab_size + self.type_vocab_size + self.modality_type_vocab_size + self.max_position_embeddings
-        layer = 4 * self.hidden_size + 2 * self.intermediate_size
-        widths = tables + rows * columns + self.num_channels * self.patch_shape[0] ** 2 + self.num_hidden_layers * layer
-        return (widths + self.num_labels + self.hidden_size * max(self.num_images, 0) ** 2) * self.hidden_size
-
-    @property
-    def image_shape(self) -> tuple[int, int]:
-        """(height, width) in pixels that the position table stands for."""
-        return _pair(self.image_size)
-
-    @property
-    def patch_shape(self) -> tuple[int, int]:
-        """(height, width) of a patch in pixels."""
-        return _pair(self.patch_size)
-
-    @property
-    def table_size(self) -> tuple[int, int]:
-        """(rows, columns) of the position table."""
-        (height, width), (patch_height, patch_width) = self.image_shape, self.patch_shape
-        return height // patch_height, width // patch_width
+        widths = tables + self.patch_widths() + self.layer_widths() + self.num_labels
+        return (widths + self.hidden_size * max(self.num_images, 0) ** 2) * self.hidden_size
 
     @property
     def block_layer_norm_eps(self) -> float:
@@ -225,14 +160,3 @@ class ViltConfig(PreTrainedConfig):
         if self.encoder_layer_norm_eps is None:
             del content["encoder_layer_norm_eps"]
         return content
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
-
-
-def _pair_or_int(value: Any) -> int | tuple[int, int]:
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    if len(values) not in (1, 2) or not all(is_integer(v, 1) for v in values):
-        raise ValueError(f"image_size and patch_size must be a positive integer or two of them, got {shown(value)}")
-    return value if isinstance(value, int) else (values[0], values[-1])

@@ -1,7 +1,7 @@
-"""Pillow's bicubic: its pass order by release, its tables of weights, and what may be resized at all.
+"""Pillow's bicubic and bilinear: their pass order by release, their tables of weights, and what may be resized at all.
 
-Keys' cubic convolution (1981, a = -1/2) in 22-bit fixed point. Read in Pillow's src/libImaging/Resample.c, and held to
-Pillow itself, byte for byte, by tests/ops/test_resize.py.
+Keys' cubic convolution (1981, a = -1/2) or a triangle, in 22-bit fixed point. Read in Pillow's
+src/libImaging/Resample.c, and held to Pillow itself, byte for byte, by tests/ops/test_resize.py.
 """
 
 import math
@@ -60,24 +60,35 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
 
 
+def _triangle(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp(min=0)
+
+
+# The kernel, and how far from its centre it reaches, in output pixels where an image shrinks.
+_KERNELS = {"bicubic": (_cubic, 2.0), "bilinear": (_triangle, 1.0)}
+RESAMPLES = tuple(_KERNELS)
+
+
 @lru_cache(maxsize=2048)  # some 15 KB each; photographs come in many sizes
-def bicubic_table(in_size: int, out_size: int) -> Tensor:
+def resample_table(in_size: int, out_size: int, resample: str) -> Tensor:
     """Where the taps of every output pixel start and what they weigh, along one axis.
 
     Args:
         in_size, out_size: pixels.
+        resample: one of RESAMPLES.
 
     Returns:
         (1 + taps, out_size) int32 on the CPU, cached: do not write to it. Row 0 is the first tap of each output pixel,
         the other rows are the weights, which sum to about 2^22 per output pixel. Every tap lies inside the image: where
-        Pillow has fewer taps the cubic is zero at the others. An axis that keeps its size has one tap of weight 1.
+        Pillow has fewer taps the kernel is zero at the others. An axis that keeps its size has one tap of weight 1.
     """
     if in_size == out_size:
         first = torch.arange(out_size, dtype=torch.int32, device="cpu")
         return torch.stack([first, torch.full_like(first, 1 << PRECISION_BITS)])
     scale = in_size / out_size
     filter_scale = max(scale, 1.0)
-    support = 2.0 * filter_scale
+    kernel, reach = _KERNELS[resample]
+    support = reach * filter_scale
     centre = (torch.arange(out_size, dtype=torch.float64, device="cpu") + 0.5) * scale
     begin = (centre - support + 0.5).long().clamp(min=0)
     end = (centre + support + 0.5).long().clamp(max=in_size)
@@ -85,7 +96,7 @@ def bicubic_table(in_size: int, out_size: int) -> Tensor:
     first = begin.clamp(max=in_size - taps)
 
     position = first + torch.arange(taps, device="cpu")[:, None]  # (taps, out_size)
-    weights = _cubic((position - centre + 0.5) * (1.0 / filter_scale))
+    weights = kernel((position - centre + 0.5) * (1.0 / filter_scale))
     total = torch.zeros_like(centre)
     for tap in weights:  # one after the other, as Pillow adds them: sum() pairs them and can differ in the last bit
         total += tap
@@ -94,17 +105,20 @@ def bicubic_table(in_size: int, out_size: int) -> Tensor:
     return torch.cat([first[None], fixed.trunc()]).int()
 
 
-def check_images(images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], rule: str) -> list[tuple[int, ...]]:
+def check_images(
+    images: Sequence[Tensor], sizes: Sequence[tuple[int, int]], rule: str, resample: str
+) -> list[tuple[int, ...]]:
     """Shapes of the arguments of `resize`.
 
     Raises:
-        ValueError: an image is not uint8 (H, W, C) or is empty, a size is not positive, or the lengths differ.
+        ValueError: an image is not uint8 (H, W, C) or is empty, a size is not positive, the lengths differ, or there
+            is no such rule or filter.
     """
     for index, image in enumerate(images):
         if image.dtype != torch.uint8:
             raise ValueError(f"images[{index}]: got {image.dtype}, wanted uint8")
     shapes = [tuple(image.shape) for image in images]
-    _check_sizes(shapes, sizes, rule)
+    _check_sizes(shapes, sizes, rule, resample)
     return shapes
 
 
@@ -114,6 +128,7 @@ def check_packed(
     sizes: Sequence[tuple[int, int]],
     offsets: Sequence[int] | None,
     rule: str,
+    resample: str,
 ) -> Sequence[int]:
     """Where each image of `resize_packed` starts: `offsets`, or one image after the other where that is None.
 
@@ -122,7 +137,7 @@ def check_packed(
     """
     if source.dtype != torch.uint8 or source.dim() != 1 or not source.is_contiguous():
         raise ValueError(f"source: got {source.dtype} {tuple(source.shape)}, wanted flat contiguous uint8")
-    _check_sizes(shapes, sizes, rule)
+    _check_sizes(shapes, sizes, rule, resample)
     lengths = [math.prod(shape) for shape in shapes]
     offsets = list(accumulate(lengths, initial=0))[:-1] if offsets is None else offsets
     if len(offsets) != len(lengths):
@@ -133,9 +148,10 @@ def check_packed(
     return offsets
 
 
-def _check_sizes(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], rule: str) -> None:
-    if rule not in RULES:
-        raise ValueError(f"rule: got {rule!r}, wanted one of {', '.join(RULES)}")
+def _check_sizes(shapes: Sequence[Sequence[int]], sizes: Sequence[tuple[int, int]], rule: str, resample: str) -> None:
+    for name, value, known in (("rule", rule, RULES), ("resample", resample, RESAMPLES)):
+        if value not in known:
+            raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(known)}")
     if len(shapes) != len(sizes):
         raise ValueError(f"sizes: got {len(sizes)} for {len(shapes)} images, wanted one (height, width) each")
     for index, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,11 @@ from .scene import COLORS, SHAPES, Scene, Thing
 THING_CLASSES = 1 + len(SHAPES) * len(COLORS)  # 0: no thing's middle lies in this patch
 MENTION_CLASSES = 3  # not named by the question, named first, named second
 CHUNK = 100  # images that a worker makes at a time
+
+
+def normalized(pixels: Tensor) -> Tensor:
+    """What the processors make of 8-bit pixels: floats in -1..1."""
+    return pixels.float().div_(127.5).sub_(1)
 
 
 class Batch(NamedTuple):
@@ -42,6 +47,18 @@ class Group(NamedTuple):
     input_ids: Tensor  # (questions, longest) int64, 0 is padding
     answer: Tensor  # (questions,) int64
     mentions: Tensor  # (questions, patches) uint8
+
+    def take(self, chosen: Tensor) -> Batch:
+        """A batch of some questions."""
+        input_ids, picture = self.input_ids[chosen], self.picture[chosen]
+        longest = int((input_ids != 0).sum(1).max())
+        return Batch(
+            input_ids=input_ids[:, :longest],
+            pixel_values=normalized(self.pixels[picture]),
+            answer=self.answer[chosen],
+            things=self.things[picture].long(),
+            mentions=self.mentions[chosen].long(),
+        )
 
 
 class _Picture(NamedTuple):
@@ -105,26 +122,15 @@ def _cell(scene: Scene, thing: Thing, grid: tuple[int, int]) -> int:
     return min(row, grid[0] - 1) * grid[1] + min(column, grid[1] - 1)
 
 
-def batches(groups: list[Group], batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
-    """Every question of a round once, in random order, `batch_size` about images of one size at a time.
+def batches(groups: Sequence[Any], batch_size: int, generator: torch.Generator, skip: int = 0) -> Iterator[Any]:
+    """Every example of a round once, in random order, `batch_size` of images of one size at a time.
 
-    skip: number of batches to leave out at the start, for resuming.
+    groups: have `answer` and `take(chosen)`, as Group has. skip: batches to leave out at the start, for resuming.
     """
-    plan: list[tuple[Group, Tensor]] = []
+    plan: list[tuple[Any, Tensor]] = []
     for group in groups:
         order = torch.randperm(len(group.answer), generator=generator)
         plan += [(group, chosen) for chosen in order.split(batch_size)]
     for position in torch.randperm(len(plan), generator=generator).tolist()[skip:]:
-        yield _batch(*plan[position])
-
-
-def _batch(group: Group, chosen: Tensor) -> Batch:
-    input_ids, picture = group.input_ids[chosen], group.picture[chosen]
-    longest = int((input_ids != 0).sum(1).max())
-    return Batch(
-        input_ids=input_ids[:, :longest],
-        pixel_values=group.pixels[picture].float().div_(127.5).sub_(1),
-        answer=group.answer[chosen],
-        things=group.things[picture].long(),
-        mentions=group.mentions[chosen].long(),
-    )
+        group, chosen = plan[position]
+        yield group.take(chosen)

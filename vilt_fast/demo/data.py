@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes on textured ground, and questions about them with one right answer.
+"""Scenes of coloured shapes on textured ground: several with questions about them, or one with its name.
 
 Everything is a function of (split, seed, index): the same three numbers give the same image and the same questions on
 every machine. The splits never share a random stream, so nothing is tested that was trained on.
@@ -28,6 +28,15 @@ class Sample:
     questions: tuple[Question, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelledImage:
+    """An image of one thing, with its scene and its label, one of scene.NAMES."""
+
+    image: Image.Image
+    scene: Scene
+    label: str
+
+
 def stream(split: str, seed: int, index: int) -> np.random.Generator:
     """The random stream of one image. Raises ValueError for an unknown split or a negative number."""
     if split not in SPLITS:
@@ -44,10 +53,21 @@ def make_sample(split: str, seed: int, index: int, *, questions: int = 6, short_
     """
     rng = stream(split, seed, index)
     scene = make_scene(rng)
-    drawn_side = int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
+    drawn_side = _draw_side(rng)
     start = int(rng.integers(len(KINDS)))
     asked = tuple(_ask_some_kind(scene, rng, start + i) for i in range(questions))
     return Sample(render(scene, short_side or drawn_side), scene, asked)
+
+
+def make_labelled(split: str, seed: int, index: int, *, short_side: int | None = None) -> LabelledImage:
+    """Image `index` of a split, of one thing; short_side as in `make_sample`."""
+    rng = stream(split, seed, index)
+    scene = make_scene(rng, alone=True)
+    return LabelledImage(render(scene, short_side or _draw_side(rng)), scene, scene.things[0].name)
+
+
+def _draw_side(rng: np.random.Generator) -> int:
+    return int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
 
 
 def _ask_some_kind(scene: Scene, rng: np.random.Generator, turn: int) -> Question:

@@ -1,24 +1,29 @@
-"""Accuracy of the demo model on fresh images, by kind of question, beside that of the best constant answer."""
+"""Accuracy of the demo models on fresh images, by kind, beside that of the best constant answer."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import NamedTuple
 
+import torch
 from tqdm import trange
 
 from vilt_fast.engine import Engine
 from vilt_fast.models.vilt import ViltForQuestionAnswering
+from vilt_fast.models.vit import ViTForImageClassification
 from vilt_fast.processing.processor import ViltProcessor
+from vilt_fast.processing.vit import ViTImageProcessor
 
-from .data import make_sample
+from .data import make_labelled, make_sample
 from .questions import KINDS
+
+BATCH = 50  # images that ViT names at once
 
 
 class Score(NamedTuple):
     """The score on one kind of question, or on all."""
 
-    questions: int
+    questions: int  # of ViT: images
     accuracy: float
     majority: float  # accuracy of always giving the kind's most frequent answer
 
@@ -45,6 +50,38 @@ def evaluate(
             sample = make_sample("test", seed, index, questions=questions)
             asked += [(question, engine.submit(sample.image, question.text)) for question in sample.questions]
     return _scores([(question.kind, question.answer, future.result().answer) for question, future in asked])
+
+
+def evaluate_vit(
+    model: ViTForImageClassification,
+    processor: ViTImageProcessor,
+    n: int = 2000,
+    seed: int = 0,
+    *,
+    progress: bool = False,
+) -> dict[str, Score]:
+    """Score on the "color", on the "shape" and on "all", which is both, on `n` images of the test split."""
+    if n < 1:
+        raise ValueError(f"n: got {n}, wanted at least 1 image")
+    wanted: list[str] = []
+    got: list[str] = []
+    for start in trange(0, n, BATCH, disable=not progress, unit="batch", desc="evaluating"):
+        made = [make_labelled("test", seed, index) for index in range(start, min(start + BATCH, n))]
+        with torch.no_grad():
+            logits = model(**processor([one.image for one in made], return_tensors="pt")).logits
+        wanted += [one.label for one in made]
+        got += [model.config.id2label[label] for label in logits.argmax(-1).tolist()]
+    pairs = {"color": 0, "shape": 1}
+    scores = {
+        name: _score([word.split()[part] for word in wanted], [word.split()[part] for word in got])
+        for name, part in pairs.items()
+    }
+    return {**scores, "all": _score(wanted, got)}
+
+
+def _score(wanted: list[str], got: list[str]) -> Score:
+    right = sum(one == other for one, other in zip(wanted, got, strict=True))
+    return Score(len(wanted), right / len(wanted), Counter(wanted).most_common(1)[0][1] / len(wanted))
 
 
 def _scores(given: list[tuple[str, str, str]]) -> dict[str, Score]:

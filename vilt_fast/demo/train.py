@@ -1,4 +1,4 @@
-"""Trains the small model that ships with the package: `vilt-fast train-demo`.
+"""Trains the small ViLT that ships with the package: `vilt-fast train-demo`.
 
 Every round makes fresh images and asks several questions about each. The loss is the cross entropy of the answer
 plus the model's own binary cross entropy (so that sigmoid and softmax both give probabilities). Two auxiliary
@@ -9,76 +9,40 @@ in a patch, and whether the question means it. They teach the blocks to see and 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import signal
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vilt_fast.checkpoints.files import listing, write_atomically
+from vilt_fast.checkpoints.files import write_atomically
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.vilt import ViltForQuestionAnswering
-from vilt_fast.processing.image import ViltImageProcessor
 from vilt_fast.processing.processor import ViltProcessor
 from vilt_fast.processing.text import BertTokenizer
+from vilt_fast.processing.vilt import ViltImageProcessor
 
-from .batches import MENTION_CLASSES, THING_CLASSES, Batch, batches, make_round
+from . import loop
+from .batches import MENTION_CLASSES, THING_CLASSES, Batch, Group, make_round
 from .dense import dense_forward
-from .evaluate import evaluate
 from .questions import ANSWERS
 from .vocabulary import vocabulary
 
-__all__ = ["Recipe", "evaluate", "make_model", "make_processor", "train"]
-
-# Fields that recipe and configuration share.
-_SIZES = "hidden_size num_hidden_layers num_attention_heads image_size patch_size initializer_range".split()
-CHECKPOINT = "checkpoint.pt"
-REPORT = "training.json"
-# The state of a run: what has a state_dict, and plain values.
-_PARTS = ("model", "helpers", "optimizer")
-_PROGRESS = ("step", "questions", "round", "batch", "seconds", "curve", "recent")
-
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(loop.BaseRecipe):
     """Everything but the seed that the trained weights depend on.
 
     things_block, mentions_block: the block after which each auxiliary map reads the patches; never the last one.
     help_weight: of the auxiliary losses. They are means over some 75 patches, most of them empty; 4 was too little.
-    shards: parts of a batch whose gradients are computed at once, on one core each.
-    bf16: multiply matrices in bfloat16 (autocast); weights, sums and the optimizer stay in float32. `train` switches it
-        off on a CPU without bfloat16 instructions, where it is slower.
     """
 
-    steps: int = 13000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup_steps: int = 300
-    weight_decay: float = 0.05
-    clip_norm: float = 1.0
-    pictures_per_round: int = 6000
     questions_per_picture: int = 10
-    hidden_size: int = 128
-    num_hidden_layers: int = 5
-    num_attention_heads: int = 4
-    patch_size: int = 8
-    image_size: int = 64
-    initializer_range: float = 0.06
     things_block: int = 2
     mentions_block: int = 3
     help_weight: float = 40.0
-    bf16: bool = True
-    shards: int = 2
 
 
 def make_processor(recipe: Recipe = Recipe(), *, vocab_file: Path) -> ViltProcessor:
@@ -92,129 +56,41 @@ def make_processor(recipe: Recipe = Recipe(), *, vocab_file: Path) -> ViltProces
 def make_model(recipe: Recipe = Recipe()) -> ViltForQuestionAnswering:
     """The demo model with fresh weights from PyTorch's generator."""
     config = ViltConfig(
-        vocab_size=len(vocabulary()),
-        intermediate_size=4 * recipe.hidden_size,
-        **{name: getattr(recipe, name) for name in _SIZES},
-        id2label=dict(enumerate(ANSWERS)),
-        pad_token_id=0,
+        vocab_size=len(vocabulary()), **recipe.sizes(), id2label=dict(enumerate(ANSWERS)), pad_token_id=0
     )
     model = ViltForQuestionAnswering(config)
-    embeddings = model.vilt.embeddings
-    # A patch has fewer values than the usual 3072: give its projection unit gain, and make positions distinct.
-    nn.init.normal_(embeddings.patch_embeddings.projection.weight, std=(3 * recipe.patch_size**2) ** -0.5)
-    with torch.no_grad():
-        embeddings.position_embeddings[0, 1:] = _waves(config.table_size, recipe.hidden_size)
+    loop.prepare_patches(model.vilt.embeddings, config)
     *_, answer_bias = model.classifier.parameters()
     nn.init.constant_(answer_bias, -math.log(len(ANSWERS) - 1))  # one answer is right: the others are not
     return model
 
 
-def _waves(table_size: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of row and column: neighbours start out similar. (P * Q, width)"""
-    wavelengths = torch.logspace(math.log10(3), math.log10(32), width // 4)  # in patches
-    rows, columns = torch.meshgrid(*(torch.arange(n) for n in table_size), indexing="ij")
-    angles = [2 * math.pi * axis.flatten()[:, None] / wavelengths for axis in (rows, columns)]
-    return 0.5 * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
+class _QuestionAnswering(loop.Task):
+    """Answering questions, with two auxiliary maps."""
 
+    recipe: Recipe
 
-class _Run:
-    """A training run: the state that changes from step to step, saved and restored."""
+    def make_model(self) -> ViltForQuestionAnswering:
+        return make_model(self.recipe)
 
-    def __init__(self, recipe: Recipe, seed: int, device: torch.device, threads: Executor) -> None:
-        self.recipe, self.seed, self.device, self.threads = recipe, seed, device, threads
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model = make_model(recipe)
-            classes = {"things": THING_CLASSES, "mentions": MENTION_CLASSES}
-            self.helpers = nn.ModuleDict({name: nn.Linear(recipe.hidden_size, n) for name, n in classes.items()})
-        self.model.to(device).train()
-        self.helpers.to(device)
-        self.parameters = [*self.model.parameters(), *self.helpers.parameters()]
-        self.optimizer = _optimizer(self.parameters, recipe)
-        self.step = self.questions = self.round = self.batch = 0  # batch counts inside the round
-        self.seconds = 0.0
-        self.curve: list[dict[str, float]] = []  # means over 50 steps each
-        self.recent: list[dict[str, float]] = []  # the steps since
+    def make_helpers(self) -> nn.ModuleDict:
+        classes = {"things": THING_CLASSES, "mentions": MENTION_CLASSES}
+        return nn.ModuleDict({name: nn.Linear(self.recipe.hidden_size, n) for name, n in classes.items()})
 
-    def learn(self, batch: Batch) -> dict[str, float]:
-        """One optimizer step. Returns the losses and the share of correct answers."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = _learning_rate(self.recipe, self.step + 1)
-        size = -(-len(batch.answer) // self.recipe.shards)
-        shards = [Batch(*parts) for parts in zip(*(tensor.split(size) for tensor in batch), strict=True)]
-        weights = [len(shard.answer) / len(batch.answer) for shard in shards]
-        gradients, losses = zip(*self.threads.map(self._gradients, shards), strict=True)
+    def make_round(self, seed: int, start: int, stop: int, executor: Executor | None) -> list[Group]:
+        return make_round(self.processor, seed, start, stop, self.recipe.questions_per_picture, executor)
 
-        def mean(parts: Iterable[Any]) -> Any:
-            return sum(part * weight for part, weight in zip(parts, weights, strict=True))
-
-        for parameter, *parts in zip(self.parameters, *gradients, strict=True):
-            parameter.grad = mean(parts)
-        nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
-        self.optimizer.step()
-        self.step, self.batch, self.questions = self.step + 1, self.batch + 1, self.questions + len(batch.answer)
-        return {name: mean(part[name] for part in losses) for name in losses[0]}
-
-    def _gradients(self, shard: Batch) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-        """The mean loss's gradients over a shard, and its losses. Writes nothing shared: threads may run it at once."""
-        shard = Batch(*(tensor.to(self.device) for tensor in shard))
-        with torch.autocast(self.device.type, torch.bfloat16) if self.recipe.bf16 else nullcontext():
-            output = dense_forward(self.model, shard.input_ids, shard.pixel_values)
-            things = self.helpers["things"](output.patches[self.recipe.things_block - 1])
-            mentions = self.helpers["mentions"](output.patches[self.recipe.mentions_block - 1])
-        losses = {
-            "answer": answer_loss(output.logits, shard.answer),
-            "things": F.cross_entropy(things.float().flatten(0, 1), shard.things.flatten()),
-            "mentions": F.cross_entropy(mentions.float().flatten(0, 1), shard.mentions.flatten()),
+    def learn(self, model: ViltForQuestionAnswering, helpers: nn.ModuleDict, batch: Batch) -> loop.Outcome:
+        output = dense_forward(model, batch.input_ids, batch.pixel_values)
+        things = helpers["things"](output.patches[self.recipe.things_block - 1])
+        mentions = helpers["mentions"](output.patches[self.recipe.mentions_block - 1])
+        parts = {
+            "answer": answer_loss(output.logits, batch.answer),
+            "things": F.cross_entropy(things.float().flatten(0, 1), batch.things.flatten()),
+            "mentions": F.cross_entropy(mentions.float().flatten(0, 1), batch.mentions.flatten()),
         }
-        loss = losses["answer"] + self.recipe.help_weight * (losses["things"] + losses["mentions"])
-        gradients = torch.autograd.grad(loss, self.parameters)
-        accuracy = float((output.logits.argmax(-1) == shard.answer).float().mean())
-        return gradients, {**{name: float(value.detach()) for name, value in losses.items()}, "accuracy": accuracy}
-
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint and the report, each atomically."""
-        given = {"seed": self.seed, "recipe": dataclasses.asdict(self.recipe)}
-        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
-        state = {**given, **parts, **{name: getattr(self, name) for name in _PROGRESS}}
-        write_atomically(directory / CHECKPOINT, lambda temporary: torch.save(state, temporary))
-        report = {
-            **given,
-            "steps": self.step,
-            "questions": self.questions,
-            "minutes": round(self.seconds / 60, 1),
-            "torch": torch.__version__,
-            "cores": os.cpu_count(),
-            "curve": self.curve,
-        }
-        write_atomically(directory / REPORT, json.dumps(report, indent=1) + "\n")
-
-    def restore(self, path: Path) -> None:
-        """Continue from a checkpoint. ValueError if it is broken, or comes from another recipe or seed."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # a damaged file raises anything
-            raise _broken(path, error) from error
-        absent = sorted({"recipe", "seed", *_PARTS, *_PROGRESS} - set(state if isinstance(state, dict) else ()))
-        if absent:
-            raise _broken(path, f"it holds no {listing(absent)}")
-        for name, wanted in (("recipe", dataclasses.asdict(self.recipe)), ("seed", self.seed)):
-            if state[name] != wanted:
-                raise ValueError(f"resume: {path} has {name} {state[name]}, wanted {wanted}")
-        for name in _PARTS:
-            try:
-                getattr(self, name).load_state_dict(state[name])
-            except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:  # tensors that do not fit
-                raise _broken(path, f"{name}: {error}") from error
-        for name in _PROGRESS:
-            setattr(self, name, state[name])
-
-
-def _broken(path: Path, reason: object) -> ValueError:
-    lines = str(reason).splitlines() or [type(reason).__name__]  # PyTorch's advice below would run code from the file
-    return ValueError(f"resume: {path} is truncated or no checkpoint of a run: {lines[0].split('. Please')[0]}")
+        loss = parts["answer"] + self.recipe.help_weight * (parts["things"] + parts["mentions"])
+        return loop.Outcome(loss, output.logits, parts)
 
 
 def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
@@ -225,135 +101,11 @@ def answer_loss(logits: Tensor, answer: Tensor) -> Tensor:
 
 
 def train(
-    output_dir: str | Path,
-    *,
-    steps: int | None = None,
-    minutes: float | None = None,
-    seed: int = 0,
-    resume: bool = False,
-    device: str | torch.device = "cpu",
-    progress: bool = True,
-    recipe: Recipe | None = None,
-    save_every: int = 250,
-    workers: int = 2,
+    output_dir: str | Path, *, recipe: Recipe | None = None, **options: Any
 ) -> tuple[ViltForQuestionAnswering, ViltProcessor]:
-    """Train the demo model and save it in Hugging Face's format.
+    """Train the demo's ViLT and save it in Hugging Face's format; options and errors are those of `loop.train`."""
 
-    Args:
-        output_dir: gets the model, the processor, `checkpoint.pt` and `training.json` (seed, recipe, time, losses).
-        steps: of the optimizer; None for the recipe's.
-        minutes: stop after so many, and at least one step, with a checkpoint; None: no limit. `resume` continues from
-            there to the same weights.
-        seed: of the weights, the images, the questions and their order.
-        resume: continue from `checkpoint.pt` if there is one.
-        workers: processes that make images; 0 for this one.
+    def make_task(recipe: Recipe, directory: Path) -> loop.Task:
+        return _QuestionAnswering(recipe, make_processor(recipe, vocab_file=directory / "vocab.txt"))
 
-    Raises:
-        ValueError: a number is out of range, or the checkpoint is broken, or of another recipe or seed.
-        OSError: the directory cannot be written; an older checkpoint stays whole.
-    """
-    recipe = _checked(recipe or Recipe(), steps, minutes, save_every, torch.device(device))
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    processor = make_processor(recipe, vocab_file=output_dir / "vocab.txt")
-    with _pools(recipe.shards, workers) as (threads, executor):
-        run = _Run(recipe, seed, torch.device(device), threads)
-        if resume and (output_dir / CHECKPOINT).exists():
-            run.restore(output_dir / CHECKPOINT)
-        rounds = _rounds(run, processor, executor)
-        _train(run, rounds, output_dir, minutes=minutes, save_every=save_every, progress=progress)
-    run.model.eval().save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    return run.model, processor
-
-
-def _checked(recipe: Recipe, steps: int | None, minutes: float | None, save_every: int, device: torch.device) -> Recipe:
-    """The recipe as it runs here, with the caller's number of steps. ValueError if a number is out of range."""
-    recipe = dataclasses.replace(
-        recipe, steps=recipe.steps if steps is None else steps, bf16=recipe.bf16 and _multiplies_bf16(device)
-    )
-    for name, value in (("steps", recipe.steps), ("save_every", save_every)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}, wanted a positive integer")
-    if minutes is not None and not minutes > 0:  # NaN is not either
-        raise ValueError(f"minutes: got {minutes}, wanted a positive number, or None for no limit")
-    return recipe
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for bfloat16; a PyTorch that cannot say counts as no."""
-    if device.type != "cpu":
-        return True
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(value is True for name, value in capabilities.items() if "bf16" in name)
-
-
-def _train(
-    run: _Run, rounds: Iterator[Batch], output_dir: Path, *, minutes: float | None, save_every: int, progress: bool
-) -> None:
-    """Train until the recipe's last step or until the time is up."""
-    started = time.monotonic() - run.seconds
-    longest = math.inf if minutes is None else run.seconds + 60 * minutes
-    with tqdm(total=run.recipe.steps, initial=run.step, disable=not progress, unit="step", desc="training") as bar:
-        while run.step < run.recipe.steps and run.seconds <= longest:
-            run.recent.append(run.learn(next(rounds)))
-            run.seconds = time.monotonic() - started
-            bar.update()
-            if run.step % 50 == 0:
-                _note(run, bar)
-            if run.step % save_every == 0:
-                run.save(output_dir)
-    run.save(output_dir)
-
-
-@contextmanager
-def _pools(shards: int, workers: int) -> Iterator[tuple[Executor, Executor | None]]:
-    """Threads, one core per shard (a second level of threads inside every product would only wait), and processes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            ThreadPoolExecutor(shards) as threads,
-            # Ctrl-C goes to the workers too; this process ends them.
-            ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
-            if workers
-            else nullcontext() as executor,
-        ):
-            yield threads, executor
-    finally:
-        torch.set_num_threads(before)
-
-
-def _rounds(run: _Run, processor: ViltProcessor, executor: Executor | None) -> Iterator[Batch]:
-    """Batches from the run's position on, round after round, without end."""
-    recipe = run.recipe
-    while True:
-        start = run.round * recipe.pictures_per_round
-        stop = start + recipe.pictures_per_round
-        groups = make_round(processor, run.seed, start, stop, recipe.questions_per_picture, executor)
-        generator = torch.Generator().manual_seed((run.seed << 20) + run.round)
-        yield from batches(groups, recipe.batch_size, generator, skip=run.batch)
-        run.round, run.batch = run.round + 1, 0
-
-
-def _note(run: _Run, bar: tqdm) -> None:
-    recent, run.recent = run.recent, []
-    means = {name: round(sum(step[name] for step in recent) / len(recent), 4) for name in recent[0]}
-    run.curve.append({"step": run.step, **means})
-    bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-
-
-def _optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """Weight decay on matrices only, as usual."""
-    matrices = {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay}
-    vectors = {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-    return torch.optim.AdamW([matrices, vectors], lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then half a cosine down to zero at the last step."""
-    warmup = min(recipe.warmup_steps, recipe.steps // 10)
-    if step <= warmup:
-        return recipe.learning_rate * step / warmup
-    done = (step - warmup) / (recipe.steps - warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return loop.train(make_task, recipe or Recipe(), output_dir, **options)

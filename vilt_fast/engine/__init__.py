@@ -4,11 +4,11 @@
     >>> with Engine(model, processor) as engine:
     ...     answers = engine.answer(["a.jpg", "b.jpg"], "how many red circles are there ?")
 
-`pipeline` has the threads and knows nothing of models; `vilt` is what they do for ViLT; `vilt_fast.frozen` runs its
-batches.
+`pipeline` has the threads and knows nothing of models; `images`, `vilt` and `vit` are what they do for ours;
+`vilt_fast.frozen` runs the batches.
 """
 
 from vilt_fast.engine.engine import Engine, Stats
-from vilt_fast.engine.results import Answer, Filled
+from vilt_fast.engine.results import Answer, Classified, Filled
 
-__all__ = ["Answer", "Engine", "Filled", "Stats"]
+__all__ = ["Answer", "Classified", "Engine", "Filled", "Stats"]

@@ -13,25 +13,19 @@ import torch
 
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
 from vilt_fast.engine.futures import Process
+from vilt_fast.engine.images import ImageStages
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts, Ticket
-from vilt_fast.engine.vilt import ViltStages, longest_pair
+from vilt_fast.engine.vilt import ViltStages
+from vilt_fast.engine.vit import ViTStages
 from vilt_fast.frozen.graphs import max_pairs
 from vilt_fast.frozen.model import MAX_TOKENS, FrozenModel, device_for, freeze
-from vilt_fast.models.vilt import (
-    ViltForImageAndTextRetrieval,
-    ViltForImageTextMatching,
-    ViltForMaskedLM,
-    ViltForQuestionAnswering,
-)
-from vilt_fast.processing.encoding import check_unicode
 
-_KINDS = {
-    "answer": (ViltForQuestionAnswering,),
-    "score": (ViltForImageAndTextRetrieval, ViltForImageTextMatching),
-    "fill": (ViltForMaskedLM,),
-}
+_FAMILIES: tuple[type[ImageStages], ...] = (ViltStages, ViTStages)
+_KINDS = {kind: models for family in _FAMILIES for kind, models in family.kinds.items()}
 _MODELS = tuple(model for models in _KINDS.values() for model in models)
+_WITH_LOGITS = tuple(model for kind, models in _KINDS.items() if kind != "embed" for model in models)
+_NO_TEXT = ""  # of an image alone
 _MAX_TOKENS_ELSEWHERE = 4096  # what a CPU's caches hold
 _LONGEST_WAIT_MS = 86_400_000  # a day
 
@@ -53,7 +47,7 @@ class Stats:
 
 
 class Engine:
-    """Answers questions about images, many at a time, from lists, iterators or a server's threads.
+    """Answers questions about images, or classifies or embeds them, many at a time, from lists, iterators or threads.
 
     A result does not depend on what else is asked at the same time: bit for bit on the kernels, and up to the order of
     sums on the CPU (not even that in `submit_batch`). Images are whatever `vilt_fast.processing.decoding` reads (a
@@ -64,14 +58,16 @@ class Engine:
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
-            or ViltForMaskedLM (`fill`); or one of these frozen by the caller, whose graphs are then as it was frozen.
-        processor: a ViltProcessor.
+            ViltForMaskedLM (`fill`), ViTForImageClassification (`classify`) or ViTModel (`embed`); or one of these
+            frozen by the caller, whose graphs are then as it was frozen. A ViT's item is an image, not a pair.
+        processor: a ViltProcessor; of a ViT, a ViTImageProcessor. Where that keeps the shapes of images, a batch holds
+            several sizes, and sides are cut to whole patches.
         max_tokens: per batch, words and patches; None for 49,152 on a GPU and 4,096 elsewhere.
         dtype, device: None for the model's. The model is frozen (`vilt_fast.freeze`): the engine has a copy of its own.
         cuda_graphs: whether to record CUDA graphs, one per bucket of lengths, on first use or in `warmup`.
         workers: threads that decode images; None for one per core.
         max_wait_ms: how long a pair waits for others to share a batch with while the model is idle; at most a day.
-        top: number of answers in `Answer.top`.
+        top: number of answers in `Answer.top`, and of labels in `Classified.top` where the call does not say.
 
     Raises:
         ValueError: an argument is out of range or of the wrong type, or the model cannot be frozen.
@@ -96,23 +92,24 @@ class Engine:
             raise ValueError(f"model: got {kind.__name__}, wanted one of {wanted}")
         if isinstance(model, FrozenModel) and not (dtype is device is None and cuda_graphs):
             raise ValueError("dtype, device, cuda_graphs: a frozen model has its own; give them to freeze()")
-        if not hasattr(getattr(processor, "image_processor", None), "pack"):
-            raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
+        self._kind = next(name for name, models in _KINDS.items() if issubclass(kind, models))
+        family = next(family for family in _FAMILIES if self._kind in family.kinds)
+        settings = family.settings_of(processor)
         _check_numbers(max_wait_ms, top, max_tokens=max_tokens, workers=workers)
         _check_form(dtype, cuda_graphs)
         where = device_for(model, device)
         max_tokens = max_tokens or (MAX_TOKENS if where.type == "cuda" else _MAX_TOKENS_ELSEWHERE)
-        longest = longest_pair(model.config, processor.image_processor)
+        longest = family.longest(model.config, settings)
         largest = max(max_tokens, longest)  # the longest pair has a batch of its own
         if isinstance(model, FrozenModel):
             self.model = model
         else:
             self.model = freeze(model, dtype, device, cuda_graphs, max_tokens=largest, max_seqlen=longest)
-        self._stages = ViltStages(self.model, processor, top=top)
+        self._stages = family(self.model, processor, top=top)
         self._pipeline = pipeline = Pipeline(
             self._stages,
             max_tokens=max_tokens,
-            max_pairs=max_pairs(max_tokens),
+            max_pairs=max_pairs(max_tokens, longest),
             max_wait_ms=max_wait_ms,
             workers=workers,
             # Enough for the five batches that can be in flight at ViLT's usual 211 tokens per pair, and for decoding.
@@ -173,14 +170,46 @@ class Engine:
         """
         return self._many("fill", images, texts, on_error, progress)
 
-    def logits(self, images: Any, texts: Any, *, on_error: str = "raise", progress: bool | None = None) -> Any:
+    def classify(
+        self, images: Any, *, top: int | None = None, on_error: str = "raise", progress: bool | None = None
+    ) -> Any:
+        """The labels of each image, as `Classified`s; scores are those of transformers' image-classification pipeline.
+
+        Args:
+            images, on_error, progress: as of `answer`.
+            top: labels to report, at most those that the model has; None: the engine's.
+
+        Raises:
+            ValueError: the model is for another task or has no labels, or `top` is no positive integer.
+            RuntimeError: as of `answer`.
+        """
+        return self._many("classify", images, _NO_TEXT, on_error, progress, top)
+
+    def embed(
+        self, images: Any, *, pool: str | None = None, on_error: str = "raise", progress: bool | None = None
+    ) -> Any:
+        """One vector of each image, float32 (d,), by a ViTModel; that of a classifier is `model.vit`.
+
+        Args:
+            images, on_error, progress: as of `answer`.
+            pool: "pooler": the pooler's output; "cls": the CLS row of `last_hidden_state`; None: the first where the
+                model has a pooler. One that its checkpoint lacked has random weights: "cls" then.
+
+        Raises:
+            ValueError: the model is for another task, or `pool` is neither.
+            RuntimeError: as of `answer`.
+        """
+        return self._many("embed", images, _NO_TEXT, on_error, progress, pool)
+
+    def logits(self, images: Any, texts: Any = None, *, on_error: str = "raise", progress: bool | None = None) -> Any:
         """The logits of the model's head for each pair: float32 (labels,), or (words, vocabulary) for `fill`'s models.
 
-        Arguments and order are those of `answer`.
+        Arguments and order are those of `answer`; with a ViT there are no texts.
         """
-        return self._many("logits", images, texts, on_error, progress)
+        self._check_kind("logits")
+        return self._many("logits", images, self._text("texts", texts), on_error, progress)
 
-    def submit(self, image: Any, question: str, *, kind: str | None = None) -> Future:
+    def submit(self, image: Any, question: str | None = None, *, kind: str | None = None) -> Future:
         """Enqueue one pair, from any thread; the future gives what `answer` (or the model's own method) gives.
 
         A future can be cancelled until its batch is formed. Blocks while too many pairs are pending. Callbacks of
@@ -188,19 +217,19 @@ class Engine:
         `concurrent.futures.wait`).
 
         Args:
-            kind: "answer", "score", "fill" or "logits"; None for the model's own.
+            question: a text; with a ViT there is none.
+            kind: "answer", "score", "fill", "classify", "embed" or "logits"; None for the model's own.
 
         Raises:
             ValueError: the question is not a text, or the model is of another kind.
             RuntimeError: the engine is closed.
         """
-        if kind is None:
-            kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
+        kind = self._kind if kind is None else kind
         self._check_kind(kind)
-        return self._pipeline.submit(kind, image, _checked(question))
+        return self._pipeline.submit(kind, image, self._stages.asked(kind, self._text("question", question)))
 
-    def submit_batch(self, pairs: Sequence[tuple[Any, str]]) -> Sequence[Future]:
-        """Enqueue pairs of an image and a text as one batch: these, in this order, and no other pair.
+    def submit_batch(self, pairs: Sequence[Any]) -> Sequence[Future]:
+        """Enqueue pairs of an image and a text (of a ViT, images) as one batch: these, in this order, and no other.
 
         What is asked at the same time then changes no bit of the results on a CPU either, where sums are rounded
         otherwise in another batch. Not for `fill`'s models, whose pairs need several batches.
@@ -209,20 +238,24 @@ class Engine:
             ValueError: `pairs` is no list of pairs, a question is not a text, or the model is of another kind.
             RuntimeError: the engine is closed.
         """
-        kind = next(name for name, models in _KINDS.items() if issubclass(self.model.model_class, models))
-        if kind == "fill":
+        if self._kind == "fill":
             raise ValueError(f"submit_batch: got {self.model.model_class.__name__}, wanted a model for answer or score")
+        reads_texts, kind = self._stages.reads_texts, self._kind
+        wanted = "pairs (image, text)" if reads_texts else "images"
         if not isinstance(pairs, Sequence) or isinstance(pairs, str | bytes):
-            raise ValueError(f"pairs: got {type(pairs).__name__}, wanted a list of pairs (image, text)")
+            raise ValueError(f"pairs: got {type(pairs).__name__}, wanted a list of {wanted}")
+        if not reads_texts:
+            pairs = [(image, _NO_TEXT) for image in pairs]
         for number, pair in enumerate(pairs):
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise ValueError(f"pairs[{number}]: got {_short(pair)}, wanted a pair (image, text)")
-        return self._pipeline.submit_batch(kind, [(image, _checked(text)) for image, text in pairs])
+        return self._pipeline.submit_batch(kind, [(image, self._stages.asked(kind, text)) for image, text in pairs])
 
     def warmup(self) -> None:
         """Run the model once and record all CUDA graphs, so that no later pair waits for that; reset `stats`."""
         self._pipeline.call(self._stages.warm_up)
-        self.submit(self._stages.blank, "", kind="logits").result()
+        kind = "embed" if self._kind == "embed" else "logits"
+        self._pipeline.submit(kind, self._stages.blank, self._stages.asked(kind, _NO_TEXT)).result()
         self._pipeline.counts = Counts()
 
     def stats(self) -> Stats:
@@ -257,33 +290,41 @@ class Engine:
         self._pipeline.close(finish)
         self._forgotten.detach()
 
+    def _text(self, name: str, given: Any) -> Any:
+        """What was given, or `_NO_TEXT`; ValueError where nobody would read it."""
+        if self._stages.reads_texts:
+            return given
+        if given is not None:
+            got, model = type(given).__name__, self.model.model_class.__name__
+            raise ValueError(f"{name}: got {got}, wanted none: {model} reads images alone")
+        return _NO_TEXT
+
     def _check_kind(self, kind: str) -> None:
-        wanted = _KINDS.get(kind, _MODELS if kind == "logits" else ())
+        wanted = _KINDS.get(kind, _WITH_LOGITS if kind == "logits" else ())
         if not issubclass(self.model.model_class, wanted):
             names = " or ".join(model.__name__ for model in wanted) or f"one of {', '.join(_KINDS)}, logits"
-            raise ValueError(f"{kind}: got {self.model.model_class.__name__}, wanted {names}")
+            advice = "; of a ViT with a head, that is model.vit" if kind == "embed" else ""
+            raise ValueError(f"{kind}: got {self.model.model_class.__name__}, wanted {names}{advice}")
 
-    def _many(self, kind: str, images: Any, texts: Any, on_error: str, progress: bool | None) -> Any:
+    def _many(
+        self, kind: str, images: Any, texts: Any, on_error: str, progress: bool | None, option: Any = None
+    ) -> Any:
         self._check_kind(kind)
         self._pipeline.home.check_wait(f"{kind}()")
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error: got {on_error!r}, wanted "raise" or "return"')
+        if not self._stages.reads_texts:
+            self._stages.asked(kind, _NO_TEXT, option)  # wrong for one is wrong for all
         pairs, length, is_single = pair_up(images, texts)
 
         def submit(image: Any, text: Any) -> Ticket:
-            return self._pipeline.ticket(kind, image, _checked(text))
+            return self._pipeline.ticket(kind, image, self._stages.asked(kind, text, option))
 
-        results = with_bar(in_order(submit, pairs, self._pipeline.max_pending, on_error), length, progress)
+        ordered = in_order(submit, pairs, self._pipeline.max_pending, on_error)
+        results = with_bar(ordered, length, progress, "pairs" if self._stages.reads_texts else "images")
         if length is None:
             return results
         return list(results)[0] if is_single else list(results)
-
-
-def _checked(text: Any) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"text: got {type(text).__name__}, wanted str")
-    check_unicode(text, "text")  # here, where it is this pair's error: texts are tokenised together
-    return text
 
 
 def _short(value: Any) -> str:

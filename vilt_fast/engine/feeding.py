@@ -148,11 +148,13 @@ class _Relay:
         return self._threads
 
 
-def with_bar(results: Generator[Any, None, None], length: int | None, progress: bool | None) -> Iterator[Any]:
+def with_bar(
+    results: Generator[Any, None, None], length: int | None, progress: bool | None, unit: str = "pairs"
+) -> Iterator[Any]:
     """The same results, with a progress bar if wanted; None: for a long list on a terminal."""
     if progress is None:
         progress = length is not None and length >= _BAR_FROM and sys.stderr.isatty()
-    with closing(results), _Bar(total=length, unit=" pairs", smoothing=0.1, disable=not progress) as bar:
+    with closing(results), _Bar(total=length, unit=f" {unit}", smoothing=0.1, disable=not progress) as bar:
         for result in results:
             bar.update()
             yield result

@@ -94,7 +94,7 @@ class Pipeline:
         self._batches: queue.SimpleQueue[_Batch | Callable[[], None] | None] = queue.SimpleQueue()
         self._launched: queue.Queue[tuple[list[Item], Any] | None] = queue.Queue(_WAITING_BATCHES)
 
-    def submit(self, kind: str, source: Any, text: str) -> Future:
+    def submit(self, kind: str, source: Any, asked: Any) -> Future:
         """Enqueue a pair; thread-safe. Blocks while `max_pending` pairs are pending.
 
         Pending pairs whose `source` is the same object or the same path share one loaded image.
@@ -103,16 +103,16 @@ class Pipeline:
             RuntimeError: after `close`.
         """
         future = WaitingFuture(self.home)
-        self._enqueue(kind, source, text, future)
+        self._enqueue(kind, source, asked, future)
         return future
 
-    def ticket(self, kind: str, source: Any, text: str) -> Ticket:
+    def ticket(self, kind: str, source: Any, asked: Any) -> Ticket:
         """`submit`, for one caller who waits for many results in order."""
         ticket = Ticket(self._settled)
-        self._enqueue(kind, source, text, ticket)
+        self._enqueue(kind, source, asked, ticket)
         return ticket
 
-    def submit_batch(self, kind: str, pairs: Sequence[tuple[Any, str]]) -> Sequence[Future]:
+    def submit_batch(self, kind: str, pairs: Sequence[tuple[Any, Any]]) -> Sequence[Future]:
         """`submit` several pairs as a batch of their own, in this order, however many tokens they have."""
         group, futures = Group([], len(pairs)), [WaitingFuture(self.home) for _ in pairs]
         self.home.check_process()
@@ -120,11 +120,11 @@ class Pipeline:
             self._wait_for_room(len(pairs))
             self._start()
             self._has_groups = True
-            for (source, text), future in zip(pairs, futures, strict=True):
-                self._enqueue(kind, source, text, future, group)
+            for (source, asked), future in zip(pairs, futures, strict=True):
+                self._enqueue(kind, source, asked, future, group)
         return futures
 
-    def _enqueue(self, kind: str, source: Any, text: str, future: Future | Ticket, group: Group | None = None) -> None:
+    def _enqueue(self, kind: str, source: Any, asked: Any, future: Future | Ticket, group: Group | None = None) -> None:
         if Process.pid != self.home.pid:
             self.home.check_process()
         key = os.fspath(source) if isinstance(source, str | os.PathLike) else id(source)
@@ -138,7 +138,7 @@ class Pipeline:
             self._start()
             picture = self._pictures.setdefault(key, fresh)
             picture.users += 1
-            item = Item(kind, text, picture, future, time.perf_counter())
+            item = Item(kind, asked, picture, future, time.perf_counter())
             if group is not None:
                 item.group = group
                 group.items.append(item)

@@ -1,4 +1,4 @@
-"""From logits to what a user reads: answers, match scores, filled words."""
+"""From logits to what a user reads: answers, labels, match scores, filled words."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Classified:
+    """The most probable label of an image, its score, and the runners-up.
+
+    Scores are those of transformers' image-classification pipeline: probabilities that sum to 1 over all labels; of a
+    multi-label model, and of one with a single label, each label's own sigmoid.
+    """
+
+    label: str
+    score: float
+    top: list[tuple[str, float]]  # (label, score), best first; the first is `label`
+
+
+@dataclass(frozen=True)
 class Filled:
     """A text without its masks, and the words that went there, in the order in which they were filled."""
 
@@ -38,6 +51,20 @@ def make_answer(labels: Mapping[int, str], chances: list[float], chosen: list[in
     """One row of `answer_chances`, with words from `config.id2label`."""
     top = [(labels[label], chance) for label, chance in zip(chosen, chances, strict=True)]
     return Answer(top[0][0], top[0][1], top)
+
+
+def label_scores(logits: Tensor, problem_type: str | None) -> tuple[Tensor, Tensor]:
+    """(B, labels) logits -> scores of all labels, float32, the highest first, and the labels; of equals the first."""
+    logits = logits.float()
+    is_each_its_own = problem_type == "multi_label_classification" or logits.shape[1] == 1
+    scores = logits.sigmoid() if is_each_its_own else logits.softmax(-1)
+    return scores.sort(stable=True, descending=True)
+
+
+def make_classified(labels: Mapping[int, str], scores: list[float], chosen: list[int]) -> Classified:
+    """The first of a row of `label_scores`, as many as there are scores, with words from `config.id2label`."""
+    top = [(labels[label], score) for label, score in zip(chosen, scores, strict=False)]
+    return Classified(top[0][0], top[0][1], top)
 
 
 def match_scores(logits: Tensor) -> Tensor:

@@ -82,10 +82,10 @@ class Group:
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """One pending pair."""
+    """One pending pair: an image, and what is asked about it."""
 
     kind: str  # of request; a batch holds one kind
-    text: str
+    asked: Any  # about the image: private to the stages
     picture: Picture
     future: Future | Ticket
     submitted: float

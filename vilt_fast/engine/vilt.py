@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vilt_fast.engine.images import ImageStages
 from vilt_fast.engine.results import Filled, answer_chances, fill_surest, make_answer, match_scores, word_chances
 from vilt_fast.engine.stages import AGAIN, Item
 from vilt_fast.frozen import FrozenModel
-from vilt_fast.frozen.planning import HostBatch, plan_pairs
-from vilt_fast.processing.decoding import decode, open_bytes
-from vilt_fast.processing.settings import resize_size, target_size
-
-
-class Loaded(NamedTuple):
-    """An image in memory."""
-
-    pixels: np.ndarray  # (H, W, 3) uint8
-    tokens: int  # patches the model reads
+from vilt_fast.frozen.planning import HostBatch
+from vilt_fast.frozen.vilt import plan_pairs
+from vilt_fast.models.vilt import (
+    ViltForImageAndTextRetrieval,
+    ViltForImageTextMatching,
+    ViltForMaskedLM,
+    ViltForQuestionAnswering,
+)
+from vilt_fast.pixels import PackedPixels
+from vilt_fast.processing.encoding import check_unicode
+from vilt_fast.processing.settings import resize_size
 
 
 @dataclass
@@ -37,119 +35,86 @@ class _Words:
     filled: list[tuple[int, float]] = field(default_factory=list)
 
 
-class Prepared(NamedTuple):
-    """A batch that is planned on the host, with its images on the device."""
-
-    kind: str
-    batch: HostBatch
-    copied: Any  # CUDA event: the images are on the device; None without CUDA
-
-
-class Launched(NamedTuple):
-    """Outputs in flight to the host."""
-
-    outputs: tuple[Tensor, ...]
-    done: Any  # CUDA event, or None if they have arrived
-    prepared: Prepared  # keeps the inputs alive until then
-
-
-class ViltStages:
-    """See `vilt_fast.engine.stages.Stages`.
+class ViltStages(ImageStages):
+    """See the base class; `Item.asked` is the text.
 
     Args:
         model: frozen. processor: a ViltProcessor.
         top: answers to report.
     """
 
+    kinds: ClassVar[dict[str, tuple[type, ...]]] = {
+        "answer": (ViltForQuestionAnswering,),
+        "score": (ViltForImageAndTextRetrieval, ViltForImageTextMatching),
+        "fill": (ViltForMaskedLM,),
+    }
+    reads_texts = True
+
     def __init__(self, model: FrozenModel, processor: Any, *, top: int) -> None:
-        self.model, self.processor, self.top = model, processor, top
-        self.config, self.device = model.config, model.device
-        self.patch = self.config.patch_shape[0]
-        self.blank = np.zeros((2 * self.patch, 2 * self.patch, 3), np.uint8)
-        # Settings that packed images do not support are reported now, not with the first batch.
-        self._pack([self.blank], None, self.device)
-        is_cuda = self.device.type == "cuda"
-        self._copying = torch.cuda.Stream(self.device) if is_cuda else None
-        self._computing = torch.cuda.Stream(self.device) if is_cuda else None
-        if is_cuda:  # the weights may still be in flight
-            torch.cuda.synchronize(self.device)
+        super().__init__(model, processor.image_processor, top=top)
+        self.processor = processor
 
-    def is_loaded(self, source: Any) -> bool:
-        """Whether an image is already an array of bytes."""
-        return isinstance(source, np.ndarray | Tensor) and source.dtype in (np.uint8, torch.uint8)
+    @classmethod
+    def settings_of(cls, processor: Any) -> Any:
+        """The image processor of a ViltProcessor."""
+        settings = getattr(processor, "image_processor", None)
+        if not hasattr(settings, "pack"):
+            raise ValueError(f"processor: got {type(processor).__name__}, wanted a vilt_fast.ViltProcessor")
+        return settings
 
-    def load(self, source: Any) -> Loaded:
-        """Decode an image and compute how many patches it will have."""
-        settings = self.processor.image_processor
-        if isinstance(source, bytes | bytearray | memoryview | io.BytesIO):
-            source = open_bytes(source.getvalue() if isinstance(source, io.BytesIO) else bytes(source), "image")
-        decoded = decode(source, name="image")
-        if decoded.is_unit:
-            # The processor rescales them once more, as Hugging Face's does; nobody who passes them here means that.
-            raise ValueError(
-                "image: got floats in [0, 1], which the processor would divide by 255 again; wanted 0..255: "
-                "(255 * image).round().astype('uint8')"
-            )
-        size = target_size(settings, "image", *decoded.size) if settings.do_resize else decoded.size
-        height, width = size
+    @classmethod
+    def longest(cls, config: Any, image_processor: Any) -> int:
+        """Of the longest text with the image that has the most patches."""
+        return longest_pair(config, image_processor)
+
+    def asked(self, kind: str, text: Any, option: Any = None) -> str:
+        """The text, checked here, where it is this pair's error: texts are tokenised together."""
+        if not isinstance(text, str):
+            raise ValueError(f"text: got {type(text).__name__}, wanted str")
+        check_unicode(text, "text")
+        return text
+
+    def _count_patches(self, height: int, width: int) -> int:
         if height % self.patch or width % self.patch:
             raise ValueError(f"image: got {height} x {width} pixels, wanted multiples of the patch, {self.patch}")
         patches, limit = height // self.patch * (width // self.patch), self.config.max_image_length
-        return Loaded(decoded.array, min(patches, limit) if limit >= 0 else patches)
+        return min(patches, limit) if limit >= 0 else patches
 
     def measure(self, items: Sequence[Item]) -> None:
         """Tokenise, all texts in one call."""
         fresh = [item for item in items if item.state is None]
         if not fresh:
             return
-        rows = self.processor.tokenizer([item.text for item in fresh])["input_ids"]
+        rows = self.processor.tokenizer([item.asked for item in fresh])["input_ids"]
         longest, mask = self.config.max_position_embeddings, self.processor.tokenizer.mask_token_id
         for item, ids in zip(fresh, rows, strict=True):
             item.state = words = _Words(ids)
             item.tokens = len(ids) + 1 + item.picture.value.tokens
             if not 0 < len(ids) <= longest:
-                item.error = ValueError(f"text: got {len(ids)} tokens, wanted 1 to {longest}: {item.text[:60]!r}")
+                item.error = ValueError(f"text: got {len(ids)} tokens, wanted 1 to {longest}: {item.asked[:60]!r}")
             elif max(ids) >= self.config.vocab_size:
                 item.error = ValueError(
                     f"input_ids must be in 0..{self.config.vocab_size - 1} (vocab_size), got {max(ids)}: the processor "
-                    f"has words that the model lacks: {item.text[:60]!r}"
+                    f"has words that the model lacks: {item.asked[:60]!r}"
                 )
             elif item.kind == "fill":
                 words.open_places = torch.tensor(ids) == mask
                 if not words.open_places.any():
-                    item.error = ValueError(f"text: got no masked word, wanted at least one [MASK]: {item.text!r}")
+                    item.error = ValueError(f"text: got no masked word, wanted at least one [MASK]: {item.asked!r}")
 
-    def prepare(self, items: Sequence[Item]) -> Prepared:
-        """Copy and resize each image once, and plan the batch; on a GPU, while the batch before it is computed."""
-        numbers: dict[int, int] = {}
-        picture = [numbers.setdefault(id(item.picture), len(numbers)) for item in items]
-        pictures = {id(item.picture): item.picture.value.pixels for item in items}
-        copied = None
-        with self._stream(self._copying):
-            is_sharing = len(pictures) < len(items)
-            pixels = self._pack(list(pictures.values()), picture if is_sharing else None, self.device)
-            if self._copying is not None:
-                copied = self._copying.record_event()
-        batch = plan_pairs([item.state.ids for item in items], pixels, self.config)
-        return Prepared(items[0].kind, batch, copied)
+    def _plan(self, items: Sequence[Item], pixels: PackedPixels) -> HostBatch:
+        return plan_pairs([item.state.ids for item in items], pixels, self.config)
 
-    @torch.inference_mode()
-    def launch(self, prepared: Prepared) -> Launched:
-        """Start the model and the copies of its outputs to the host."""
-        with self._stream(self._computing):
-            if self._computing is not None:
-                self._computing.wait_event(prepared.copied)
-            logits = self.model.run(prepared.batch).logits
-            # On a GPU, `to` with non_blocking writes into pinned memory.
-            outputs = tuple(part.to("cpu", non_blocking=True) for part in self._reduce(prepared.kind, logits))
-            done = None if self._computing is None else self._computing.record_event()
-        return Launched(outputs, done, prepared)
+    def _reduce(self, items: Sequence[Item], output: Any) -> tuple[Tensor, ...]:
+        kind, logits = items[0].kind, output.logits
+        if kind == "answer":
+            return answer_chances(logits, self.top)
+        if kind == "fill":
+            return word_chances(logits)
+        return (match_scores(logits) if kind == "score" else logits.float(),)
 
-    def finish(self, items: Sequence[Item], launched: Launched) -> list[Any]:
-        """Wait for the outputs and read them."""
-        if launched.done is not None:
-            launched.done.synchronize()
-        kind, outputs = items[0].kind, launched.outputs
+    def _read(self, items: Sequence[Item], outputs: tuple[Tensor, ...]) -> list[Any]:
+        kind = items[0].kind
         if kind == "score":
             return [self._unless_nan(score, score) for score in outputs[0].tolist()]
         if kind == "logits":
@@ -165,41 +130,6 @@ class ViltStages:
         return [
             self._unless_nan(chances[0], make_answer(self.config.id2label, chances, labels)) for chances, labels in rows
         ]
-
-    def recover(self) -> None:
-        """Return unused memory to the device."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def warm_up(self) -> None:
-        """Compile and record; call it in the launching thread."""
-        with self._stream(self._computing):
-            self.model.warmup()
-
-    def _pack(self, pictures: list[np.ndarray], picture: list[int] | None, device: Any) -> Any:
-        return self.processor.image_processor.pack(
-            pictures, device=device, picture=picture, input_data_format="channels_last"
-        )
-
-    def _stream(self, stream: Any) -> AbstractContextManager[Any]:
-        return nullcontext() if stream is None else torch.cuda.stream(stream)
-
-    def _reduce(self, kind: str, logits: Tensor) -> tuple[Tensor, ...]:
-        """What the host needs from the logits."""
-        if kind == "answer":
-            return answer_chances(logits, self.top)
-        if kind == "fill":
-            return word_chances(logits)
-        return (match_scores(logits) if kind == "score" else logits.float(),)
-
-    def _unless_nan(self, number: float, result: Any) -> Any:
-        """The result, or the error that is the answer where the numbers of the model overflowed."""
-        if not math.isnan(number):
-            return result
-        return ValueError(
-            f"dtype: the model's numbers overflow in {self.model.dtype}, its result is NaN; wanted a wider one, as is "
-            "torch.float32"
-        )
 
     def _fill(self, words: _Words, chances: Tensor, chosen: Tensor) -> Any:
         length, decode = len(words.ids), self.processor.decode

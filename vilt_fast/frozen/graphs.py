@@ -23,7 +23,7 @@ _SMALLEST = 256  # tokens; one pair at ViLT's own resolution
 # computes up to a sixteenth more than it needs to in the next, and 2.4 % more on average over batches of 200 to 49,152
 # tokens (with four per octave 9.4 %). The price is time in `warmup`: 101 recordings in place of 31.
 _STEPS, _FEWEST = 16, 64
-_TOKENS_PER_PAIR = 64  # pairs shorter than that on average close a batch by their number
+_TOKENS_PER_PAIR = 64  # pairs shorter than that on average close a batch by their number, unless all are shorter
 
 
 class Limits(NamedTuple):
@@ -36,14 +36,14 @@ class Limits(NamedTuple):
     @property
     def packet_words(self) -> int:
         """Words of 8 bytes that hold all integers of a batch, see `vilt_fast.frozen.planning.send`."""
-        pairs = max_pairs(self.tokens)
+        pairs = max_pairs(self.tokens, self.max_seqlen)
         # Patches: index and row; words: id, type, row of each and of those that are kept; a dozen more for each pair.
         return self.tokens + 4 * pairs * self.words + 12 * pairs + 64
 
 
-def max_pairs(tokens: int) -> int:
-    """How many pairs a batch of so many tokens may have."""
-    return max(1, tokens // _TOKENS_PER_PAIR)
+def max_pairs(tokens: int, max_seqlen: int) -> int:
+    """How many pairs a batch of so many tokens may have, where the longest one has `max_seqlen`."""
+    return max(1, tokens // min(_TOKENS_PER_PAIR, max_seqlen))
 
 
 def bucket_sizes(max_tokens: int) -> list[int]:
@@ -56,9 +56,9 @@ def bucket_sizes(max_tokens: int) -> list[int]:
     return [size for size in sizes if size < max_tokens] + [max_tokens]
 
 
-def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int) -> int | None:
+def choose_bucket(sizes: Sequence[int], tokens: int, pairs: int, max_seqlen: int) -> int | None:
     """The tokens of the smallest bucket that holds such a batch; None if none does."""
-    return next((size for size in sizes if tokens <= size and pairs <= max_pairs(size)), None)
+    return next((size for size in sizes if tokens <= size and pairs <= max_pairs(size, max_seqlen)), None)
 
 
 class Spans(NamedTuple):
@@ -127,7 +127,8 @@ class Buckets:
 
     def choose(self, tokens: int, pairs: int, max_seqlen: int) -> int | None:
         """The bucket of such a batch; None if it is larger than all."""
-        return choose_bucket(self.sizes, tokens, pairs) if max_seqlen <= self.limits.max_seqlen else None
+        longest = self.limits.max_seqlen
+        return choose_bucket(self.sizes, tokens, pairs, longest) if max_seqlen <= longest else None
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -151,7 +152,7 @@ class Buckets:
         Args:
             size: of the bucket. cu_seqlens: (B + 1,) integers.
         """
-        pairs, batch = max_pairs(size), len(cu_seqlens) - 1
+        pairs, batch = max_pairs(size, self.limits.max_seqlen), len(cu_seqlens) - 1
         places = np.zeros(2 * pairs + 1, np.int32)
         places[: batch + 1] = cu_seqlens
         places[batch + 1 : pairs + 1] = cu_seqlens[-1]
@@ -173,7 +174,7 @@ class Buckets:
     def record(self, size: int) -> Recording:
         """The recording of a bucket, made when it is first wanted."""
         if size not in self.recordings:
-            pairs = max_pairs(size)
+            pairs = max_pairs(size, self.limits.max_seqlen)
             first = self._places[pairs + 1 : 2 * pairs + 1]
             spans = Spans(self._places[: pairs + 1], first, self.limits.max_seqlen)
             rows = self.rows(size)

@@ -11,21 +11,22 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.checkpoints import as_device
+from vilt_fast.contracts.positions import BILINEAR
+from vilt_fast.frozen import vilt, vit
 from vilt_fast.frozen.blocks import Rows
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
-from vilt_fast.frozen.planning import HostBatch, HostPlan, Words, make_plan, plan_inputs
+from vilt_fast.frozen.heads import PatchHead
+from vilt_fast.frozen.planning import HostBatch, HostPlan
 from vilt_fast.frozen.weights import Weights, collect, own_class
 from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.checks import refuse_non_finite_pixels
-from vilt_fast.models.inputs import Inputs, check_modality
 from vilt_fast.models.outputs import ModelOutput
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
@@ -34,6 +35,7 @@ from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
 MAX_TOKENS = 49_152
 _FOLDED = 8  # normalisations of images whose folded weights are kept
 _NOT_KEPT = ("output_attentions", "output_hidden_states")
+_FAMILIES = {"vilt": vilt, "vit": vit}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -72,8 +74,8 @@ def freeze(
         graphs: whether to record CUDA graphs, one per bucket of lengths, in `warmup` or when each is first wanted; on
             other devices than CUDA there are none.
         max_tokens: of the largest graph, words and patches of a batch; larger batches run without one.
-        max_seqlen: tokens of the longest pair in a graph; None: the longest text with the largest image under ViLT's
-            own rule of resizing.
+        max_seqlen: tokens of the longest pair in a graph; None: of ViLT, the longest text with the largest image under
+            its own rule of resizing; of ViT, an image of `config.image_size`.
 
     Raises:
         ValueError: a module has a hook, an adapter, quantised weights or a forward of its own, or a weight is NaN or
@@ -95,8 +97,15 @@ def freeze(
     if dtype not in _DTYPES:
         raise ValueError(f"freeze: dtype: got {dtype!r}, wanted one of {', '.join(map(str, _DTYPES))}")
     device = device_for(model, device)
-    limits = Limits(max_tokens, max_seqlen or _longest_pair(model.config), model.config.max_position_embeddings)
+    family = family_of(model)
+    limits = Limits(max_tokens, max_seqlen or family.longest(model.config), family.most_words(model.config))
     return FrozenModel(model, collect(model, dtype, device), limits, graphs=graphs)
+
+
+def family_of(model: Any) -> Any:
+    """The file that reads the inputs of a model's family."""
+    kinds = [vars(kind).get("model_type") for kind in type(model.config).__mro__]
+    return next(_FAMILIES[kind] for kind in kinds if kind in _FAMILIES)
 
 
 def device_for(model: Any, device: Any) -> torch.device:
@@ -137,6 +146,7 @@ class FrozenModel:
         """What is neither copied nor pickled."""
         self._stats, self._lock = Stats(), threading.Lock()
         self._folded: dict[tuple[Any, ...], tuple[Tensor, Tensor, float]] = {}
+        self._family = family_of(self)
         self._names = [*inspect.signature(self.model_class.forward).parameters][1:]
         self._first_rows_only = getattr(self.model_class, "first_rows_only", False)
         self._buckets: Buckets | None = None
@@ -158,12 +168,12 @@ class FrozenModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
-        return self.weights.text.word.dtype
+        return self.weights.patches.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Of weights and results."""
-        return self.weights.text.word.device
+        return self.weights.patches.weight.device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the model's forward.
@@ -179,10 +189,7 @@ class FrozenModel:
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", None)
-        check_modality(given.get("image_token_type_idx"))
-        inputs = Inputs(**given)
-        if self.slots is not None:
-            inputs = inputs.fold_images(self.slots)
+        inputs = self._family.read(given, self.slots)
         with torch.no_grad():
             output = self._answer(inputs)
         is_dict = self.config.return_dict if return_dict is None else return_dict
@@ -211,29 +218,22 @@ class FrozenModel:
                     raise ValueError(f"{argument} requires a gradient, which the frozen form does not have; detach it")
         return given
 
-    def _answer(self, inputs: Inputs) -> ModelOutput:
-        batch = plan_inputs(inputs, self.config)
+    def _answer(self, inputs: Any) -> ModelOutput:
+        batch = self._family.plan(inputs, self.config)
         if batch is not None:
             if self.device.type == "cpu":
                 refuse_non_finite_pixels(inputs.pixel_values, inputs.pixel_mask)
             return self.run(batch)
-        # Unusual inputs, and those that are wrong: planned and refused as the live form does it, on the device.
-        checked = inputs.to(self.device).check(self.config, self.device)
-        layout = checked.layout(self.config, False, [])
-        given: dict[str, Any] = {
-            "input_ids": checked.input_ids,
-            "token_type_ids": checked.token_type_ids,
-            "inputs_embeds": checked.inputs_embeds,
-            "image_embeds": checked.image_embeds,
-            "pair_modality": checked.pair_modality,
-        }
-        size = self._bucket(layout, layout.batch_size, is_masked=checked.head_mask is not None)
+        has_mask_token = self.weights.patches.mask_token is not None
+        checked = self._family.check(inputs, self.config, self.device, has_mask_token=has_mask_token)
+        layout, pixels, given, head_mask = checked
+        size = self._bucket(layout, layout.batch_size, is_masked=head_mask is not None)
         buckets = self._buckets
         if buckets is None or size is None:
-            return self._finish(layout, self._launch(layout, checked.pixel_values, given, checked.head_mask))
+            return self._finish(layout, self._launch(layout, pixels, given, head_mask))
         with buckets.exclusively():
             buckets.write(buckets.places(size, layout.cu_seqlens.cpu().numpy()))
-            result = self._replay(buckets, size, layout, checked.pixel_values, given)
+            result = self._replay(buckets, size, layout, pixels, given)
         return self._finish(layout, result)
 
     def run(self, batch: HostBatch) -> Any:
@@ -291,28 +291,32 @@ class FrozenModel:
         *,
         layout: Layout,
         pixels: Tensor | PackedPixels | None,
-        input_ids: Tensor | None,
-        token_type_ids: Tensor,
-        pair_modality: Tensor,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pair_modality: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         image_embeds: Tensor | None = None,
         pixel_offset: Tensor | None = None,
+        interpolation: str | None = BILINEAR,
+        masked: Tensor | None = None,
     ) -> Tensor:
         """Fill `rows` (total_tokens, d), every one of them; see `vilt_fast.layers.embeddings`."""
-        rows = ops.text_embed(
-            rows,
-            text_row=layout.text_row,
-            input_ids=input_ids,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **vars(self.weights.text),
-        )
+        if self.weights.text is not None:
+            assert token_type_ids is not None
+            rows = ops.text_embed(
+                rows,
+                text_row=layout.text_row,
+                input_ids=input_ids,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                **vars(self.weights.text),
+            )
         tables = self.weights.patches
         if pixels is None:
-            assert image_embeds is not None
+            assert image_embeds is not None and tables.modality is not None and pair_modality is not None
             modality = tables.modality[pair_modality[layout.patch_index.long() // image_embeds.shape[1]]]
             return place_image_embeds(rows, layout, image_embeds.to(self.dtype), modality)
-        places: dict[str, Any] = vars(tables)
+        places: dict[str, Any] = {**vars(tables), "mask_token": None if masked is None else tables.mask_token}
         options: dict[str, Any] = {}
         copies, (patch_index, patch_row) = layout.copies, layout.projected_patches
         if isinstance(pixels, PackedPixels):
@@ -328,6 +332,8 @@ class FrozenModel:
             patch_index=patch_index,
             patch_row=patch_row,
             cls_row=layout.cls_row,
+            interpolation=interpolation,
+            masked=masked,
             **places,
             **options,
         )
@@ -365,21 +371,22 @@ class FrozenModel:
         rows = stream if blocks else stream[spans.first]
         pooled, slots = self._pool(self.weights.norm(rows)), self.slots or 1
         pooled = pooled[: len(pooled) // slots * slots].view(-1, slots * pooled.shape[1])
-        assert self.weights.head is not None
-        return self.weights.head(pooled)
+        head: Any = self.weights.head
+        return pooled if head is None else head(pooled)
 
     def _pool(self, rows: Tensor) -> Tensor:
-        assert self.weights.pooler is not None
-        return self.weights.pooler(rows, activation="tanh")
+        return rows if self.weights.pooler is None else self.weights.pooler(rows)
 
     def _finish(self, layout: Layout, result: Tensor) -> ModelOutput:
         """The output, from what `_run` returned."""
         kind, norm = self.model_class.output_class, self.weights.norm
         if self._first_rows_only:
             return kind(logits=result)
-        if self.weights.head is not None:
-            words = norm(result[layout.word_row])
-            return kind(logits=layout.unpack_words(self.weights.head(words)))
+        head: Any = self.weights.head
+        if isinstance(head, PatchHead):
+            return kind(reconstruction=head(norm(result[layout.patch_row.long()]), layout))
+        if head is not None:
+            return kind(logits=layout.unpack_words(head(norm(result[layout.word_row]))))
         rows = norm(result)
         pooled = None if self.weights.pooler is None else self._pool(rows[layout.first])
         return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
@@ -393,11 +400,9 @@ class FrozenModel:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"is_stale: model: got {type(model).__name__}, wanted a model of vilt_fast")
         try:
-            if (
-                own_class(model) is not self.model_class
-                or model.config.max_image_length != self.config.max_image_length
-            ):
-                return True  # of the configuration, all else was read when the model was made
+            settings = self._family.read_at_calls
+            if own_class(model) is not self.model_class or settings(model.config) != settings(self.config):
+                return True
             now = collect(model, self.dtype, self.device, self.weights.is_folded)
         except ValueError:  # something hangs on it
             return True
@@ -438,22 +443,12 @@ class FrozenModel:
         if self.config.num_channels == CHANNELS:
             data = torch.zeros(slots * CHANNELS * patch * patch, dtype=torch.uint8)
             blank.append(PackedPixels(data, ((patch, patch),) * slots))
-        words, modality = Words.from_rows([[0]] * slots), np.ones(slots, np.int64)
-        plan = make_plan(words.attention_mask, np.ones((slots, 2), np.int64), (1, 1))
         for pixels in blank:
-            self.run(HostBatch(words, plan, pixels, modality, None))
+            self.run(self._family.blank(self.config, slots, pixels))
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._stats = Stats()
         return time.perf_counter() - start
-
-
-def _longest_pair(config: Any) -> int:
-    """Tokens of the longest text with the largest image under ViLT's rule: sides at most as 1333 to 800."""
-    short = min(config.table_size)
-    cells = short * (short * 1333 // 800)
-    limit = config.max_image_length
-    return config.max_position_embeddings + 1 + (min(cells, limit) if limit >= 0 else cells)
 
 
 def _leaves(weights: Any) -> Iterator[Any]:

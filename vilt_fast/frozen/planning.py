@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilt_fast.models.inputs import Inputs
+from vilt_fast.contracts.positions import BILINEAR
 from vilt_fast.packing import Layout
-from vilt_fast.pixels import CHANNELS, PackedPixels
+from vilt_fast.pixels import PackedPixels
 from vilt_fast.reference.patch_sample import nearest_pixels, sample
 
 # What is int64 on a device; all else is int32.
@@ -50,23 +50,27 @@ class Words(NamedTuple):
 class HostBatch(NamedTuple):
     """A batch that is planned: all on the host but the pixels, which are where they came."""
 
-    words: Words
+    words: Words | None  # None: images alone
     plan: HostPlan
     pixels: Tensor | PackedPixels
-    modality: np.ndarray  # (B,) int64, the row of the modality table that each image gets
+    modality: np.ndarray | None  # (B,) int64, the row of the modality table that each image gets; None: there is none
     leaders: list[int] | None  # of `PackedPixels.leaders`, where pairs share images
+    interpolation: str | None = BILINEAR  # of `ops.patch_embed`
 
     def send(
         self, device: torch.device, *, places: np.ndarray | None = None, into: Tensor | None = None
-    ) -> tuple[Layout, dict[str, Tensor]]:
+    ) -> tuple[Layout, dict[str, Any]]:
         """The layout on a device, and what else the embeddings read.
 
         Args:
             device: where to.
             places, into: of `vilt_fast.frozen.graphs.Buckets`, for a batch of which a graph reads the first rows.
         """
-        arrays = {"input_ids": self.words.input_ids, "token_type_ids": self.words.token_type_ids}
-        arrays["pair_modality"] = self.modality
+        arrays: dict[str, np.ndarray] = {}
+        if self.words is not None:
+            arrays |= {"input_ids": self.words.input_ids, "token_type_ids": self.words.token_type_ids}
+        if self.modality is not None:
+            arrays["pair_modality"] = self.modality
         if isinstance(self.pixels, PackedPixels):
             offsets = np.array(self.pixels.offsets, np.int64)
             arrays["pixel_offset"] = offsets[list(self.pixels.image_of_pair)]
@@ -80,7 +84,16 @@ class HostBatch(NamedTuple):
         layout = self.plan.layout(tensors)
         if self.leaders is not None:
             layout = layout.sharing(self.leaders, self.plan.arrays["patch_count"].tolist())
-        return layout, {name: tensors[name] for name in arrays}
+        return layout, {**{name: tensors[name] for name in arrays}, "interpolation": self.interpolation}
+
+
+class Checked(NamedTuple):
+    """A batch that was planned on the device."""
+
+    layout: Layout
+    pixels: Tensor | PackedPixels | None
+    given: dict[str, Any]  # what else the embeddings read
+    head_mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -112,84 +125,10 @@ class HostPlan:
         )
 
 
-def plan_pairs(rows: Sequence[Sequence[int]], pixels: PackedPixels, config: Any) -> HostBatch:
-    """Plan texts, as the ids of their words, and images that are known to fit the model.
-
-    The draw of `max_image_length` patches is the same for all images of one size, so that it does not depend on what
-    else is in the batch.
-    """
-    words, patch = Words.from_rows(rows), config.patch_shape[0]
-    plan = make_plan(
-        words.attention_mask,
-        np.array(pixels.grids(patch)),
-        pixels.grid_size(patch),
-        max_patches=config.max_image_length,
-        image_index=np.zeros(len(rows), np.int64),
-    )
-    leaders = None if pixels.picture is None else pixels.leaders()
-    return HostBatch(words, plan, pixels, np.ones(len(rows), np.int64), leaders)
-
-
-def plan_inputs(inputs: Inputs, config: Any) -> HostBatch | None:
-    """Plan the inputs of a forward call where they are the usual ones, on the host and right.
-
-    None for everything else, errors included: `Inputs.check` then says what is wrong, or plans the unusual.
-    """
-    unusual = (inputs.inputs_embeds, inputs.image_embeds, inputs.head_mask, inputs.patch_mask, inputs.image_index)
-    words = _usual_words(inputs, config)
-    if words is None or inputs.seed is not None or any(value is not None for value in unusual):
-        return None
-    pixels, batch, patch = inputs.pixel_values, len(words.input_ids), config.patch_shape[0]
-    leaders, image_index = None, None
-    if isinstance(pixels, PackedPixels):
-        if inputs.pixel_mask is not None or pixels.pairs != batch or config.num_channels != CHANNELS:
-            return None
-        if any(height % patch or width % patch for height, width in pixels.sizes):
-            return None
-        grids, grid_size = np.array(pixels.grids(patch)), pixels.grid_size(patch)
-        image_index = np.array(pixels.image_of_pair)
-        leaders = None if pixels.picture is None else pixels.leaders(inputs.slots)
-    else:
-        found = _usual_grids(pixels, inputs.pixel_mask, batch, config)
-        if found is None or not isinstance(pixels, Tensor):
-            return None
-        grids, grid_size = found
-    index = 1 if inputs.image_token_type_idx is None else inputs.image_token_type_idx
-    if not isinstance(index, Tensor) and (type(index) is not int or not 0 <= index < config.modality_type_vocab_size):
-        return None
-    modality = index.numpy() if isinstance(index, Tensor) else np.full(batch, index)
-    plan = make_plan(
-        words.attention_mask, grids, grid_size, max_patches=config.max_image_length, image_index=image_index
-    )
-    if plan.arrays["text_count"].min() == 0:
-        return None
-    return HostBatch(words, plan, pixels, modality, leaders)
-
-
-def _usual_words(inputs: Inputs, config: Any) -> Words | None:
-    ids, mask, types = (
-        None if tensor is None else _host_array(tensor)
-        for tensor in (inputs.input_ids, inputs.attention_mask, inputs.token_type_ids)
-    )
-    if ids is None or ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > config.max_position_embeddings:
-        return None
-    if not _is_in_range(ids, config.vocab_size):
-        return None
-    if inputs.token_type_ids is None:
-        types = np.zeros_like(ids)
-    elif types is None or types.shape != ids.shape or not _is_in_range(types, config.type_vocab_size):
-        return None
-    if inputs.attention_mask is None:
-        return Words(ids, np.ones(ids.shape, bool), types)
-    if mask is None or mask.shape != ids.shape:
-        return None
-    return Words(ids, mask != 0, types)
-
-
-def _usual_grids(
+def usual_grids(
     pixels: Any, pixel_mask: Tensor | None, batch: int, config: Any
 ) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """(B, 2) valid patches of each image, and (GH, GW)."""
+    """(B, 2) valid patches of each image, and (GH, GW); None for pixels and masks that are unusual or wrong."""
     patch = config.patch_shape[0]
     if not isinstance(pixels, Tensor) or pixels.ndim != 4 or not pixels.is_floating_point() or pixels.requires_grad:
         return None
@@ -198,25 +137,20 @@ def _usual_grids(
     grid_size = pixels.shape[2] // patch, pixels.shape[3] // patch
     if pixel_mask is None:
         return np.tile(grid_size, (batch, 1)), grid_size
-    mask = _host_array(pixel_mask)
+    mask = host_array(pixel_mask)
     if mask is None or mask.shape != (batch, *pixels.shape[2:]):
         return None
     grids = grids_of_mask(mask, grid_size)
     return None if grids is None else (grids, grid_size)
 
 
-def _host_array(tensor: Any) -> np.ndarray | None:
+def host_array(tensor: Any) -> np.ndarray | None:
     """A plain tensor on the host as an array; None for anything else."""
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or tensor.requires_grad:
         return None
     if tensor.dtype not in _PLAIN_DTYPES or tensor.layout != torch.strided:
         return None
     return tensor.numpy()
-
-
-def _is_in_range(values: np.ndarray, size: int) -> bool:
-    # As unsigned numbers those below 0 are large.
-    return values.dtype == np.int64 and values.view(np.uint64).max() < size
 
 
 def make_plan(
@@ -227,21 +161,25 @@ def make_plan(
     max_patches: int = -1,
     seed: int = 0,
     image_index: np.ndarray | None = None,
+    patch_mask: np.ndarray | None = None,
 ) -> HostPlan:
     """Plan a batch.
 
     Args:
-        attention_mask: (B, L) bool, True for words that become tokens.
+        attention_mask: (B, L) bool, True for words that become tokens; L = 0 for images alone.
         grids: (B, 2) integers, the valid patches (height, width) of each image, at most `grid_size`.
         grid_size, max_patches, seed: as in `vilt_fast.reference.patch_sample`.
         image_index: (B,) int64, likewise; None: 0, 1, ...
+        patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
     """
     batch, cells = len(grids), grid_size[0] * grid_size[1]
-    if not 0 <= max_patches < cells and (grids == grid_size).all():  # images of one size
+    if patch_mask is None and not 0 <= max_patches < cells and (grids == grid_size).all():  # images of one size
         patch_count, patch_index = np.full(batch, cells), np.arange(batch * cells)
     else:
         rows, columns = _axes(*grid_size)
         kept = ((rows < grids[:, :1])[:, :, None] & (columns < grids[:, 1:])[:, None, :]).reshape(batch, cells)
+        if patch_mask is not None:
+            kept = kept & patch_mask.reshape(batch, cells)
         if 0 <= max_patches < cells:
             kept = _sampled(kept, grids, grid_size, max_patches, seed, image_index)
         patch_count, patch_index = kept.sum(1), kept.ravel().nonzero()[0]
@@ -283,20 +221,33 @@ def grids_of_mask(pixel_mask: np.ndarray, grid_size: tuple[int, int]) -> np.ndar
         grid_size: (GH, GW).
     """
     _, rows, columns = pixel_mask.shape
+    sides = sides_of_mask(pixel_mask)
+    if sides is None:
+        return None
     tall, wide = _patches_within(rows, grid_size[0]), _patches_within(columns, grid_size[1])
+    return np.array([(tall[height], wide[width]) for height, width in sides])
+
+
+def sides_of_mask(pixel_mask: np.ndarray) -> list[tuple[int, int]] | None:
+    """(height, width) of each image's valid pixels; None where they are no rectangle at the top left of some image.
+
+    Args:
+        pixel_mask: (B, H, W), nonzero for real pixels.
+    """
+    _, rows, columns = pixel_mask.shape
     valid = _scratch(rows * columns).reshape(rows, columns)
-    grids = []
+    sides = []
     for mask in pixel_mask:
         np.not_equal(mask, 0, out=valid)  # in a quarter of the time that PyTorch takes for it
         area = np.count_nonzero(valid)
         if area == rows * columns:
-            grids.append(grid_size)
+            sides.append((rows, columns))
             continue
         height, width = np.count_nonzero(valid[:, 0]), np.count_nonzero(valid[0])
         if area == 0 or area != height * width or np.count_nonzero(valid[:height, :width]) != area:
             return None
-        grids.append((tall[height], wide[width]))
-    return np.array(grids)
+        sides.append((int(height), int(width)))
+    return sides
 
 
 _threads = threading.local()

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from vilt_fast.checkpoints import shapes_only
 from vilt_fast.checkpoints.files import listing
 from vilt_fast.frozen.blocks import Affine, Block, FoldedBlock, Norm, NormedAffine, can_fold
+from vilt_fast.frozen.heads import ClassifierHead, PatchHead, PooledHead, WordHead
 from vilt_fast.layers.activations import fused_name
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
+from vilt_fast.layers.reconstruction import PatchDecoder
 from vilt_fast.layers.untouched import has_own, has_usual_settings, is_patched
+from vilt_fast.models.heads import WithHead
 
 LOG = logging.getLogger(__name__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -53,48 +54,21 @@ class PatchTables:
     bias: Tensor | None
     position: Tensor
     cls_token: Tensor
-    modality: Tensor  # (M, d)
+    modality: Tensor | None  # (M, d)
+    mask_token: Tensor | None  # (d,)
     table_size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class ClassifierHead:
-    """See `vilt_fast.layers.heads.Classifier`."""
-
-    first: Affine
-    norm: Norm
-    last: Affine
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return self.last(F.gelu(self.norm(self.first(rows))))
-
-
-@dataclass(frozen=True, eq=False)
-class WordHead:
-    """See `vilt_fast.layers.heads.MaskedLMHead`."""
-
-    dense: Affine
-    activation: str | None
-    activation_after: Callable[[Tensor], Tensor] | None
-    norm: Norm
-    decoder: Affine
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        rows = self.dense(rows, activation=self.activation)
-        rows = rows if self.activation_after is None else self.activation_after(rows)
-        return self.decoder(self.norm(rows))
 
 
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Of a whole model."""
 
-    text: TextTables
+    text: TextTables | None  # None: images alone
     patches: PatchTables
     blocks: tuple[Block | FoldedBlock, ...]  # all of one kind
     norm: Norm
-    pooler: Affine | None
-    head: Affine | ClassifierHead | WordHead | None  # rows to scores; None for ViltModel
+    pooler: PooledHead | None
+    head: Affine | ClassifierHead | WordHead | PatchHead | None  # rows to scores; None for a model without a head
     is_folded: bool  # whether the norms of the blocks are part of the products after them
 
 
@@ -110,37 +84,34 @@ def collect(model: Any, dtype: torch.dtype, device: torch.device, folds: bool | 
     refuse_changed(model)
     _refuse_non_finite(model, dtype, device)
     take = _Taker(dtype, device)
-    vilt = getattr(model, "vilt", model)
-    embeddings, text = vilt.embeddings, vilt.embeddings.text_embeddings
-    modality = take(embeddings.token_type_embeddings.weight)
-    blocks, is_folded = take.blocks(
-        vilt.encoder.layer, can_fold(model.config, dtype, device) if folds is None else folds
-    )
-    norm, projection = take.norm(text.LayerNorm), embeddings.patch_embeddings.projection
+    body = body_of(model)
+    embeddings, config = body.embeddings, model.config
+    modality = None if embeddings.token_type_embeddings is None else take(embeddings.token_type_embeddings.weight)
+    blocks, is_folded = take.blocks(body.encoder.layer, can_fold(config, dtype, device) if folds is None else folds)
+    projection, mask_token = embeddings.patch_embeddings.projection, embeddings.mask_token
+    text = getattr(embeddings, "text_embeddings", None)
     return Weights(
-        text=TextTables(
-            word=take(text.word_embeddings.weight),
-            position=take(text.position_embeddings.weight),
-            token_type=take(text.token_type_embeddings.weight),
-            ln_weight=norm.weight,
-            ln_bias=norm.bias,
-            modality=modality[0],
-            eps=norm.eps,
-        ),
+        text=None if text is None or modality is None else take.text(text, modality[0]),
         patches=PatchTables(
             weight=take(projection.weight),
             bias=None if projection.bias is None else take(projection.bias),
             position=take(embeddings.position_embeddings)[0],
             cls_token=take(embeddings.cls_token)[0, 0],
             modality=modality,
+            mask_token=None if mask_token is None else take(mask_token)[0, 0],
             table_size=embeddings.table_size,
         ),
         blocks=blocks,
-        norm=take.norm(vilt.layernorm),
-        pooler=None if vilt.pooler is None else take.affine(vilt.pooler.dense),
-        head=None if vilt is model else take.head(model),
+        norm=take.norm(body.layernorm),
+        pooler=None if body.pooler is None else take.pooler(body.pooler),
+        head=None if body is model else take.head(model),
         is_folded=is_folded,
     )
+
+
+def body_of(model: Any) -> Any:
+    """The model below a head; a base model is its own."""
+    return model._body if isinstance(model, WithHead) else model
 
 
 class _Taker:
@@ -184,6 +155,21 @@ class _Taker:
 
     def norm(self, norm: Any) -> Norm:
         return Norm(self(norm.weight), self(norm.bias), norm.eps)
+
+    def text(self, text: Any, modality: Tensor) -> TextTables:
+        norm = self.norm(text.LayerNorm)
+        return TextTables(
+            word=self(text.word_embeddings.weight),
+            position=self(text.position_embeddings.weight),
+            token_type=self(text.token_type_embeddings.weight),
+            ln_weight=norm.weight,
+            ln_bias=norm.bias,
+            modality=modality,
+            eps=norm.eps,
+        )
+
+    def pooler(self, pooler: Any) -> PooledHead:
+        return PooledHead(self.affine(pooler.dense), **self.epilogue(pooler.activation))
 
     def epilogue(self, act: nn.Module) -> dict[str, Any]:
         """What follows a product: a step of the product itself, or a module to call after it."""
@@ -232,11 +218,17 @@ class _Taker:
             **self.epilogue(layer.intermediate.intermediate_act_fn),
         }
 
-    def head(self, model: Any) -> Affine | ClassifierHead | WordHead:
-        for name in ("rank_output", "itm_score", "mlm_score", "classifier"):
+    def head(self, model: Any) -> Affine | ClassifierHead | WordHead | PatchHead | None:
+        for name in ("rank_output", "itm_score", "mlm_score", "classifier", "decoder"):
             head = getattr(model, name, None)
             if isinstance(head, nn.Linear):
                 return self.affine(head)
+            if isinstance(head, nn.Identity):
+                return None
+            if isinstance(head, PatchDecoder):
+                convolution, shuffle = cast(Any, head)
+                bias = None if convolution.bias is None else self(convolution.bias)
+                return PatchHead(Affine(self(convolution.weight).flatten(1), bias), shuffle.upscale_factor)
             if isinstance(head, MatchingHead):
                 return self.affine(head.fc)
             if isinstance(head, Classifier):
@@ -309,11 +301,14 @@ def refuse_changed(model: Any) -> None:
 def _plain(model: Any, kind: Any) -> nn.Module:
     """What the configuration makes, without weights."""
     # First, as many blocks take their time without weights too.
-    blocks, said = len(getattr(model, "vilt", model).encoder.layer), model.config.num_hidden_layers
+    body = body_of(model)
+    blocks, said = len(body.encoder.layer), model.config.num_hidden_layers
     if blocks != said:
         raise ValueError(f"freeze: the model has {blocks} blocks, config.num_hidden_layers is {said}; make them agree")
-    # A ViltModel may have been made without its pooler.
-    options = {"add_pooling_layer": model.pooler is not None} if hasattr(model, "pooler") else {}
+    # What a base model may have been made with or without.
+    options = {"add_pooling_layer": model.pooler is not None} if body is model else {}
+    if body is model and body.embeddings.mask_token is not None:
+        options["use_mask_token"] = True
     try:
         with shapes_only():
             return kind(model.config, **options)

@@ -91,9 +91,9 @@ class Activation(nn.Module):
         ValueError: an unknown name.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, field: str = "hidden_act") -> None:
         super().__init__()
-        self.name = _known(name)
+        self.name = _known(name, field)
 
     def forward(self, x: Tensor) -> Tensor:
         """Elementwise, in the dtype of x."""
@@ -121,12 +121,13 @@ class FunctionActivation(nn.Module):
         return getattr(self.function, "__name__", repr(self.function))
 
 
-def activation(name: str | Callable[[Tensor], Tensor]) -> nn.Module:
-    """The module of `config.hidden_act`.
+def activation(name: str | Callable[[Tensor], Tensor], field: str = "hidden_act") -> nn.Module:
+    """The module of `config.hidden_act`, or of another field.
 
     Args:
         name: one of `ACTIVATIONS`; or a module, used as it is; or a class of modules, made anew without arguments;
             or a function.
+        field: of the configuration, for the message.
 
     Raises:
         ValueError: an unknown name.
@@ -134,7 +135,7 @@ def activation(name: str | Callable[[Tensor], Tensor]) -> nn.Module:
     given = name() if isinstance(name, type) else name
     if isinstance(given, nn.Module):
         return given
-    return FunctionActivation(given) if callable(given) else Activation(given)
+    return FunctionActivation(given) if callable(given) else Activation(given, field)
 
 
 def fused_name(module: nn.Module) -> str | None:
@@ -152,7 +153,7 @@ def fused_name(module: nn.Module) -> str | None:
     return "relu" if kind is nn.ReLU else "tanh"
 
 
-def _known(name: str) -> str:
+def _known(name: str, field: str = "hidden_act") -> str:
     """The name, where it is one of `ACTIVATIONS`."""
     if name in _WITH_PARAMETERS:
         raise ValueError(
@@ -161,5 +162,5 @@ def _known(name: str) -> str:
             f"{', '.join(ACTIVATIONS)}"
         )
     if name not in ACTIVATIONS:
-        raise ValueError(f"hidden_act must be a callable or one of {', '.join(ACTIVATIONS)}, got {name!r}")
+        raise ValueError(f"{field} must be a callable or one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return name

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.encoder import PatchConfig
 from vilt_fast.layers.dropout import Dropout, HiddenDropout
 from vilt_fast.layers.projection import weights
 from vilt_fast.layers.untouched import is_untouched, skippable
@@ -20,7 +20,7 @@ from vilt_fast.packing import Layout
 class SelfAttention(nn.Module):
     """Query, key and value, and the attention over them."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         d = config.hidden_size
         self.num_attention_heads = config.num_attention_heads
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
 class SelfOutput(nn.Module):
     """The projection of the heads; the block adds the residual."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
@@ -110,7 +110,7 @@ class SelfOutput(nn.Module):
 class Attention(nn.Module):
     """Attention and its projection."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
         self.output = SelfOutput(config)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.vit import ViTConfig
+from vilt_fast.contracts.positions import BILINEAR
 from vilt_fast.layers.dropout import HiddenDropout
+from vilt_fast.layers.patches import ImageEmbeddings, PatchEmbeddings, is_table
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
-from vilt_fast.pixels import PackedPixels, fold_normalisation
-from vilt_fast.reference.patch_embed import cells, gather_bytes, gather_patches, interpolate
+from vilt_fast.pixels import PackedPixels
 
 
 @skippable(
@@ -61,37 +61,7 @@ class TextEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(rows))
 
 
-@skippable(projection=nn.Conv2d)
-class PatchEmbeddings(nn.Module):
-    """The patch projection, held as the convolution it is in a checkpoint."""
-
-    def __init__(self, config: ViltConfig) -> None:
-        super().__init__()
-        patch = config.patch_shape
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """(patches, C, p, p), each an image of its own, to (patches, d).
-
-        Raises:
-            ValueError: another module stands there, and makes something else of them than one pixel each.
-        """
-        projection, patch = self.projection, patches.shape[2:]
-        if isinstance(projection, nn.Conv2d) and (projection.stride != patch or projection.padding != (0, 0)):
-            raise ValueError(
-                f"patch_embeddings.projection must not reach over its patch: got stride {projection.stride} and "
-                f"padding {projection.padding}, wanted {tuple(patch)} and (0, 0)"
-            )
-        projected = projection(patches)
-        if projected.ndim != 4 or projected.shape[2:] != (1, 1):
-            raise ValueError(
-                f"patch_embeddings.projection must make (patches, hidden_size, 1, 1) of {tuple(patches.shape)}, one "
-                f"patch each, got {tuple(projected.shape)}"
-            )
-        return projected.flatten(1)
-
-
-class ViltEmbeddings(nn.Module):
+class ViltEmbeddings(ImageEmbeddings):
     """Both halves of the sequence, each row written at its place in the packed tensor."""
 
     def __init__(self, config: ViltConfig) -> None:
@@ -103,22 +73,8 @@ class ViltEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
         self.token_type_embeddings = nn.Embedding(config.modality_type_vocab_size, config.hidden_size)
+        self.mask_token = None
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
-
-    @property
-    def table_size(self) -> tuple[int, int]:
-        """Rows and columns of `position_embeddings`, as the configuration says now.
-
-        Raises:
-            ValueError: it says otherwise.
-        """
-        rows, columns = self.config.table_size
-        if self.position_embeddings.shape[1] != rows * columns + 1:
-            raise ValueError(
-                f"embeddings.position_embeddings has {self.position_embeddings.shape[1]} rows, config.image_size and "
-                f"config.patch_size ask for {rows} x {columns} + 1"
-            )
-        return rows, columns
 
     def forward(
         self,
@@ -145,18 +101,12 @@ class ViltEmbeddings(nn.Module):
         Raises:
             ValueError: the weights are on the meta device, or of 8 bits.
         """
-        if self.cls_token.is_meta:
-            raise ValueError("the model is on the meta device, which holds no weights: load them first")
-        if self.cls_token.element_size() == 1:
-            raise ValueError(
-                f"the model is in {self.cls_token.dtype}, which is not computed with: .to(torch.bfloat16), or quantise "
-                "its products alone, with torchao.quantization.quantize_"
-            )
-        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
-        tokens = self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
-        tokens = self._embed_words(tokens, layout, input_ids, token_type_ids, inputs_embeds)
+        tokens = self._embed_words(self._fresh_rows(layout), layout, input_ids, token_type_ids, inputs_embeds)
         if pixel_values is not None:
-            return self._embed_patches(tokens, layout, pixel_values, pair_modality), layout
+            tokens = self._embed_images(
+                tokens, layout, pixel_values, interpolation=BILINEAR, pair_modality=pair_modality
+            )
+            return tokens, layout
         # Not dropped, as in Hugging Face: whoever made them has done that.
         assert image_embeds is not None
         places = layout.patch_index.long()
@@ -173,7 +123,8 @@ class ViltEmbeddings(nn.Module):
     ) -> Tensor:
         text, modality = self.text_embeddings, self.token_type_embeddings
         tables = (text.word_embeddings, text.position_embeddings, text.token_type_embeddings, modality)
-        if self._is_one_step(text, TextEmbeddings) and all(map(_is_table, tables)):
+        is_one_step = is_untouched(text, TextEmbeddings) and is_untouched(modality, nn.Embedding)
+        if is_one_step and all(map(is_table, tables)):
             return ops.text_embed(
                 tokens,
                 text_row=layout.text_row,
@@ -195,74 +146,45 @@ class ViltEmbeddings(nn.Module):
         rows = rows + modality(torch.zeros_like(place))
         return tokens.index_copy(0, layout.word_row, rows.to(tokens.dtype))
 
-    def _embed_patches(
-        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
-    ) -> Tensor:
-        is_one_step = self._is_one_step(self.patch_embeddings, PatchEmbeddings)
-        is_one_step = is_one_step and is_untouched(self.dropout, HiddenDropout)
-        is_one_step = is_one_step and _is_table(self.token_type_embeddings)
-        is_one_step = is_one_step and self.patch_embeddings.projection.kernel_size == self.config.patch_shape
-        embed = self._embed_patches_at_once if is_one_step else self._call_patch_modules
-        tokens, copies = embed(tokens, layout, pixels, pair_modality), layout.copies
-        return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
 
-    def _embed_patches_at_once(
-        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
-    ) -> Tensor:
-        projection = self.patch_embeddings.projection
-        weight, bias = projection.weight, projection.bias
-        options: dict[str, Any] = {}
-        if isinstance(pixels, PackedPixels):
-            packed, pixels = pixels, pixels.data
-            # Folded anew in each call: it is one pass over the weight, and nothing goes stale.
-            weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
-            options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
-        patch_index, patch_row = layout.projected_patches
-        return ops.patch_embed(
-            tokens,
-            pixels=pixels,
-            weight=weight,
-            bias=bias,
-            position=self.position_embeddings[0],
-            cls_token=self.cls_token[0, 0],
-            modality=self.token_type_embeddings.weight,
-            pair_modality=pair_modality,
-            grid=layout.grid,
-            patch_index=patch_index,
-            patch_row=patch_row,
-            cls_row=layout.cls_row,
-            table_size=self.table_size,
-            **options,
-        )
+class ViTEmbeddings(ImageEmbeddings):
+    """CLS, patches and their positions, each row written at its place in the packed tensor."""
 
-    def _call_patch_modules(
-        self, tokens: Tensor, layout: Layout, pixels: Tensor | PackedPixels, pair_modality: Tensor
-    ) -> Tensor:
-        """The same as `reference.patch_embed`, each module called, and dropout before the modality rows."""
-        patch_index, patch_row = layout.projected_patches
-        (image, y, x), patch = cells(patch_index, layout.grid_size), self.config.patch_shape[0]
-        if isinstance(pixels, PackedPixels):
-            places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
-            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), tokens.dtype)
-        else:
-            patches = gather_patches(pixels, image, y, x, patch=patch)
-        projected = self.patch_embeddings(patches.to(tokens.dtype))
-        position = self.position_embeddings[0]
-        projected = projected + interpolate(position[1:], self.table_size, layout.grid[image], y, x)
-        cls = (self.cls_token[0, 0] + position[0]).expand(len(pair_modality), -1)
-        rows = self.dropout(torch.cat((cls, projected.to(cls.dtype))))
-        rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
-        return tokens.index_copy(0, torch.cat((layout.cls_row, patch_row)).long(), rows.to(tokens.dtype))
+    def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        rows, columns = config.table_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.patch_embeddings = PatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(torch.zeros(1, rows * columns + 1, config.hidden_size))
+        self.token_type_embeddings = None
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
 
-    def _is_one_step(self, part: nn.Module, kind: type[nn.Module]) -> bool:
-        """Whether nothing in a half of the embeddings was touched or drops, so that it can be one step."""
-        return is_untouched(part, kind) and is_untouched(self.token_type_embeddings, nn.Embedding)
+    def forward(
+        self,
+        layout: Layout,
+        *,
+        pixel_values: Tensor | PackedPixels,
+        interpolation: str | None,
+        masked: Tensor | None = None,
+    ) -> tuple[Tensor, Layout]:
+        """Embed a batch.
 
+        Args:
+            layout: of the batch.
+            pixel_values: (B, C, H, W) or PackedPixels.
+            interpolation: how positions are read, see `vilt_fast.contracts.positions`.
+            masked: (B, GH, GW) bool, True for patches that become `mask_token`; None: no patch.
 
-def _is_table(embedding: Any) -> bool:
-    """Whether nobody wants a gradient of an untouched nn.Embedding by rules of its own."""
-    ruled = embedding.padding_idx is not None or embedding.sparse or embedding.scale_grad_by_freq
-    return not (ruled and torch.is_grad_enabled() and embedding.weight.requires_grad)
+        Returns:
+            (total_tokens, d), and the layout.
+
+        Raises:
+            ValueError: the weights are on the meta device, or of 8 bits.
+        """
+        tokens = self._fresh_rows(layout)
+        return self._embed_images(tokens, layout, pixel_values, interpolation=interpolation, masked=masked), layout
 
 
 def place_image_embeds(tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.encoder import PatchConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.attention import Attention
 from vilt_fast.layers.dropout import HiddenDropout
@@ -58,7 +58,7 @@ def walk_block(
 class Intermediate(nn.Module):
     """act(W x + b), the first half of the MLP."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = activation(config.hidden_act)
@@ -72,7 +72,7 @@ class Intermediate(nn.Module):
 class Output(nn.Module):
     """residual + W hidden + b, the second half of the MLP."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
@@ -92,7 +92,7 @@ class Output(nn.Module):
 class Layer(nn.Module):
     """One block: by `walk_block` where nothing in it was touched, else module by module."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         d, eps = config.hidden_size, config.block_layer_norm_eps
         self.attention = Attention(config)
@@ -163,7 +163,7 @@ class EncoderOutput(NamedTuple):
 class Encoder(nn.Module):
     """The blocks."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: PatchConfig) -> None:
         super().__init__()
         self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.gradient_checkpointing = False

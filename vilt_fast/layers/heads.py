@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vilt_fast.configs.encoder import EncoderConfig
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.projection import call_layer_norm, call_linear, linear
@@ -14,12 +15,13 @@ from vilt_fast.layers.untouched import is_untouched, skippable
 
 @skippable(dense=nn.Linear, activation=nn.Tanh)
 class Pooler(nn.Module):
-    """tanh(W x + b) of the first word's row."""
+    """tanh(W x + b) of each pair's first row; of ViT, with the width and the activation that its configuration says."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = nn.Tanh()
+        act = getattr(config, "pooler_act", "tanh")
+        self.dense = nn.Linear(config.hidden_size, getattr(config, "pooler_output_size", config.hidden_size))
+        self.activation = nn.Tanh() if act == "tanh" else activation(act, "pooler_act")
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B, d) to (B, d)."""
@@ -29,7 +31,7 @@ class Pooler(nn.Module):
 class PredictionTransform(nn.Module):
     """LayerNorm(act(W x + b)), BERT's step before the decoder."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.transform_act_fn = activation(config.hidden_act)
@@ -64,7 +66,7 @@ class MaskedLMHead(nn.Module):
 class MatchingHead(nn.Module):
     """The original repository's image-text matching: two scores, row 1 says "they belong together"."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.fc = nn.Linear(config.hidden_size, 2)
 

@@ -32,7 +32,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
     base_model_prefix = "vilt"
     # What follows is read by accelerate, PEFT, transformers' Trainer and others.
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities: tuple[str, ...] = ("image", "text")
     framework = "pt"
     model_tags: list[str] | None = None
     _no_split_modules = ["ViltEmbeddings", "Layer"]
@@ -45,7 +45,8 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
         super().__init__()
         wanted, got = self.config_class, type(config)
         if not isinstance(config, wanted):
-            advice = f"; {wanted.__name__}.from_dict(config.to_dict()) makes one" if hasattr(config, "to_dict") else ""
+            is_kin = hasattr(config, "to_dict") and getattr(config, "model_type", None) == wanted.model_type
+            advice = f"; {wanted.__name__}.from_dict(config.to_dict()) makes one" if is_kin else ""
             raise ValueError(
                 f"config must be a {wanted.__name__} of {wanted.__module__}, got {got.__name__} of {got.__module__}"
                 f"{advice}"

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilt_fast.configs.encoder import PatchConfig
 from vilt_fast.packing import Check
-from vilt_fast.pixels import PackedPixels
+from vilt_fast.pixels import CHANNELS, PackedPixels
 
 # What PyTorch stores, but computes with in few operations: quantised and 8-bit floats.
 _NEVER_READ = {torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4}
@@ -45,6 +46,86 @@ def integers(name: str, tensor: Tensor) -> Tensor:
     return tensor.long()
 
 
+def check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: PatchConfig) -> tuple[int, int]:
+    """(GH, GW) of padded images; raises unless they are (B, C, H, W) floats of at least one patch."""
+    if pixels.ndim != 4:
+        raise ValueError(f"pixel_values must be (batch, channels, height, width), got shape {tuple(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixel_values must be floating point, got {pixels.dtype}; use the image processor")
+    if pixels.shape[1] != config.num_channels:
+        raise ValueError(f"pixel_values must have num_channels = {config.num_channels} channels, got {pixels.shape[1]}")
+    patch = config.patch_shape[0]
+    grid_size = pixels.shape[2] // patch, pixels.shape[3] // patch
+    if 0 in grid_size:
+        raise ValueError(
+            f"pixel_values must be at least one patch of {patch} x {patch} pixels, got "
+            f"{pixels.shape[2]} x {pixels.shape[3]}"
+        )
+    check_shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
+    return grid_size
+
+
+def check_packed(
+    pixels: PackedPixels, pixel_mask: Tensor | None, config: PatchConfig, batch: int, device: torch.device
+) -> tuple[int, int]:
+    """(GH, GW) of packed images that go with texts; raises unless there are as many, of whole patches."""
+    check_packed_images(pixels, pixel_mask, config)
+    if pixels.pairs != batch:
+        raise ValueError(
+            f"pixel_values must have as many images as there are texts, {batch}, got {pixels.pairs}; where several "
+            "texts are about one image, say which with `picture`"
+        )
+    if pixels.device != device:
+        raise ValueError(f'pixel_values is on {pixels.device}, the text on {device}; move it with .to("{device}")')
+    patch = config.patch_shape[0]
+    for index, (height, width) in enumerate(pixels.sizes):
+        if height % patch or width % patch:
+            raise ValueError(
+                f"pixel_values: image {index} is {height} x {width} pixels, wanted multiples of the patch, {patch}; "
+                "let the processor resize, with size_divisor a multiple of the patch"
+            )
+    return pixels.grid_size(patch)
+
+
+def check_packed_images(pixels: PackedPixels, pixel_mask: Tensor | None, config: PatchConfig) -> None:
+    """Raise unless they have the model's channels, and no mask."""
+    if pixel_mask is not None:
+        raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
+    if config.num_channels != CHANNELS:
+        raise ValueError(f"pixel_values: packed images have {CHANNELS} channels, the model {config.num_channels}")
+
+
+def check_head_mask(head_mask: Tensor | None, config: PatchConfig) -> Tensor | None:
+    """(layers, heads) or None; raises unless it is one number a head."""
+    if head_mask is None:
+        return None
+    check_tensor("head_mask", head_mask)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
+        raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
+    return head_mask.expand(layers, heads)
+
+
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False
+) -> list[Check]:
+    """Conditions on labels of that shape: integers in 0..classes - 1, or any numbers if that is None, finite ones.
+
+    ignore: whether -100 means "no label".
+    """
+    refuse_unreadable("labels", check_tensor("labels", labels))
+    check_shape("labels", labels, shape)
+    if classes is None:
+        if labels.is_complex():
+            raise ValueError(f"labels must hold real numbers, got {labels.dtype}")
+        refuse_non_finite_mask("labels", labels)
+        return []
+    labels = integers("labels", labels)
+    if ignore:
+        return [range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
+    return [range_check("labels", labels, classes)]
+
+
 def range_check(name: str, values: Tensor, size: int, note: str = "") -> Check:
     """The condition that values are in 0..size - 1."""
     wrong = (values < 0) | (values >= size)
@@ -64,7 +145,7 @@ def refuse_unreadable(name: str, tensor: Tensor) -> None:
 
 
 def refuse_non_finite_mask(name: str, mask: Tensor) -> None:
-    """Raise where a mask of floats on the host has NaN or infinite values."""
+    """Raise where a mask of floats, or labels, on the host has NaN or infinite values."""
     if mask.is_floating_point() and mask.is_cpu and _can_read() and not mask.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinite values, wanted finite ones, such as 0 and 1")
 

@@ -15,7 +15,7 @@ from vilt_fast.layers.untouched import stands_alone
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.models.outputs import HeadOutput, SequenceClassifierOutput
-from vilt_fast.packing import Check, place_words, raise_first
+from vilt_fast.packing import Check, Layout, place_words, raise_first
 from vilt_fast.pixels import PackedPixels
 
 
@@ -26,17 +26,85 @@ class Seen(NamedTuple):
     kept: Tensor | None = None  # (B, L) bool: which words these are
     hidden_states: Any = None
     attentions: Any = None
+    layout: Layout | None = None  # of a head that puts rows at places
+    pixels: Tensor | PackedPixels | None = None  # of a loss over them
 
 
-class ViltWithHead(PreTrainedModel):
-    """Base of the heads: one forward for all; a head says how logits are made and what its labels are."""
+class WithHead(PreTrainedModel):
+    """Base of the heads: one way for all; a head says how logits are made and what its labels are."""
 
-    output_class: type[HeadOutput] = SequenceClassifierOutput
-    base_class: type[PreTrainedModel]  # of `vilt`
-    first_rows_only = True  # whether the head reads each pair's first row alone, or the rows of all words
+    output_class: Any = SequenceClassifierOutput  # called with a loss, logits, states and attentions
+    base_class: type[PreTrainedModel]  # of `_body`
+    first_rows_only = True  # whether the head reads each pair's first row alone, or more
+
+    @property
+    def _body(self) -> Any:
+        """The model below the head."""
+        raise NotImplementedError
+
+    def _answer(
+        self,
+        inputs: Any,
+        labels: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        return_dict: bool | None,
+    ) -> Any:
+        """What `forward` returns."""
+        checks = [] if labels is None else self._check_labels(labels, inputs)
+        wanted = {
+            "output_attentions": either(output_attentions, self.config.output_attentions),
+            "output_hidden_states": either(output_hidden_states, self.config.output_hidden_states),
+        }
+        if self._can_stay_packed() and not any(wanted.values()):
+            seen = self._stay_packed(inputs, checks)
+        else:
+            raise_first(checks)
+            seen = self._call_base(inputs, wanted)
+        logits = self._logits(seen)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device), seen)
+        output = self.output_class(loss, logits, seen.hidden_states, seen.attentions)
+        return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
+
+    def _can_stay_packed(self) -> bool:
+        """Whether nobody would miss the call of `_body`, or the rows that are not read."""
+        body = self._body
+        if not stands_alone(body, self.base_class):
+            return False
+        return stands_alone(body.encoder, Encoder) and stands_alone(body.layernorm, nn.LayerNorm)
+
+    def _stay_packed(self, inputs: Any, checks: list[Check]) -> Seen:
+        """What the head reads, without the rows that nobody reads."""
+        raise NotImplementedError
+
+    def _call_base(self, inputs: Any, wanted: dict[str, bool]) -> Seen:
+        """The same from the output of `_body`, called like any module."""
+        raise NotImplementedError
+
+    def _check_labels(self, labels: Tensor, inputs: Any) -> list[Check]:
+        raise NotImplementedError
+
+    def score(self, rows: Tensor) -> Tensor:
+        """The head on the rows that it reads: (B, d) to (B, labels), or (words, d) to (words, classes)."""
+        raise NotImplementedError
+
+    def _logits(self, seen: Seen) -> Tensor:
+        return self.score(seen.rows)
+
+    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
+        return F.cross_entropy(logits, labels.flatten().long())
+
+
+class ViltWithHead(WithHead):
+    """Base of ViLT's heads: their arguments."""
 
     config: ViltConfig
     vilt: Any  # the ViltModel, whose file imports this one
+
+    @property
+    def _body(self) -> Any:
+        """The ViltModel."""
+        return self.vilt
 
     def forward(
         self,
@@ -74,20 +142,7 @@ class ViltWithHead(PreTrainedModel):
             seed=seed,
             image_index=image_index,
         )
-        checks = [] if labels is None else self._check_labels(labels, inputs)
-        wanted = {
-            "output_attentions": either(output_attentions, self.config.output_attentions),
-            "output_hidden_states": either(output_hidden_states, self.config.output_hidden_states),
-        }
-        if self._can_stay_packed() and not any(wanted.values()):
-            seen = self._stay_packed(inputs, checks)
-        else:
-            raise_first(checks)
-            seen = self._call_vilt(inputs, wanted)
-        logits = self._logits(seen)
-        loss = None if labels is None else self._loss(logits, labels.to(logits.device), seen)
-        output = self.output_class(loss, logits, seen.hidden_states, seen.attentions)
-        return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
+        return self._answer(inputs, labels, output_attentions, output_hidden_states, return_dict)
 
     @property
     def slots(self) -> int | None:
@@ -95,13 +150,7 @@ class ViltWithHead(PreTrainedModel):
         return None
 
     def _can_stay_packed(self) -> bool:
-        """Whether nobody would miss the call of `vilt`, or the rows that are not read."""
-        vilt = self.vilt
-        if not stands_alone(vilt, self.base_class):
-            return False
-        if not (stands_alone(vilt.encoder, Encoder) and stands_alone(vilt.layernorm, nn.LayerNorm)):
-            return False
-        return vilt.pools_first_rows or not self.first_rows_only
+        return super()._can_stay_packed() and (self.vilt.pools_first_rows or not self.first_rows_only)
 
     def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
         """What the head reads, without the rows that nobody reads."""
@@ -109,7 +158,7 @@ class ViltWithHead(PreTrainedModel):
         encoded = self.vilt.encode(inputs, first_rows_only=True, checks=checks)
         return Seen(self.vilt.pooler(normalise(self.vilt.layernorm, encoded.tokens)))
 
-    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+    def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         """The same from the output of `vilt`, called like any module."""
         output = self._output_of_vilt(inputs, wanted)
         return Seen(output[1], None, output.hidden_states, output.attentions)
@@ -117,19 +166,6 @@ class ViltWithHead(PreTrainedModel):
     def _output_of_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Any:
         given = inputs.given()
         return self.vilt(given.pop("input_ids", None), **given, **wanted, return_dict=True)
-
-    def _check_labels(self, labels: Tensor, inputs: Inputs) -> list[Check]:
-        raise NotImplementedError
-
-    def score(self, rows: Tensor) -> Tensor:
-        """The head on the rows that it reads: (B, d) to (B, labels), or (words, d) to (words, classes)."""
-        raise NotImplementedError
-
-    def _logits(self, seen: Seen) -> Tensor:
-        return self.score(seen.rows)
-
-    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
-        return F.cross_entropy(logits, labels.flatten())
 
 
 class ViltWithWordHead(ViltWithHead):
@@ -142,7 +178,7 @@ class ViltWithWordHead(ViltWithHead):
         words = normalise(self.vilt.layernorm, encoded.tokens[encoded.layout.word_row])
         return Seen(words, encoded.layout.text_row >= 0)
 
-    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+    def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         output = self._output_of_vilt(inputs, wanted)
         (batch, length), mask = inputs.text_shape(), inputs.attention_mask
         words = output[0][:, :length]
@@ -155,7 +191,7 @@ class ViltWithWordHead(ViltWithHead):
 
     def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         assert seen.kept is not None
-        return F.cross_entropy(logits.flatten(0, 1), labels.masked_fill(~seen.kept, -100).flatten())
+        return F.cross_entropy(logits.flatten(0, 1), labels.long().masked_fill(~seen.kept, -100).flatten())
 
 
 def either(value: bool | None, otherwise: bool) -> bool:

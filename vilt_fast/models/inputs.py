@@ -11,6 +11,9 @@ from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.checks import (
+    check_head_mask,
+    check_packed,
+    check_pixels,
     check_shape,
     check_tensor,
     exactly_one,
@@ -21,7 +24,7 @@ from vilt_fast.models.checks import (
     refuse_unreadable,
 )
 from vilt_fast.packing import Check, Layout
-from vilt_fast.pixels import CHANNELS, PackedPixels
+from vilt_fast.pixels import PackedPixels
 
 _MASKS = {"attention_mask", "pixel_mask", "patch_mask", "head_mask"}
 
@@ -163,7 +166,7 @@ class Inputs:
             image_embeds=self.image_embeds,
             patch_mask=None if self.patch_mask is None else self.patch_mask.to(device) != 0,
             pair_modality=self._pair_modality(config, batch, device),
-            head_mask=_head_mask(self.head_mask, config),
+            head_mask=check_head_mask(self.head_mask, config),
             grid_size=grid_size,
             seed=_seed(self.seed),
             image_index=self._image_index(batch, device),
@@ -174,7 +177,7 @@ class Inputs:
         """(GH, GW), or (1, places) with image_embeds."""
         images = exactly_one("pixel_values", self.pixel_values, "image_embeds", self.image_embeds)
         if isinstance(images, PackedPixels):
-            return _check_packed(images, self.pixel_mask, config, batch, device)
+            return check_packed(images, self.pixel_mask, config, batch, device)
         if self.image_embeds is not None:
             if images.ndim != 3 or images.shape[2] != config.hidden_size or images.shape[1] == 0:
                 raise ValueError(
@@ -190,7 +193,7 @@ class Inputs:
                 )
             grid_size = (1, images.shape[1])
         else:
-            grid_size = _check_pixels(images, self.pixel_mask, config)
+            grid_size = check_pixels(images, self.pixel_mask, config)
         if images.shape[0] != batch:
             name = "image_embeds" if self.pixel_values is None else "pixel_values"
             raise ValueError(f"{name} must have as many rows as the text, {batch}, got {images.shape[0]}")
@@ -288,41 +291,6 @@ class Batch:
         return checks
 
 
-def check_labels(
-    labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False
-) -> list[Check]:
-    """Conditions on labels of that shape: integers in 0..classes - 1, or any floats if that is None.
-
-    ignore: whether -100 means "no label".
-    """
-    refuse_unreadable("labels", check_tensor("labels", labels))
-    check_shape("labels", labels, shape)
-    if classes is None:
-        return []
-    labels = integers("labels", labels)
-    if ignore:
-        return [range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
-    return [range_check("labels", labels, classes)]
-
-
-def _check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: ViltConfig) -> tuple[int, int]:
-    if pixels.ndim != 4:
-        raise ValueError(f"pixel_values must be (batch, channels, height, width), got shape {tuple(pixels.shape)}")
-    if not pixels.is_floating_point():
-        raise ValueError(f"pixel_values must be floating point, got {pixels.dtype}; use the image processor")
-    if pixels.shape[1] != config.num_channels:
-        raise ValueError(f"pixel_values must have num_channels = {config.num_channels} channels, got {pixels.shape[1]}")
-    patch = config.patch_shape[0]
-    grid_size = pixels.shape[2] // patch, pixels.shape[3] // patch
-    if 0 in grid_size:
-        raise ValueError(
-            f"pixel_values must be at least one patch of {patch} x {patch} pixels, got "
-            f"{pixels.shape[2]} x {pixels.shape[3]}"
-        )
-    check_shape("pixel_mask", pixel_mask, (pixels.shape[0], *pixels.shape[2:]))
-    return grid_size
-
-
 def _fold_padded(name: str, images: Tensor, rank: int, batch: int, num_images: int) -> Tensor:
     """(B, num_images, ...) to (B * num_images, ...)."""
     if images.ndim == rank - 1:  # one image per text, without its axis
@@ -356,41 +324,6 @@ def _every(tensor: Tensor | None, places: slice) -> Tensor | None:
 
 def _repeat(text: Tensor | None, num_images: int) -> Tensor | None:
     return None if text is None else text.repeat_interleave(num_images, 0)
-
-
-def _check_packed(
-    pixels: PackedPixels, pixel_mask: Tensor | None, config: ViltConfig, batch: int, device: torch.device
-) -> tuple[int, int]:
-    if pixel_mask is not None:
-        raise ValueError("pixel_mask goes with padded pixel_values; packed ones know their sizes")
-    if config.num_channels != CHANNELS:
-        raise ValueError(f"pixel_values: packed images have {CHANNELS} channels, the model {config.num_channels}")
-    if pixels.pairs != batch:
-        raise ValueError(
-            f"pixel_values must have as many images as there are texts, {batch}, got {pixels.pairs}; where several "
-            "texts are about one image, say which with `picture`"
-        )
-    if pixels.device != device:
-        raise ValueError(f'pixel_values is on {pixels.device}, the text on {device}; move it with .to("{device}")')
-    patch = config.patch_shape[0]
-    for index, (height, width) in enumerate(pixels.sizes):
-        if height % patch or width % patch:
-            raise ValueError(
-                f"pixel_values: image {index} is {height} x {width} pixels, wanted multiples of the patch, {patch}; "
-                "let the processor resize, with size_divisor a multiple of the patch"
-            )
-    return pixels.grid_size(patch)
-
-
-def _head_mask(head_mask: Tensor | None, config: ViltConfig) -> Tensor | None:
-    """(layers, heads) or None."""
-    if head_mask is None:
-        return None
-    check_tensor("head_mask", head_mask)
-    layers, heads = config.num_hidden_layers, config.num_attention_heads
-    if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
-        raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
-    return head_mask.expand(layers, heads)
 
 
 def _seed(seed: int | None) -> int | None:

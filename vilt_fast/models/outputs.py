@@ -186,3 +186,35 @@ class ViltForImagesAndTextClassificationOutput(HeadOutput):
         """As in the base class, but the places of states and attentions are kept."""
         head = () if self.loss is None else (self.loss,)
         return (*head, self.logits, self.hidden_states, self.attentions)
+
+
+class ViTModelOutput(BaseModelOutputWithPooling):
+    """Of ViTModel: rows are the CLS, then the patches in raster order. Rows of padding are zero."""
+
+    def plain_tuple(self) -> tuple[Any, ...]:
+        """What `return_dict=False` gives: without a pooler its place is not kept, unlike ViltModel's."""
+        return self.to_tuple()
+
+
+class ImageClassifierOutput(HeadOutput):
+    """Of ViTForImageClassification: logits (B, labels)."""
+
+
+@dataclass(eq=False)
+class MaskedImageModelingOutput(ModelOutput):
+    """Of ViTForMaskedImageModeling: hidden_states and attentions as in BaseModelOutputWithPooling.
+
+    Args:
+        loss: where `bool_masked_pos` was given.
+        reconstruction: (B, C, GH * encoder_stride, GW * encoder_stride); zero where no patch stood.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The name that `reconstruction` had before transformers 4.26."""
+        return self.reconstruction

@@ -21,11 +21,11 @@ from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.embeddings import ViltEmbeddings
 from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
-from vilt_fast.layers.projection import call_layer_norm, call_linear
+from vilt_fast.layers.projection import call_linear
 from vilt_fast.layers.untouched import skippable
-from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.heads import Seen, ViltWithHead, ViltWithWordHead, either
-from vilt_fast.models.inputs import Inputs, check_labels, check_modality
+from vilt_fast.models.checks import check_labels
+from vilt_fast.models.heads import Seen, ViltWithHead, ViltWithWordHead
+from vilt_fast.models.inputs import Inputs, check_modality
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
@@ -33,12 +33,13 @@ from vilt_fast.models.outputs import (
     TokenClassifierOutput,
     ViltForImagesAndTextClassificationOutput,
 )
+from vilt_fast.models.packed import PackedModel, refuse_tracing
 from vilt_fast.packing import Check
 from vilt_fast.pixels import PackedPixels
 
 
 @skippable()
-class ViltModel(PreTrainedModel):
+class ViltModel(PackedModel):
     """Text and image in, one contextual row per token and one per pair out.
 
     Args:
@@ -46,7 +47,6 @@ class ViltModel(PreTrainedModel):
         add_pooling_layer: whether there is a pooler.
     """
 
-    output_class = BaseModelOutputWithPooling
     config: ViltConfig
 
     def __init__(self, config: ViltConfig, add_pooling_layer: bool = True) -> None:
@@ -124,26 +124,7 @@ class ViltModel(PreTrainedModel):
             image_index=image_index,
         )
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
-        tokens = call_layer_norm(self.layernorm, encoded.tokens)
-        states = encoded.layout.unpack(tokens)
-        pooled = None
-        if self.pooler is not None:
-            pooled = self.pooler(tokens[encoded.layout.first] if self.pools_first_rows else states)
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=states,
-            pooler_output=pooled,
-            hidden_states=encoded.hidden_states,
-            attentions=encoded.attentions,
-        )
-        return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
-
-    @property
-    def pools_first_rows(self) -> bool:
-        """Whether our pooler is there, bare or wrapped; another gets the padded states, as in Hugging Face."""
-        pooler = self.pooler
-        if pooler is None or isinstance(pooler, Pooler):
-            return pooler is not None
-        return any(isinstance(module, Pooler) for module in pooler.modules())
+        return self._output(encoded, return_dict)
 
     def encode(
         self,
@@ -162,11 +143,7 @@ class ViltModel(PreTrainedModel):
             first_rows_only: whether the caller reads the first word's row of each pair alone.
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
-        if torch.jit.is_tracing():
-            raise ValueError(
-                "torch.jit.trace would keep the lengths of this batch for every other; use torch.compile or "
-                "vilt_fast.freeze"
-            )
+        refuse_tracing()
         config = self.config
         # Where the inputs are: parameters may be elsewhere until their module is called, or be no parameters.
         batch = inputs.check(config, inputs.device)
@@ -180,15 +157,7 @@ class ViltModel(PreTrainedModel):
             image_embeds=batch.image_embeds,
             pair_modality=batch.pair_modality,
         )[0]
-        tokens, states, attentions = self.encoder(
-            tokens,
-            layout,
-            head_mask=None if batch.head_mask is None else batch.head_mask.to(tokens.dtype),
-            want_attentions=either(want_attentions, config.output_attentions),
-            want_hidden_states=either(want_hidden_states, config.output_hidden_states),
-            first_rows_only=first_rows_only,
-        )
-        return Encoded(layout, tokens, states, attentions)
+        return self._encode(tokens, layout, batch.head_mask, want_attentions, want_hidden_states, first_rows_only)
 
 
 ViltWithHead.base_class = ViltModel
@@ -332,10 +301,10 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             labels = labels[:, 0]
         return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
 
-    def _call_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
+    def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         """Image by image, as Hugging Face runs it: the i-th images are padded to the longest among them alone."""
         slots = self.config.num_images
-        call = super()._call_vilt
+        call = super()._call_base
         seen = [call(inputs.image_of_each(slot, slots), wanted) for slot in range(slots)]
         return Seen(
             rows=torch.stack([one.rows for one in seen], 1).flatten(0, 1),  # the images of the first text, and so on

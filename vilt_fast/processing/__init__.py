@@ -2,16 +2,19 @@
 
 from .batch import BatchEncoding, BatchFeature
 from .decoding import decode_rgb
-from .image import ViltFeatureExtractor, ViltImageProcessor
 from .processor import ViltProcessor
 from .settings import resize_size
 from .text import BertTokenizer, BertTokenizerFast
+from .vilt import ViltFeatureExtractor, ViltImageProcessor
+from .vit import ViTFeatureExtractor, ViTImageProcessor
 
 __all__ = [
     "BatchEncoding",
     "BatchFeature",
     "BertTokenizer",
     "BertTokenizerFast",
+    "ViTFeatureExtractor",
+    "ViTImageProcessor",
     "ViltFeatureExtractor",
     "ViltImageProcessor",
     "ViltProcessor",

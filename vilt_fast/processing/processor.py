@@ -12,13 +12,14 @@ import torch
 
 from .batch import BatchEncoding, tensor_kind
 from .decoding import check_data_format
-from .image import WITHOUT_EFFECT, ViltImageProcessor
 from .saving import split_options, to_json, write_files
-from .settings import SETTINGS
+from .settings import setting_names
 from .text import BertTokenizer
+from .vilt import WITHOUT_EFFECT, ViltImageProcessor, ViltSettings
 
 _TEXT_ARGUMENTS = frozenset(inspect.signature(BertTokenizer.__call__).parameters) - {"self", "text"}
-_IMAGE_ARGUMENTS = frozenset([*SETTINGS, "pad_and_return_pixel_mask", "data_format", "input_data_format"])
+_IMAGE_SETTINGS = (*setting_names(ViltSettings), "pad_and_return_pixel_mask")
+_IMAGE_ARGUMENTS = frozenset([*_IMAGE_SETTINGS, "data_format", "input_data_format"])
 # Hugging Face 5.x's way to say which argument is whose, and what each may hold.
 _GROUPS = {
     "text_kwargs": _TEXT_ARGUMENTS,
@@ -194,7 +195,7 @@ class ViltProcessor:
         """
         hub, overrides = split_options(kwargs)
         device = overrides.pop("device", None)
-        names = [name for name in (*SETTINGS, "pad_and_return_pixel_mask") if name in overrides]
+        names = [name for name in _IMAGE_SETTINGS if name in overrides]
         for_images = {name: overrides.pop(name) for name in names}
         image_processor = ViltImageProcessor.from_pretrained(pretrained_model_name_or_path, **hub, **for_images)
         tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **hub, **overrides)

@@ -1,18 +1,24 @@
-"""The settings of the image processor: their names, their order, what each may be, and the sizes that follow."""
+"""What the settings of an image processor may be, those that all have, and the sizes that follow from them.
+
+Each family's own stand with its processor, in vilt.py and vit.py.
+"""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 # The longer side is limited by COCO's usual shape, 1333 x 800 (ViLT paper, section 4.2).
 _LONGER, _SHORTER = 1333, 800
+# The keys of ViT's sizes that transformers' PIL class can resize to.
+_SIZES = (("height", "width"), ("shortest_edge",), ("shortest_edge", "longest_edge"), ("max_height", "max_width"))
 # Of a resized image: 1.2 GB in float32. ViLT's have 250,000.
 _MOST_PIXELS = 100_000_000
 _LARGEST: Any = sys.float_info.max
@@ -36,13 +42,37 @@ def resize_size(height: int, width: int, shortest_edge: int = 384, size_divisor:
     return height, width
 
 
-def _check_flag(name: str, value: Any) -> bool:
+def aspect_size(height: int, width: int, size: Mapping[str, int]) -> tuple[int, int]:
+    """The size (height, width) in pixels of an image that keeps its shape, as transformers 5.17 computes it.
+
+    A side may come out 0.
+
+    Args:
+        size: {"shortest_edge": pixels} of the shorter side, with "longest_edge" as a limit of the longer; or
+            {"max_height": pixels, "max_width": pixels}, of which one is reached.
+    """
+    if "max_height" in size:
+        scale = min(size["max_height"] / height, size["max_width"] / width)
+        return int(height * scale), int(width * scale)
+    shorter, longer = min(height, width), max(height, width)
+    edge: float = size["shortest_edge"]
+    new_longer = int(edge * longer / shorter)
+    if "longest_edge" in size and longer / shorter * edge > size["longest_edge"]:
+        # Rounded for the shorter side, unrounded for the longer, unless the shorter side has that length already.
+        edge = size["longest_edge"] * shorter / longer
+        new_longer = longer if round(edge) == shorter else int(edge * longer / shorter)
+    new_shorter = round(edge)
+    return (new_shorter, new_longer) if height <= width else (new_longer, new_shorter)
+
+
+def check_flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name}: got {value!r}, wanted True or False")
     return bool(value)
 
 
-def _check_size(name: str, value: Any) -> dict[str, int]:
+def check_shortest_edge(name: str, value: Any) -> dict[str, int]:
+    """A size of ViLT's: the shorter side."""
     if isinstance(value, Mapping) and "shortest_edge" in value:
         return {**value, "shortest_edge": _check_edge(f'{name}["shortest_edge"]', value["shortest_edge"])}
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -50,9 +80,46 @@ def _check_size(name: str, value: Any) -> dict[str, int]:
     raise ValueError(f'{name}: got {value!r}, wanted {{"shortest_edge": pixels}} or a number of pixels')
 
 
+def check_any_size(name: str, value: Any) -> dict[str, int]:
+    """A size of ViT's: one of _SIZES, a number for a square, or a pair (height, width)."""
+    if isinstance(value, Mapping):
+        if set(value) not in map(set, _SIZES):
+            sizes = "; ".join(", ".join(keys) for keys in _SIZES)
+            raise ValueError(f"{name}: got {dict(value)!r}, wanted a dictionary with the keys of one of: {sizes}")
+        checked = {key: check_positive(f'{name}["{key}"]', value[key]) for key in value}
+        if "shortest_edge" in checked:
+            _check_edge(f'{name}["shortest_edge"]', checked["shortest_edge"])
+    else:
+        checked = _check_rectangle(name, value)
+    if "height" in checked:
+        _check_pixels(f"{name}: got {value!r}", checked["height"], checked["width"])
+    return checked
+
+
+def check_crop_size(name: str, value: Any) -> dict[str, int]:
+    """A number for a square, a pair (height, width), or a dictionary of both."""
+    if isinstance(value, Mapping):
+        if set(value) != {"height", "width"}:
+            raise ValueError(f'{name}: got {dict(value)!r}, wanted {{"height": pixels, "width": pixels}}')
+        value = value["height"], value["width"]
+    checked = _check_rectangle(name, value)
+    _check_pixels(f"{name}: got {value!r}", checked["height"], checked["width"])
+    return checked
+
+
+def _check_rectangle(name: str, value: Any) -> dict[str, int]:
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ValueError(f"{name}: got {len(value)} numbers, wanted one or 2 (height, width)")
+        height, width = value
+    else:
+        height = width = value
+    return {"height": check_positive(name, height), "width": check_positive(name, width)}
+
+
 def _check_edge(name: str, value: Any) -> int:
     """A shorter side of which not even a square image is too large."""
-    edge = _check_positive(name, value)
+    edge = check_positive(name, value)
     _check_pixels(f"{name}: got {edge}", edge, edge)
     return edge
 
@@ -62,13 +129,13 @@ def _check_pixels(name: str, height: int, width: int) -> None:
         raise ValueError(f"{name}: an image would become {height}x{width} pixels, wanted at most {_MOST_PIXELS}")
 
 
-def _check_positive(name: str, value: Any) -> int:
+def check_positive(name: str, value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) < 2**31:
         raise ValueError(f"{name}: got {value!r}, wanted a positive integer below 2**31")
     return int(value)
 
 
-def _check_resample(name: str, value: Any) -> int:
+def check_resample(name: str, value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value not in list(Image.Resampling):
         raise ValueError(f"{name}: got {value!r}, wanted a filter of Pillow: {list(Image.Resampling)}")
     return int(value)
@@ -111,63 +178,102 @@ def _check_pixel_values(settings: Settings) -> None:
         )
 
 
-def _setting(default: Any, check: Callable[[str, Any], Any], none_means: Any = None) -> Any:
-    return field(default=default, metadata={"check": check, "none_means": none_means})
+def setting(default: Any, check: Callable[[str, Any], Any], none_means: Any = None, is_optional: bool = False) -> Any:
+    """A setting.
+
+    Args:
+        check: its name and its value -> the value as plain Python, or ValueError.
+        none_means: what None in a constructor stands for.
+        is_optional: whether None is a value too (for a flag, False), and the default is left out of files.
+    """
+    metadata = {"check": check, "none_means": none_means, "is_optional": is_optional}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(eq=False, repr=False)
 class Settings:
-    """All settings, as plain Python values that JSON can hold; see `ViltImageProcessor`.
+    """The settings that every family has, as plain Python values that JSON can hold.
 
     Raises:
         ValueError: a value is out of range; the message names the setting.
     """
 
-    # In Hugging Face's order of arguments.
-    do_resize: bool = _setting(True, _check_flag)
-    size: Any = _setting(None, _check_size, 384)  # {"shortest_edge": pixels}
-    size_divisor: int = _setting(32, _check_positive)
-    resample: int = _setting(Image.Resampling.BICUBIC, _check_resample)
-    do_rescale: bool = _setting(True, _check_flag)
-    rescale_factor: float = _setting(1 / 255, _check_number)
-    do_normalize: bool = _setting(True, _check_flag)
-    image_mean: Any = _setting(None, _check_channels, (0.5, 0.5, 0.5))  # a number, or a list of 3
-    image_std: Any = _setting(None, _check_channels, (0.5, 0.5, 0.5))
-    do_pad: bool = _setting(True, _check_flag)
+    # No other methods without an underscore: a preprocessor_config.json may hold a key of any name, and it is kept.
+    do_resize: bool = setting(True, check_flag)
+    size: Any = setting(None, check_any_size, 224)
+    resample: int = setting(Image.Resampling.BILINEAR, check_resample)
+    do_rescale: bool = setting(True, check_flag)
+    rescale_factor: float = setting(1 / 255, _check_number)
+    do_normalize: bool = setting(True, check_flag)
+    image_mean: Any = setting(None, _check_channels, (0.5, 0.5, 0.5))  # a number, or a list of 3
+    image_std: Any = setting(None, _check_channels, (0.5, 0.5, 0.5))
+    do_pad: bool = setting(False, check_flag, False, is_optional=True)
+
+    _zero_side: ClassVar[str] = "the longer one is limited"
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
             value = entry.metadata["none_means"] if value is None else value
-            setattr(self, entry.name, check_setting(entry.name, value))
+            setattr(self, entry.name, check_setting(type(self), entry.name, value))
         _check_pixel_values(self)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """The size (height, width) that an image is resized to; a side may come out 0."""
+        if "height" in self.size:
+            return self.size["height"], self.size["width"]
+        return aspect_size(height, width, self.size)
+
+    def _crop(self) -> tuple[int, int] | None:
+        """The size (height, width) of the centre that is cut out; None: all stays."""
+        return None
+
+    def _rescale(self, values: np.ndarray, factor: float) -> np.ndarray:
+        """Pixels times a factor, in float32; 5.x multiplies in float64 and rounds once."""
+        return (values.astype(np.float64) * factor).astype(np.float32)
 
 
 def target_size(settings: Settings, name: str, height: int, width: int) -> tuple[int, int]:
-    """`resize_size` of an image, which errors call `name`.
+    """The size (height, width) that an image is resized to, which errors call `name`.
 
     Raises:
-        ValueError: a side would be 0.
+        ValueError: a side would be 0, or the image too large.
     """
-    # No method: a preprocessor_config.json may hold a key of any name, which becomes an attribute.
-    size = resize_size(height, width, settings.size["shortest_edge"], settings.size_divisor)
+    size = settings._resized(height, width)
     if 0 in size:
         raise ValueError(
             f"{name}: an image of {height}x{width} (height x width) is too elongated: its shorter side becomes 0 when "
-            f"the longer one is limited and both are floored to multiples of {settings.size_divisor}; crop or pad it"
+            f"{settings._zero_side}; crop or pad it"
         )
     _check_pixels(name, *size)
     return size
 
 
-SETTINGS = tuple(entry.name for entry in fields(Settings))
-_CHECKS = {entry.name: entry.metadata["check"] for entry in fields(Settings)}
+def output_size(settings: Settings, name: str, height: int, width: int) -> tuple[int, int]:
+    """The size (height, width) that an image comes out with, resized and cut; raises as `target_size`."""
+    resized = target_size(settings, name, height, width) if settings.do_resize else (height, width)
+    return settings._crop() or resized
 
 
-def check_setting(name: str, value: Any) -> Any:
-    """The value as `Settings` holds it. None is no value: it stands for the default in a constructor alone.
+def setting_names(kind: type[Settings]) -> tuple[str, ...]:
+    """The settings of a family."""
+    return tuple(entry.name for entry in fields(kind))
+
+
+def check_setting(kind: type[Settings], name: str, value: Any) -> Any:
+    """The value as `Settings` holds it. None is no value but for the optional ones: it is a constructor's default.
 
     Raises:
         ValueError: the value is out of range; the message names the setting.
     """
-    return _CHECKS[name](name, value)
+    about = kind.__dataclass_fields__[name].metadata
+    if value is None and about["is_optional"]:
+        return about["none_means"]
+    return about["check"](name, value)
+
+
+def to_save(settings: Settings) -> dict[str, Any]:
+    """A copy of all attributes, but for optional settings that have their defaults."""
+    optional = {entry.name: entry.default for entry in fields(settings) if entry.metadata["is_optional"]}
+    every = copy.deepcopy(settings.__dict__)
+    return {name: value for name, value in every.items() if name not in optional or value != optional[name]}

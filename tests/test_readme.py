@@ -1,0 +1,31 @@
+"""The lines of Python in README.md run, one block after the other."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from vilt_fast import demo
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+SHIPPED = {"dandelin/vilt-b32-finetuned-vqa": demo.WEIGHTS, "google/vit-base-patch16-224": demo.WEIGHTS_VIT}
+
+
+@pytest.mark.skipif(not README.exists(), reason="not a checkout")
+def test_blocks_run(tmp_path, monkeypatch, capsys):
+    """With an image of one shape for the photograph, and the models that ship for those of the hub."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 5
+    image, label = demo.examples_vit()[0]
+    image.save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    names = {"paths": ["photo.jpg"] * 2, "questions": ["what color is the shape?"] * 2}
+    said = []
+    for block in blocks:
+        for name, path in SHIPPED.items():
+            block = block.replace(f'"{name}"', repr(str(path)))
+        exec(compile(block, str(README), "exec"), names)
+        said += capsys.readouterr().out.splitlines()
+    assert label in said, said  # what the ViT said
+    color = label.split()[0]
+    assert [answer.answer for answer in names["answers"]] == [color] * 2

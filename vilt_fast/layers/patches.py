@@ -1,0 +1,187 @@
+"""Images to rows of the packed tensor: the half of the embeddings that the families with patches share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vilt_fast import ops
+from vilt_fast.configs.encoder import PatchConfig
+from vilt_fast.layers.dropout import HiddenDropout
+from vilt_fast.layers.untouched import is_untouched, skippable
+from vilt_fast.packing import Layout
+from vilt_fast.pixels import PackedPixels, fold_normalisation
+from vilt_fast.reference.patch_embed import cells, gather_bytes, gather_patches, interpolate
+
+
+@skippable(projection=nn.Conv2d)
+class PatchEmbeddings(nn.Module):
+    """The patch projection, held as the convolution it is in a checkpoint."""
+
+    def __init__(self, config: PatchConfig) -> None:
+        super().__init__()
+        patch = config.patch_shape
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(patches, C, p, p), each an image of its own, to (patches, d).
+
+        Raises:
+            ValueError: another module stands there, and makes something else of them than one pixel each.
+        """
+        projection, patch = self.projection, patches.shape[2:]
+        if isinstance(projection, nn.Conv2d) and (projection.stride != patch or projection.padding != (0, 0)):
+            raise ValueError(
+                f"patch_embeddings.projection must not reach over its patch: got stride {projection.stride} and "
+                f"padding {projection.padding}, wanted {tuple(patch)} and (0, 0)"
+            )
+        projected = projection(patches)
+        if projected.ndim != 4 or projected.shape[2:] != (1, 1):
+            raise ValueError(
+                f"patch_embeddings.projection must make (patches, hidden_size, 1, 1) of {tuple(patches.shape)}, one "
+                f"patch each, got {tuple(projected.shape)}"
+            )
+        return projected.flatten(1)
+
+
+class ImageEmbeddings(nn.Module):
+    """CLS, patches and their positions; with modality rows (ViLT), or a token that masked patches become (ViT)."""
+
+    config: PatchConfig
+    patch_embeddings: PatchEmbeddings
+    cls_token: nn.Parameter  # (1, 1, d)
+    position_embeddings: nn.Parameter  # (1, 1 + rows * columns, d)
+    dropout: HiddenDropout
+    token_type_embeddings: Any  # nn.Embedding, a row per kind of image; None: there are no kinds
+    mask_token: nn.Parameter | None  # (1, 1, d)
+
+    @property
+    def table_size(self) -> tuple[int, int]:
+        """Rows and columns of `position_embeddings`, as the configuration says now.
+
+        Raises:
+            ValueError: it says otherwise.
+        """
+        rows, columns = self.config.table_size
+        if self.position_embeddings.shape[1] != rows * columns + 1:
+            raise ValueError(
+                f"embeddings.position_embeddings has {self.position_embeddings.shape[1]} rows, config.image_size and "
+                f"config.patch_size ask for {rows} x {columns} + 1"
+            )
+        return rows, columns
+
+    def _fresh_rows(self, layout: Layout) -> Tensor:
+        """(total_tokens, d) to be written.
+
+        Raises:
+            ValueError: the weights are on the meta device, or of 8 bits.
+        """
+        if self.cls_token.is_meta:
+            raise ValueError("the model is on the meta device, which holds no weights: load them first")
+        if self.cls_token.element_size() == 1:
+            raise ValueError(
+                f"the model is in {self.cls_token.dtype}, which is not computed with: .to(torch.bfloat16), or quantise "
+                "its products alone, with torchao.quantization.quantize_"
+            )
+        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
+        return self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
+
+    def _embed_images(
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        pixels: Tensor | PackedPixels,
+        *,
+        interpolation: str | None,
+        pair_modality: Tensor | None = None,
+        masked: Tensor | None = None,
+    ) -> Tensor:
+        """`tokens` with CLS and patches at their rows.
+
+        Args:
+            pixels: (B, C, H, W) or PackedPixels. interpolation, pair_modality, masked: of `ops.patch_embed`.
+        """
+        modality = self.token_type_embeddings
+        is_one_step = is_untouched(self.patch_embeddings, PatchEmbeddings)
+        is_one_step = is_one_step and is_untouched(self.dropout, HiddenDropout)
+        is_one_step = is_one_step and (modality is None or is_untouched(modality, nn.Embedding) and is_table(modality))
+        is_one_step = is_one_step and self.patch_embeddings.projection.kernel_size == self.config.patch_shape
+        embed = self._embed_images_at_once if is_one_step else self._call_patch_modules
+        tokens, copies = embed(tokens, layout, pixels, interpolation, pair_modality, masked), layout.copies
+        return tokens if copies is None else tokens.index_copy(0, copies.target, tokens[copies.source])
+
+    def _embed_images_at_once(
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        pixels: Tensor | PackedPixels,
+        interpolation: str | None,
+        pair_modality: Tensor | None,
+        masked: Tensor | None,
+    ) -> Tensor:
+        weight, bias = self.patch_embeddings.projection.weight, self.patch_embeddings.projection.bias
+        modality = self.token_type_embeddings
+        options: dict[str, Any] = {}
+        if isinstance(pixels, PackedPixels):
+            packed, pixels = pixels, pixels.data
+            # Folded anew in each call: it is one pass over the weight, and nothing goes stale.
+            weight, bias, scale = fold_normalisation(weight, bias, packed.mean, packed.std, packed.rescale_factor)
+            options = {"grid_size": layout.grid_size, "pixel_offset": packed.pair_offset, "pixel_scale": scale}
+        if masked is not None:
+            assert self.mask_token is not None
+            options |= {"mask_token": self.mask_token[0, 0], "masked": masked}
+        patch_index, patch_row = layout.projected_patches
+        return ops.patch_embed(
+            tokens,
+            pixels=pixels,
+            weight=weight,
+            bias=bias,
+            position=self.position_embeddings[0],
+            cls_token=self.cls_token[0, 0],
+            modality=None if modality is None else modality.weight,
+            pair_modality=pair_modality,
+            grid=layout.grid,
+            patch_index=patch_index,
+            patch_row=patch_row,
+            cls_row=layout.cls_row,
+            table_size=self.table_size,
+            interpolation=interpolation,
+            **options,
+        )
+
+    def _call_patch_modules(
+        self,
+        tokens: Tensor,
+        layout: Layout,
+        pixels: Tensor | PackedPixels,
+        interpolation: str | None,
+        pair_modality: Tensor | None,
+        masked: Tensor | None,
+    ) -> Tensor:
+        """The same as `reference.patch_embed`, each module called, and dropout before the modality rows."""
+        patch_index, patch_row = layout.projected_patches
+        (image, y, x), patch = cells(patch_index, layout.grid_size), self.config.patch_shape[0]
+        if isinstance(pixels, PackedPixels):
+            places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
+            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), tokens.dtype)
+        else:
+            patches = gather_patches(pixels, image, y, x, patch=patch)
+        projected = self.patch_embeddings(patches.to(tokens.dtype))
+        if masked is not None:
+            assert self.mask_token is not None
+            projected = torch.where(masked[image, y, x][:, None], self.mask_token[0, 0].to(projected.dtype), projected)
+        position = self.position_embeddings[0]
+        positions = interpolate(position[1:], self.table_size, layout.grid[image], y, x, interpolation)
+        cls = (self.cls_token[0, 0] + position[0]).expand(len(layout.cls_row), -1)
+        rows = self.dropout(torch.cat((cls, (projected + positions).to(cls.dtype))))
+        if self.token_type_embeddings is not None and pair_modality is not None:
+            rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
+        return tokens.index_copy(0, torch.cat((layout.cls_row, patch_row)).long(), rows.to(tokens.dtype))
+
+
+def is_table(embedding: Any) -> bool:
+    """Whether nobody wants a gradient of an untouched nn.Embedding by rules of its own."""
+    ruled = embedding.padding_idx is not None or embedding.sparse or embedding.scale_grad_by_freq
+    return not (ruled and torch.is_grad_enabled() and embedding.weight.requires_grad)
