@@ -74,6 +74,10 @@ class PackedPixels:
         """The number of images."""
         return len(self.sizes)
 
+    def numel(self) -> int:
+        """The number of bytes; transformers' Trainer counts by it what it has computed."""
+        return self.data.numel()
+
     @property
     def pairs(self) -> int:
         """The number of pairs, B."""

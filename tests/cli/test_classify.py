@@ -89,6 +89,11 @@ def test_several_images_are_a_line_each(run, vit, folder):
     assert shown == [f"{path}: {label} ({score:.1%})" for path, (label, score) in zip(paths, best, strict=True)]
     read = json.loads(run("classify", *paths, "--model", vit, "--json", "--top", "1"))
     assert [one["labels"][0]["label"] for one in read["results"]] == [label for label, _ in best]
+    bad = str(folder / "17.png")  # costs itself alone
+    shown = run("classify", bad, *paths, "--model", vit).splitlines()
+    assert shown[0].startswith(f"{bad}: error: ") and len(shown) == 4
+    read = json.loads(run("classify", *paths, bad, "--model", vit, "--json"))
+    assert "labels" in read["results"][0] and list(read["results"][3]) == ["image", "error"]
 
 
 @pytest.fixture(scope="module")

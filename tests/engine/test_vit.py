@@ -387,3 +387,22 @@ def test_labels_and_scores_are_those_of_the_pipeline_of_transformers(images, squ
         for result, wanted in zip(engine.classify(images), theirs([Image.fromarray(i) for i in images]), strict=True):
             assert [label for label, _ in result.top] == [entry["label"] for entry in wanted]
             assert [score for _, score in result.top] == pytest.approx([entry["score"] for entry in wanted], abs=1e-4)
+
+
+def test_an_image_that_would_stall_all_others_is_refused():
+    """A shorter side of 8 pixels leaves the longer one free: all scores are a square of it."""
+    from PIL import Image
+
+    sizes = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=16, image_size=16)
+    model = vilt_fast.ViTModel(vilt_fast.ViTConfig(**sizes, patch_size=8))
+    processor = vilt_fast.ViTImageProcessor(size={"shortest_edge": 8})
+    with vilt_fast.Engine(model, processor, max_tokens=50) as engine:
+        thin, usual = engine.embed([Image.new("RGB", (4, 20_000)), Image.new("RGB", (4, 12))], on_error="return")
+        assert "makes 5000 patches, wanted at most 4095" in str(thin) and usual.shape == (24,)
+
+
+def test_a_processor_of_another_size_is_said():
+    sizes = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=16, image_size=16)
+    model = vilt_fast.ViTModel(vilt_fast.ViTConfig(**sizes, patch_size=8))
+    with pytest.warns(UserWarning, match="makes images of 24 x 24 pixels, the model was made for 16 x 16"):
+        vilt_fast.Engine(model, vilt_fast.ViTImageProcessor(size=24)).close()

@@ -11,6 +11,7 @@ from vilt_fast import (
     ViTForImageClassification,
     ViTForMaskedImageModeling,
     ViTModel,
+    freeze,
 )
 
 CONFIG = dict(
@@ -74,7 +75,7 @@ WRONG = {
     "mask of patches": (dict(pixel_mask=torch.ones(2, 4, 4)), r"pixel_mask must have shape \(2, 32, 32\)"),
     "a hole": (dict(pixel_mask=HOLE), "image 1 must form one rectangle.*use patch_mask"),
     "a small image": (dict(pixel_mask=SMALL), "image 1 make less than one patch of 8 x 8"),
-    "nothing": (dict(pixel_mask=WHOLE * 0), "image 0 make less than one patch"),
+    "nothing": (dict(pixel_mask=WHOLE * 0), "image 0 has no valid pixel"),
     "mask, no interpolation": (dict(pixel_mask=WHOLE, interpolate_pos_encoding=False), "False goes without pixel_mask"),
     "NaN in a mask": (dict(pixel_mask=WHOLE / 0), "pixel_mask holds NaN or infinite"),
     "flat patch mask": (dict(patch_mask=MASKED), r"patch_mask must have shape \(2, 4, 4\), got \(2, 16\)"),
@@ -210,3 +211,32 @@ def test_one_channel():
     assert model(PIXELS[:, :1]).last_hidden_state.shape == (2, 17, 24)
     with pytest.raises(ValueError, match="packed images have 3 channels, the model 1"):
         model(bytes_of((32, 32)))
+
+
+SMALLEST = CONFIG | dict(num_attention_heads=3, image_size=16, patch_size=8)
+
+
+def test_labels_by_place_are_no_head_mask():
+    """transformers 5 has `labels` where 4.37, and this class, have `head_mask`."""
+    model = ViTForImageClassification(ViTConfig(**SMALLEST))
+    pixels = torch.randn(3, 3, 16, 16)
+    for form in (model, freeze(model)):
+        with pytest.raises(ValueError, match=r"head_mask .* got torch.int64; labels go by name"):
+            form(pixels, torch.tensor([0, 1, 1]))
+    assert model(pixels, torch.tensor([True, False, True])).logits.shape[0] == 3
+
+
+def test_the_switch_is_a_truth_value():
+    """As live, so frozen."""
+    model = ViTModel(ViTConfig(**SMALLEST))
+    for form in (model, freeze(model)):
+        with pytest.raises(ValueError, match="interpolate_pos_encoding must be True, False or None, got 1"):
+            form(torch.randn(1, 3, 16, 16), interpolate_pos_encoding=1)
+
+
+def test_a_mask_that_starts_elsewhere_is_refused_for_that():
+    model = ViTModel(ViTConfig(**SMALLEST))
+    mask = torch.ones(2, 16, 16)
+    mask[1, :8] = 0
+    with pytest.raises(ValueError, match="image 1 must form one rectangle that starts at the top left"):
+        model(torch.randn(2, 3, 16, 16), pixel_mask=mask)

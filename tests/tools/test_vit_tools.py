@@ -185,3 +185,25 @@ def test_training_takes_the_same_steps(oracle, vit_oracle, pair, pixels):
     wanted, got = states
     for name, value in wanted.items():
         oracle.check_close(name, got[name], value, 1e-4)
+
+
+def test_names_of_transformers_5_in_memory():
+    """State dicts cross over both ways without a file."""
+    from vilt_fast.checkpoints.vit import names_of_5
+
+    sizes = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=16)
+    sizes |= dict(patch_size=8, encoder_stride=8)
+    for name in ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"):
+        theirs = getattr(transformers, name)(transformers.ViTConfig(**sizes))
+        ours = getattr(vilt_fast, name)(vilt_fast.ViTConfig(**sizes))
+        ours.load_state_dict(theirs.state_dict())
+        named = names_of_5(ours.state_dict())
+        assert named.keys() == theirs.state_dict().keys()
+        assert all(torch.equal(tensor, named[key]) for key, tensor in theirs.state_dict().items())
+
+
+def test_a_pipeline_takes_a_model_that_is_loaded():
+    model, processor = vilt_fast.demo.load_vit()
+    image, label = vilt_fast.demo.examples_vit()[0]
+    pipe = transformers.pipeline("image-classification", model=model, image_processor=processor)
+    assert pipe(image)[0]["label"] == label

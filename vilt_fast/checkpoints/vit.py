@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,16 @@ _RENAMED = {
     _BLOCK + r"mlp\.fc2\.": _LAYER + "output.dense.",
     _BLOCK + r"layernorm_": _LAYER + "layernorm_",
 }
+_OWN, _THEIRS = r"((?:vit\.)?)encoder\.layer\.(\d+)\.", r"\1layers.\2."
+_OF_5 = {
+    _OWN + r"attention\.attention\.query\.": _THEIRS + "attention.q_proj.",
+    _OWN + r"attention\.attention\.key\.": _THEIRS + "attention.k_proj.",
+    _OWN + r"attention\.attention\.value\.": _THEIRS + "attention.v_proj.",
+    _OWN + r"attention\.output\.dense\.": _THEIRS + "attention.o_proj.",
+    _OWN + r"intermediate\.dense\.": _THEIRS + "mlp.fc1.",
+    _OWN + r"output\.dense\.": _THEIRS + "mlp.fc2.",
+    _OWN: _THEIRS,
+}
 _SECOND_TOKEN = "embeddings.distillation_token"
 _POSITIONS = "embeddings.position_embeddings"
 
@@ -44,10 +55,29 @@ def full_names(stored: dict[str, StoredTensor], config: Any) -> dict[str, Stored
     tensors = {}
     for name, tensor in stored.items():
         full = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-        for old, new in _RENAMED.items():
-            full = re.sub("^" + old, new, full)
+        full = own_name(full)
         tensors[PREFIX + full if bare and not full.startswith(HEADS) else full] = tensor
     return tensors
+
+
+def own_name(name: str) -> str:
+    """A name of transformers 5's modules as 4.37's, which are ours; another stays as it is."""
+    for old, new in _RENAMED.items():
+        name = re.sub("^" + old, new, name)
+    return name
+
+
+def names_of_5(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's tensors under the names of transformers 5's modules, for `load_state_dict` there.
+
+    Files need none of this: both sides write 4.37's names, and read them.
+    """
+    named = {}
+    for name, tensor in state_dict.items():
+        for old, new in _OF_5.items():
+            name = re.sub("^" + old, new, name)
+        named[name] = tensor
+    return named
 
 
 def _without_second_token(stored: dict[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.commands.folder import check_folder, describe_skipped
-from vilt_fast.commands.loading import load, note_shipped_model, printable
+from vilt_fast.commands.loading import load, note_shipped_model, note_size, printable
 from vilt_fast.commands.output import hold, is_same_file, lock_path, output_path, sole_writer
 from vilt_fast.commands.questions import Entry, Input, read_questions
 from vilt_fast.commands.resume import Done, already_done, keep_record, record_path, what_makes
@@ -73,6 +73,8 @@ def answer_all(arguments: argparse.Namespace, out: Path, given: Input) -> None:
         model, processor = load(arguments)
         made = what_makes(arguments, model, processor, given)
         keep_record(out, made, done.lines)
+        if arguments.command == "classify":
+            note_size(model.config, processor)
         if given.skipped:
             print(printable(f"note: --images: {describe_skipped(given.skipped)}"), file=sys.stderr)
         batch = _BATCH if made["backend"] == "reference" else None

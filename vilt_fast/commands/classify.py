@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from vilt_fast.commands.loading import (
     finite,
     load,
     note_shipped_model,
+    note_size,
     prepare_images,
     print_json,
     print_ranked,
@@ -38,16 +40,26 @@ def classify(arguments: argparse.Namespace) -> None:
         out = output_path(arguments.out, ())
         answer_all(arguments, out, _read_images(arguments.images, arguments.folder))
         return
-    ranked = _classify_each(arguments)
+    results = list(_classify_each(arguments))
     if arguments.json:
-        named = zip(arguments.images, ranked, strict=True)
-        print_json(arguments, results=[{"image": path, "labels": as_dicts(top, "label")} for path, top in named])
-    elif len(ranked) == 1:
-        print_ranked(ranked[0])
+        print_json(arguments, results=[{"image": path, **_to_json(result)} for path, result in results])
     else:
-        for path, top in zip(arguments.images, ranked, strict=True):
-            print(f"{printable(path)}: {printable(top[0][0])} ({top[0][1]:.1%})")
+        for path, result in results:
+            _print(path, result, is_alone=len(arguments.images) == 1)
     note_shipped_model(arguments)
+
+
+def _to_json(result: list[tuple[str, float]] | str) -> dict[str, Any]:
+    return {"error": result} if isinstance(result, str) else {"labels": as_dicts(result, "label")}
+
+
+def _print(path: str, result: list[tuple[str, float]] | str, *, is_alone: bool) -> None:
+    if isinstance(result, str):
+        print(f"{printable(path)}: error: {printable(result)}")
+    elif is_alone:
+        print_ranked(result)
+    else:
+        print(f"{printable(path)}: {printable(result[0][0])} ({result[0][1]:.1%})")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -71,21 +83,29 @@ def _read_images(paths: list[str], folder: str | None) -> Input:
     return Input(partial(iter, entries), len(entries), None, found.hidden, found.skipped)
 
 
-@torch.no_grad()
-def _classify_each(arguments: argparse.Namespace) -> list[list[tuple[str, float]]]:
-    """The labels of each image with their scores, best first. Images are opened one by one: there may be many."""
+def _classify_each(arguments: argparse.Namespace) -> Iterator[tuple[str, list[tuple[str, float]] | str]]:
+    """Each image with its labels and their scores, best first, or with its error, unless it is alone."""
     for path in arguments.images:
         if not os.path.exists(path):
             raise FileNotFoundError(f"IMAGE: no such file: {path!r}")
-    image: Any = load_image(arguments.images[0], name="IMAGE")  # before the model, which takes longer
+    if len(arguments.images) == 1:  # before the model, which takes longer
+        load_image(arguments.images[0], name="IMAGE")
     live, processor = load(arguments)
-    model, ranked = freeze(live, graphs=False), []
-    problem, names = model.config.problem_type, model.config.id2label
-    for number, path in enumerate(arguments.images):
-        image = load_image(path, name="IMAGE") if number else image
-        image.filename = path  # for errors
-        inputs = prepare_images(processor, model, [image])
-        logits = model(**inputs, interpolate_pos_encoding=True).logits
-        scores, labels = (part[0, : arguments.top].tolist() for part in label_scores(logits, problem))
-        ranked.append(finite(make_classified(names, scores, labels).top))
-    return ranked
+    note_size(live.config, processor)
+    model = freeze(live, graphs=False)
+    for path in arguments.images:  # opened one by one: there may be many
+        try:
+            yield path, _classify_one(model, processor, path, arguments.top)
+        except (ValueError, OSError) as error:
+            if len(arguments.images) == 1:
+                raise
+            yield path, str(error)
+
+
+@torch.no_grad()
+def _classify_one(model: Any, processor: Any, path: str, top: int) -> list[tuple[str, float]]:
+    image: Any = load_image(path, name="IMAGE")
+    image.filename = path  # for errors
+    logits = model(**prepare_images(processor, model, [image]), interpolate_pos_encoding=True).logits
+    scores, labels = (part[0, :top].tolist() for part in label_scores(logits, model.config.problem_type))
+    return finite(make_classified(model.config.id2label, scores, labels).top)

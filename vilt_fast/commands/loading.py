@@ -19,6 +19,7 @@ from PIL import Image
 import vilt_fast
 from vilt_fast.checkpoints.files import read_json
 from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.engine.vit import describe_size, fixed_size
 from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
 
@@ -83,6 +84,13 @@ def _check_vocabulary(vocabulary: dict[str, int], rows: int) -> None:
             f"--processor: got a vocabulary of {words} words, wanted that of the model, which has {rows}: is vocab.txt "
             "(or tokenizer.json) whole, and the model's own?"
         )
+
+
+def note_size(config: Any, processor: Any) -> None:
+    """Say that a processor's images are of another size than the model's: meant, or the processor of another model."""
+    size, patch = fixed_size(processor), config.patch_shape[0]
+    if size is not None and (size[0] // patch, size[1] // patch) != config.table_size:
+        print(f"note: {describe_size(size, config)}", file=sys.stderr)
 
 
 def _check_backend(backend: str | None, device: torch.device) -> None:

@@ -71,6 +71,7 @@ class PreTrainedConfig:
     sub_configs: ClassVar[dict[str, Any]] = {}
     base_config_key: ClassVar[str] = ""
     is_composition: ClassVar[bool] = False
+    _commit_hash: ClassVar[str | None] = None  # transformers' pipelines ask for it
 
     def __init__(
         self,

@@ -30,7 +30,8 @@ class ViTConfig(PatchConfig):
         pooler_output_size, pooler_act: columns and activation of the pooler; None: hidden_size.
         position_interpolation: how positions are read for an image of another size than `image_size`: "size", as
             transformers does from 4.45 on, or "scale_factor", as before it. None: as the transformers that wrote the
-            configuration (`transformers_version`) does, and "size" where none did.
+            configuration (`transformers_version`) does, and "size" where none did. Positions are read as they are
+            wherever there are as many patches as entries; transformers 4.37 does so for square images alone.
         drop_distillation_token: whether a checkpoint of a distilled DeiT may be read, without its second token.
         id2label, label2id, num_labels: names of the labels; num_labels alone gives LABEL_0, LABEL_1, ...
         output_attentions, output_hidden_states, return_dict: defaults of the forward arguments.

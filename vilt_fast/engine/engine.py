@@ -105,7 +105,7 @@ class Engine:
             self.model = model
         else:
             self.model = freeze(model, dtype, device, cuda_graphs, max_tokens=largest, max_seqlen=longest)
-        self._stages = family(self.model, processor, top=top)
+        self._stages = family(self.model, processor, top=top, most=max(largest, _MAX_TOKENS_ELSEWHERE))
         self._pipeline = pipeline = Pipeline(
             self._stages,
             max_tokens=max_tokens,

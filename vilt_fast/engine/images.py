@@ -49,6 +49,7 @@ class ImageStages:
     Args:
         model: frozen. image_processor: a `vilt_fast.processing.image.ImageProcessor`.
         top: answers or labels to report.
+        most: tokens of an item, where nothing else bounds them: all of its scores are a square of that.
 
     Raises:
         ValueError: the model does not read RGB, or packed images do not support the processor's settings.
@@ -57,8 +58,8 @@ class ImageStages:
     kinds: ClassVar[dict[str, tuple[type, ...]]]  # of request, and the models that answer it
     reads_texts: ClassVar[bool]  # whether an item is a pair, or an image alone
 
-    def __init__(self, model: FrozenModel, image_processor: Any, *, top: int) -> None:
-        self.model, self.image_processor, self.top = model, image_processor, top
+    def __init__(self, model: FrozenModel, image_processor: Any, *, top: int, most: int) -> None:
+        self.model, self.image_processor, self.top, self.most = model, image_processor, top, most
         self.config, self.device = model.config, model.device
         self.patch = self.config.patch_shape[0]
         if self.config.num_channels != CHANNELS:

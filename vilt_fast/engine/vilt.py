@@ -50,8 +50,8 @@ class ViltStages(ImageStages):
     }
     reads_texts = True
 
-    def __init__(self, model: FrozenModel, processor: Any, *, top: int) -> None:
-        super().__init__(model, processor.image_processor, top=top)
+    def __init__(self, model: FrozenModel, processor: Any, *, top: int, most: int) -> None:
+        super().__init__(model, processor.image_processor, top=top, most=most)
         self.processor = processor
 
     @classmethod

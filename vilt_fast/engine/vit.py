@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -35,10 +36,12 @@ class ViTStages(ImageStages):
     kinds: ClassVar[dict[str, tuple[type, ...]]] = {"classify": (ViTForImageClassification,), "embed": (ViTModel,)}
     reads_texts = False
 
-    def __init__(self, model: FrozenModel, processor: Any, *, top: int) -> None:
-        super().__init__(model, processor, top=top)
+    def __init__(self, model: FrozenModel, processor: Any, *, top: int, most: int) -> None:
+        super().__init__(model, processor, top=top, most=most)
         size, patch = fixed_size(processor), self.patch
         is_table = size is not None and (size[0] // patch, size[1] // patch) == self.config.table_size
+        if size is not None and not is_table:
+            warnings.warn(describe_size(size, self.config), stacklevel=4)
         # The same for every batch, so that an image's numbers do not depend on the sizes of the others.
         self._interpolation = None if is_table else self.config.interpolation
 
@@ -87,9 +90,14 @@ class ViTStages(ImageStages):
         return rows * columns
 
     def measure(self, items: Sequence[Item]) -> None:
-        """The patches and the CLS."""
+        """The patches and the CLS; an image that would stall all others is refused."""
         for item in items:
             item.tokens = 1 + item.picture.value.tokens
+            if item.tokens > self.most:
+                item.error = ValueError(
+                    f"image: makes {item.tokens - 1} patches, wanted at most {self.most - 1}: give the processor a "
+                    "size with a longest_edge, or the Engine a larger max_tokens"
+                )
 
     def _pack(self, pictures: list[np.ndarray], picture: list[int] | None, device: Any) -> PackedPixels:
         return super()._pack(pictures, picture, device).cut(self.patch)
@@ -127,6 +135,15 @@ def fixed_size(settings: Any) -> tuple[int, int] | None:
     """The size (height, width) that a ViTImageProcessor makes of every image; None: it depends on the image."""
     size = settings.crop_size if settings.do_center_crop else settings.size if settings.do_resize else {}
     return (size["height"], size["width"]) if "height" in size else None
+
+
+def describe_size(size: tuple[int, int], config: Any) -> str:
+    """What to say where a processor's images are of another size than the model's table of positions."""
+    (height, width), (its_height, its_width) = size, config.image_shape
+    return (
+        f"processor: makes images of {height} x {width} pixels, the model was made for {its_height} x {its_width}: its "
+        "positions are interpolated"
+    )
 
 
 def longest_image(config: Any, settings: Any) -> int:

@@ -103,9 +103,9 @@ def plan(inputs: ImageInputs, config: Any) -> HostBatch | None:
         is_table = tuple(pixels.shape[2:]) == config.image_shape and mask is None
     interpolates = inputs.interpolate_pos_encoding
     is_of_one_size = isinstance(pixels, Tensor) and mask is None
-    if interpolates not in (None, True, False) or not is_table and not interpolates and is_of_one_size:
+    if interpolates is not None and not isinstance(interpolates, bool):
         return None
-    if not is_table and interpolates is False:
+    if not is_table and (interpolates is False or interpolates is None and is_of_one_size):
         return None
     dropped = inputs.patch_mask
     patch_mask = None

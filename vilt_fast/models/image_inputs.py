@@ -89,6 +89,7 @@ class ImageInputs:
                 raise ValueError("pixel_values must hold at least one image, got none")
             refuse_non_finite_pixels(pixels, self.pixel_mask)
             shapes = {(pixels.shape[2], pixels.shape[3])}
+        self._refuse_labels()
         batch, device = self.batch_size, pixels.device
         masked, dropped = self.bool_masked_pos, self.patch_mask
         if masked is not None:
@@ -105,6 +106,14 @@ class ImageInputs:
             batch_size=batch,
             patch=patch,
         )
+
+    def _refuse_labels(self) -> None:
+        """transformers 5 has labels where 4.37 has the head mask: by place, they must not become one."""
+        mask = self.head_mask
+        if isinstance(mask, Tensor) and not mask.is_floating_point() and mask.dtype != torch.bool:
+            raise ValueError(
+                f"head_mask must hold floats or truth values, got {mask.dtype}; labels go by name: labels="
+            )
 
     @staticmethod
     def _on_grid(masked: Tensor, batch: int, grid_size: tuple[int, int]) -> Tensor:
@@ -163,7 +172,7 @@ class ImageBatch:
         elif self.pixel_mask is not None:  # what makes no whole patch is cut off
             mask = self.pixel_mask != 0
             grid = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1) // self.patch
-            small = (grid < 1).any(1)
+            small = (grid < 1).any(1) & mask[:, 0, 0]  # one that starts elsewhere is refused for that
             checks = [*checks, (small.any(), lambda: _too_small(int(small.nonzero()[0]), self.patch))]
         return Layout.build(no_words, self.pixel_mask, self.patch_mask, self.grid_size, grid=grid, checks=checks)
 

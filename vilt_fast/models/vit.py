@@ -6,12 +6,14 @@ Beyond transformers: images of several sizes in one batch, as PackedPixels or pa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vilt_fast.checkpoints.vit import own_name
 from vilt_fast.configs.vit import ViTConfig
 from vilt_fast.layers.embeddings import ViTEmbeddings
 from vilt_fast.layers.encoder import Encoder
@@ -45,6 +47,15 @@ class ViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["ViTEmbeddings", "Layer"]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As nn.Module's; the names may be those of transformers 5's modules.
+
+        The other way, `vilt_fast.checkpoints.vit.names_of_5` gives a state dict those names.
+        """
+        if isinstance(state_dict, Mapping) and any(own_name(name) != name for name in state_dict):
+            state_dict = {own_name(name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict, assign)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

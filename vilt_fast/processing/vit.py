@@ -50,9 +50,9 @@ class ViTSettings(Settings):
 class ViTImageProcessor(ImageProcessor, ViTSettings):
     """Resize, rescale and normalise images for ViT, with the PIL arithmetic of transformers 5.17.
 
-    Output equals transformers' PIL classes of ViT and DeiT bit for bit wherever they accept the image. Beyond them,
-    greyscale, palette, alpha and 16-bit images become RGB (see `vilt_fast.processing.decoding`), and `data_format` is
-    honoured as in 4.37 (5.x ignores it).
+    Output equals transformers' PIL classes of ViT and DeiT bit for bit for every RGB image. Beyond them, greyscale,
+    palette, alpha and 16-bit images become RGB (see `vilt_fast.processing.decoding`), and `data_format` is honoured as
+    in 4.37 (5.x ignores it).
 
     Args:
         do_resize: resize to `size`.
