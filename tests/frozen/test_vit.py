@@ -183,6 +183,15 @@ def test_what_is_wrong_is_refused_as_live(make_vit):
             frozen(pixels, **{argument: True})
 
 
+def test_a_size_that_only_the_table_knows_is_refused_as_live(make_vit):
+    """30 pixels make a table of 3 x 3 patches, as 24 do: without interpolation an image has 30."""
+    model = make_vit("ViTModel", image_size=30)
+    for form in (model, vilt_fast.freeze(model)):
+        with pytest.raises(ValueError, match="must be 30 x 30 pixels, as config.image_size says, got 24 x 24"):
+            form(packed((24, 24)), interpolate_pos_encoding=False)
+        assert form(packed((24, 24))).last_hidden_state.shape == (1, 10, 48)
+
+
 def test_stale_copied_and_refused(make_vit, vit_name):
     model = make_vit(vit_name)
     frozen = vilt_fast.freeze(model)

@@ -92,7 +92,7 @@ def plan(inputs: ImageInputs, config: Any) -> HostBatch | None:
         if any(min(size) < patch or size[0] % patch or size[1] % patch for size in pixels.sizes):
             return None
         grids, grid_size = np.array(pixels.grids(patch)), pixels.grid_size(patch)
-        is_table = (grids == config.table_size).all()
+        shapes = {pixels.sizes[index] for index in pixels.image_of_pair}
     else:
         if not isinstance(pixels, Tensor) or pixels.ndim != 4 or len(pixels) == 0:
             return None
@@ -100,12 +100,10 @@ def plan(inputs: ImageInputs, config: Any) -> HostBatch | None:
         if found is None:
             return None
         grids, grid_size = found
-        is_table = tuple(pixels.shape[2:]) == config.image_shape and mask is None
-    interpolates = inputs.interpolate_pos_encoding
-    is_of_one_size = isinstance(pixels, Tensor) and mask is None
-    if interpolates is not None and not isinstance(interpolates, bool):
-        return None
-    if not is_table and (interpolates is False or interpolates is None and is_of_one_size):
+        shapes = {(pixels.shape[2], pixels.shape[3])}
+    try:
+        interpolation = inputs.interpolation(config, shapes)
+    except ValueError:
         return None
     dropped = inputs.patch_mask
     patch_mask = None
@@ -114,4 +112,4 @@ def plan(inputs: ImageInputs, config: Any) -> HostBatch | None:
         if patch_mask is None or patch_mask.shape != (len(grids), *grid_size):
             return None
         patch_mask = patch_mask != 0
-    return plan_images(pixels, grids, grid_size, None if is_table else config.interpolation, patch_mask)
+    return plan_images(pixels, grids, grid_size, interpolation, patch_mask)

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vilt_fast.configs.vit import ViTConfig
+from vilt_fast.models.arguments import Arguments
 from vilt_fast.models.checks import (
     check_head_mask,
     check_packed_images,
     check_pixels,
     check_shape,
     check_tensor,
-    refuse_non_finite_mask,
     refuse_non_finite_pixels,
-    refuse_unreadable,
 )
 from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
 
 @dataclass(kw_only=True)
-class ImageInputs:
+class ImageInputs(Arguments):
     """What a caller of `ViTModel.forward` gave; see there for shapes and meaning."""
 
     pixel_values: Tensor | PackedPixels | None = None
@@ -33,24 +32,6 @@ class ImageInputs:
     interpolate_pos_encoding: bool | None = None
     pixel_mask: Tensor | None = None
     patch_mask: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                refuse_unreadable(name, value)
-                if name != "pixel_values":
-                    refuse_non_finite_mask(name, value)
-            elif isinstance(value, PackedPixels):
-                refuse_unreadable(name, value.data)
-
-    def to(self, device: torch.device) -> ImageInputs:
-        """The same inputs with every tensor on `device`."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor | PackedPixels):
-                moved[field.name] = value.to(device)
-        return replace(self, **moved)
 
     def given(self) -> dict[str, Any]:
         """What a caller gave, as arguments of `ViTModel.forward`."""
@@ -72,9 +53,7 @@ class ImageInputs:
 
     def check(self, config: ViTConfig, *, has_mask_token: bool) -> ImageBatch:
         """The same batch in one form: every tensor there, of its shape and type; a ValueError says which is not."""
-        pixels, interpolates = self.images(), self.interpolate_pos_encoding
-        if interpolates is not None and not isinstance(interpolates, bool):
-            raise ValueError(f"interpolate_pos_encoding must be True, False or None, got {interpolates!r}")
+        pixels = self.images()
         if self.bool_masked_pos is not None and not has_mask_token:
             raise ValueError("bool_masked_pos needs a mask token: make the model with use_mask_token=True")
         patch = config.patch_shape[0]
@@ -101,7 +80,7 @@ class ImageInputs:
             masked=masked,
             patch_mask=None if dropped is None else dropped.to(device) != 0,
             head_mask=check_head_mask(self.head_mask, config),
-            interpolation=self._interpolation(config, shapes),
+            interpolation=self.interpolation(config, shapes),
             grid_size=grid_size,
             batch_size=batch,
             patch=patch,
@@ -126,9 +105,18 @@ class ImageInputs:
             )
         return (masked != 0).view(batch, *grid_size)
 
-    def _interpolation(self, config: ViTConfig, shapes: set[tuple[int, int]]) -> str | None:
-        """How positions are read; None where every image has as many patches as the table entries."""
+    def interpolation(self, config: ViTConfig, shapes: set[tuple[int, int]]) -> str | None:
+        """How positions are read; None where every image has as many patches as the table entries.
+
+        Args:
+            shapes: (height, width) in pixels of the images, or of the padded batch.
+
+        Raises:
+            ValueError: the images are of another size than the model's, and nobody said that they may be.
+        """
         interpolates, patch = self.interpolate_pos_encoding, config.patch_shape[0]
+        if interpolates is not None and not isinstance(interpolates, bool):
+            raise ValueError(f"interpolate_pos_encoding must be True, False or None, got {interpolates!r}")
         packed_or_masked = self.pixel_mask is not None or isinstance(self.pixel_values, PackedPixels)
         if interpolates or (interpolates is None and packed_or_masked):
             is_table = all((height // patch, width // patch) == config.table_size for height, width in shapes)

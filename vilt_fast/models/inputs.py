@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.models.arguments import Arguments
 from vilt_fast.models.checks import (
     check_head_mask,
     check_packed,
@@ -19,18 +20,14 @@ from vilt_fast.models.checks import (
     exactly_one,
     integers,
     range_check,
-    refuse_non_finite_mask,
     refuse_non_finite_pixels,
-    refuse_unreadable,
 )
 from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
-_MASKS = {"attention_mask", "pixel_mask", "patch_mask", "head_mask"}
-
 
 @dataclass(kw_only=True)
-class Inputs:
+class Inputs(Arguments):
     """What a caller of `ViltModel.forward` gave; see there for shapes and meaning."""
 
     input_ids: Tensor | None = None
@@ -46,26 +43,6 @@ class Inputs:
     seed: int | None = None
     image_index: Tensor | None = None
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is None:
-                continue
-            if isinstance(value, Tensor):
-                refuse_unreadable(name, value)
-                if name in _MASKS:
-                    refuse_non_finite_mask(name, value)
-            elif isinstance(value, PackedPixels):
-                refuse_unreadable(name, value.data)
-
-    def to(self, device: torch.device) -> Inputs:
-        """The same inputs with every tensor on `device`."""
-        moved: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor | PackedPixels):
-                moved[field.name] = value.to(device)
-        return replace(self, **moved)
 
     def given(self) -> dict[str, Any]:
         """What a caller gave, as arguments of `ViltModel.forward`."""
