@@ -208,6 +208,12 @@ class Case:
             )
         return tokens, layout
 
+    @property
+    def read_at(self) -> Tensor:
+        """(B,) int32, where the row stands that the head reads, counted from the first row of each sequence."""
+        layout = self.packed[1]
+        return getattr(layout, self.master.row_read) - layout.first
+
     def cost(self, scope: str, dtype: torch.dtype) -> flops.Cost:
         """Useful work of one call: the whole model, or encoder and head; see `contestant.ENCODER`."""
         words = sum(self.workload.lengths) * self.workload.pictures

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vilt_fast.configs.encoder import EncoderConfig, PatchConfig
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.visual_bert import VisualBertConfig
 from vilt_fast.configs.vit import ViTConfig
 
 
@@ -60,7 +61,9 @@ def encoder(config: EncoderConfig, lengths: Sequence[int], itemsize: int, read: 
     found, rows, d = Cost(0, 0), sum(lengths), config.hidden_size
     for i in range(config.num_hidden_layers):
         kept = rows if read is None or i + 1 < config.num_hidden_layers else read
-        found += layer_norm(rows, d, itemsize) + linear(rows, d, 3 * d, itemsize) + attention(lengths, d, itemsize)
+        # Post-norm: both norms come after the attention.
+        normed = kept if isinstance(config, VisualBertConfig) else rows
+        found += layer_norm(normed, d, itemsize) + linear(rows, d, 3 * d, itemsize) + attention(lengths, d, itemsize)
         found += _after_attention(config, kept, itemsize)
     return found
 
@@ -106,6 +109,18 @@ def model(config: ViltConfig, lengths: Sequence[int], words: int, pairs: int, im
         + encoder(config, lengths, itemsize)
         + head(config, pairs, images, itemsize)
     )
+
+
+def visual_bert(config: VisualBertConfig, lengths: Sequence[int], regions: int, pairs: int, itemsize: int) -> Cost:
+    """Ids and features of regions to the answers of a VisualBERT, one linear layer on a row per pair.
+
+    Args:
+        lengths: words and regions of every pair. regions: of all pairs.
+    """
+    d, rows = config.hidden_size, sum(lengths)
+    projected = linear(regions, config.visual_embedding_dim, d, itemsize)
+    embedded = projected + text_embed(rows, d, itemsize)
+    return embedded + encoder(config, lengths, itemsize) + linear(pairs, d, config.num_labels, itemsize)
 
 
 def embeddings(config: PatchConfig, lengths: Sequence[int], words: int, itemsize: int) -> Cost:

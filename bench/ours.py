@@ -38,11 +38,19 @@ def answers(model: Any, inputs: list[dict[str, Any]], switched: Callable[[], Abs
 def frozen_calls(
     case: Case, dtype: torch.dtype, *, backend: str, is_packed: bool = False, graphs: bool = False, model: Any = None
 ) -> Calls:
-    """The frozen form: words and masks on the host, pixels where contestants run; every call plans its batch.
+    """The frozen form: words and masks on the host, pixels and regions where contestants run; every call plans.
 
     Args:
         graphs: whether calls replay CUDA graphs. model: in place of the case's.
     """
+    frozen, switched = frozen_model(case, dtype, backend=backend, graphs=graphs, model=model)
+    return answers(frozen, _planned_on_host(case, dtype, is_packed), switched)
+
+
+def frozen_model(
+    case: Case, dtype: torch.dtype, *, backend: str, graphs: bool = False, model: Any = None
+) -> tuple[Any, Callable[[], AbstractContextManager[None]]]:
+    """The frozen form, and what switches to the backend around its calls; arguments as of `frozen_calls`."""
     need_kernels(case, backend)
     if graphs and case.device.type != "cuda":
         raise Unavailable("needs a GPU: CUDA graphs")
@@ -53,17 +61,16 @@ def frozen_calls(
         max_seqlen=max(case.lengths),
     )
     # Graphs hold the kernels of a GPU: nothing is switched when they are replayed.
-    switched = nullcontext if graphs else partial(vilt_fast.backend, backend)
-    return answers(frozen, _planned_on_host(case, dtype, is_packed), switched)
+    return frozen, nullcontext if graphs else partial(vilt_fast.backend, backend)
 
 
 def planning_calls(case: Case, dtype: torch.dtype, *, is_packed: bool = False) -> Calls:
     """What the frozen form does on the host before anything is launched."""
     model = case.model(dtype)
-    family, slots = family_of(model), getattr(model, "slots", None)
+    family = family_of(model)
 
     def plan(one: dict[str, Any]) -> None:
-        batch = family.plan(family.read(one, slots), case.config)
+        batch = family.plan(family.read(one, model), case.config)
         assert batch is not None  # or the device would plan it
 
     return [partial(plan, one) for one in _planned_on_host(case, dtype, is_packed)]
@@ -71,7 +78,8 @@ def planning_calls(case: Case, dtype: torch.dtype, *, is_packed: bool = False) -
 
 def _planned_on_host(case: Case, dtype: torch.dtype, is_packed: bool) -> list[dict[str, Any]]:
     given = case.packed_inputs if is_packed else case.inputs_in(dtype)
-    return [{name: one[name] if name == "pixel_values" else one[name].cpu() for name in one} for one in given]
+    stays = ("pixel_values", "visual_embeds")
+    return [{name: one[name] if name in stays else one[name].cpu() for name in one} for one in given]
 
 
 def encoder_calls(
@@ -86,14 +94,14 @@ def encoder_calls(
     need_kernels(case, backend)
     model, (tokens, layout) = case.model(dtype), case.packed
     tokens, body = tokens.to(dtype), getattr(model, model.base_model_prefix)
-    frozen, spans = vilt_fast.freeze(model, graphs=False), Spans(layout.cu_seqlens, layout.first, layout.max_seqlen)
+    read = getattr(layout, model.row_read)
+    frozen, spans = vilt_fast.freeze(model, graphs=False), Spans(layout.cu_seqlens, read, layout.max_seqlen)
 
     def call() -> Tensor:
         with vilt_fast.backend(backend):
             if not every_row:
                 return frozen._encode(tokens, spans)
-            rows = body.layernorm(body.encoder(tokens, layout)[0][layout.first])
-            return model.score(rows if body.pooler is None else body.pooler(rows))
+            return frozen._score(body.encoder(tokens, layout)[0][read])
 
     return [graphed(call, case.device) if graphs else call]
 

@@ -63,21 +63,23 @@ def _logits(model: Callable[..., Any], inputs: dict[str, Tensor]) -> Tensor:
 
 
 class HandWritten(nn.Module):
-    """ViLT or ViT from embedded rows to logits, around an attention that is handed in.
+    """ViLT or ViT from embedded rows to logits, around an attention that is handed in; pre-norm.
 
     Args:
         state: weights under Hugging Face's names. config: of the model. images: sequences per pair.
     """
 
+    heads_at = "attention.attention"  # where a block has query, key and value
+
     def __init__(self, state: dict[str, Tensor], config: Any, images: int) -> None:
         super().__init__()
         self.heads, self.eps = config.num_attention_heads, config.layer_norm_eps
         self.layers, self.images, self.body = config.num_hidden_layers, images, config.model_type
-        replaced = ("embeddings.", ".attention.attention.")
+        replaced = ("embeddings.", f".{self.heads_at}.")
         kept = {name: value for name, value in state.items() if not any(part in name for part in replaced)}
         for block in map(f"{self.body}.encoder.layer.{{}}".format, range(self.layers)):
             for kind in ("weight", "bias"):
-                parts = [state[f"{block}.attention.attention.{name}.{kind}"] for name in ("query", "key", "value")]
+                parts = [state[f"{block}.{self.heads_at}.{name}.{kind}"] for name in ("query", "key", "value")]
                 kept[f"{block}.qkv.{kind}"] = torch.cat(parts)
         for name, value in kept.items():
             self.register_buffer(name.replace(".", "_"), value.clone())
@@ -96,34 +98,61 @@ class HandWritten(nn.Module):
         """Logits.
 
         Args:
-            x: (rows, d) packed, or (B, S, d) padded. first: flat indices of the rows that the pooler reads.
+            x: (rows, d) packed, or (B, S, d) padded. first: flat indices of the rows that the head reads.
             attend: query, key, value (..., heads, head_dim) to the same shape.
             every_row: whether the last block goes on with all rows after its attention.
         """
         for i in range(self.layers):
             block = f"{self.body}.encoder.layer.{i}"
-            qkv = self._linear(f"{block}.qkv", self._norm(f"{block}.layernorm_before", x, self.eps))
+            qkv = self._linear(f"{block}.qkv", self._before(block, x))
             query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
             context = attend(query, key, value).flatten(-2)
             if i + 1 == self.layers and not every_row:
                 context, x = context.flatten(0, -2)[first], x.flatten(0, -2)[first]
-            x = x + self._linear(f"{block}.attention.output.dense", context)
-            inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
-            x = x + self._linear(f"{block}.output.dense", F.gelu(inner))
-        x = x.flatten(0, -2)[first] if every_row else x
+            x = self._after(block, context, x)
+        return self._head(x.flatten(0, -2)[first] if every_row else x)
+
+    def _before(self, block: str, x: Tensor) -> Tensor:
+        return self._norm(f"{block}.layernorm_before", x, self.eps)
+
+    def _after(self, block: str, context: Tensor, x: Tensor) -> Tensor:
+        x = x + self._linear(f"{block}.attention.output.dense", context)
+        inner = self._linear(f"{block}.intermediate.dense", self._norm(f"{block}.layernorm_after", x, self.eps))
+        return x + self._linear(f"{block}.output.dense", F.gelu(inner))
+
+    def _head(self, x: Tensor) -> Tensor:
         rows = self._norm(f"{self.body}.layernorm", x, self.eps)
         if self.body == "vit":
             return self._linear("classifier", rows)
-        pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(first) // self.images, -1)
+        pooled = torch.tanh(self._linear("vilt.pooler.dense", rows)).view(len(rows) // self.images, -1)
         inner = self._norm("classifier.1", self._linear("classifier.0", pooled), 1e-5)
         return self._linear("classifier.3", F.gelu(inner))
 
 
+class PostNormHandWritten(HandWritten):
+    """The same of VisualBERT: post-norm blocks, and one linear layer on the rows that are read."""
+
+    heads_at = "attention.self"
+
+    def _before(self, block: str, x: Tensor) -> Tensor:
+        return x
+
+    def _after(self, block: str, context: Tensor, x: Tensor) -> Tensor:
+        x = x + self._linear(f"{block}.attention.output.dense", context)
+        x = self._norm(f"{block}.attention.output.LayerNorm", x, self.eps)
+        inner = F.gelu(self._linear(f"{block}.intermediate.dense", x))
+        return self._norm(f"{block}.output.LayerNorm", x + self._linear(f"{block}.output.dense", inner), self.eps)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return self._linear("cls", x)
+
+
 def hand_written(case: Case, dtype: torch.dtype) -> nn.Module:
     """The module with the case's weights, on its device."""
+    kind = PostNormHandWritten if case.config.model_type == "visual_bert" else HandWritten
 
     def make() -> HandWritten:
-        return HandWritten(case.master.state_dict(), case.config, case.workload.pictures)
+        return kind(case.master.state_dict(), case.config, case.workload.pictures)
 
     return case.shared("by hand", dtype, make)
 
@@ -248,7 +277,7 @@ def _encoder_calls(
 ) -> Calls:
     module = hand_written(case, dtype)
     forward = module if mode is None else torch.compile(module, mode=mode, dynamic=False)
-    call = partial(forward, x, first, attend, every_row)
+    call = partial(forward, x, first + case.read_at, attend, every_row)
     return [graphed(call, case.device) if graphs else call]
 
 

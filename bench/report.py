@@ -22,7 +22,7 @@ RESULTS = "bench/results"
 START = "<!-- performance: made by `make report` from bench/results, do not edit -->"
 END = "<!-- performance: end -->"
 NOT_MEASURED = "not measured yet"
-NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 8, check the kernels,
+NO_GPU = f"""On a GPU: {NOT_MEASURED}. `bench/run_gpu.sh --part 1 --out OUT`, and parts 2 to 9, check the kernels,
 choose between their variants and run every suite, nine minutes at a time: see [bench/README.md](bench/README.md)."""
 HOW = f"""Every contestant had our weights and was checked against the padded reference in fp64 before it was timed.
 Times are wall clock from an idle device to an idle device where nothing else is said: the median, and the 20th and 80th
@@ -30,6 +30,11 @@ percentile. The files in `{RESULTS}` hold every row, with those that could not r
 VIT = """ViT-B/16, images to logits: squares of 224, images of several sizes that others pad to the largest, and
 squares of which half of the patches are dropped, which others cannot; rows that keep every patch there answer another
 question ([how](bench/README.md#vit-b16)). `times transformers` is the median of the rounds' ratios."""
+VISUAL_BERT = """VisualBERT that answers questions, ids and features of regions to logits: texts of 8 to 60 words with
+10 to 36 regions, which others pad to the longest, and texts of 60 with 36, which leave nothing to pad
+([how](bench/README.md#visualbert)). `times transformers` is the median of the rounds' ratios."""
+# Suites of other families: what stands above their table, and what a second is counted in.
+FAMILIES = {"vit": (VIT, "images/s"), "visual_bert": (VISUAL_BERT, "pairs/s")}
 CPU_CLOCK = "These are milliseconds of CPU time of one thread, on a machine that others used."
 # A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1
@@ -79,7 +84,9 @@ def _device_parts(rows: Rows) -> list[str]:
         table = _table([row for row in rows if row["suite"] == suite and row["scope"] in scopes])
         if table:
             parts.append(f"{title}, vqa-mix:\n\n{table}")
-    parts += [text for text in (_others(rows), _vit(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text]
+    parts += [
+        text for text in (_others(rows), *_families(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text
+    ]
     return parts
 
 
@@ -124,11 +131,15 @@ def _others(rows: Rows) -> str:
     return "Other workloads, pixels to logits:\n\n" + _markdown(head, lines) if lines else ""
 
 
-def _vit(rows: Rows) -> str:
-    """Contestants from images to logits on each workload of ViT, the fastest last."""
-    timed = [row for row in rows if row["suite"] == "vit" and row["scope"] == "model" and row["median_ms"]]
+def _families(rows: Rows) -> list[str]:
+    return [_family(rows, suite, *texts) for suite, texts in FAMILIES.items()]
+
+
+def _family(rows: Rows, suite: str, about: str, speed_unit: str) -> str:
+    """Contestants from inputs to logits on each workload of a family's suite, the fastest last."""
+    timed = [row for row in rows if row["suite"] == suite and row["scope"] == "model" and row["median_ms"]]
     lines = []
-    for (workload, batch), case in _groups(timed, itemgetter("workload", "batch")).items():
+    for (workload, batch, _), case in _groups(timed, itemgetter("workload", "batch", "dtype")).items():
         has_transformers = any(row["contestant"] == "transformers eager" for row in case)
         for row in sorted(case, key=itemgetter("pairs_per_s")):
             name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
@@ -136,8 +147,8 @@ def _vit(rows: Rows) -> str:
             spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
             speed = f"{row['pairs_per_s']:.3g}"
             lines.append((workload, batch, name, row["dtype"], _short(row["median_ms"]), spread, speed, times))
-    head = ("workload", "B", "contestant", "dtype", "ms", "20 to 80 %", "images/s", "times transformers")
-    title = f"{VIT}\n{CPU_CLOCK}" if any("CPU time" in row["launches"] for row in timed) else VIT
+    head = ("workload", "B", "contestant", "dtype", "ms", "20 to 80 %", speed_unit, "times transformers")
+    title = f"{about}\n{CPU_CLOCK}" if any("CPU time" in row["launches"] for row in timed) else about
     return f"{title}\n\n{_markdown(head, lines)}" if lines else ""
 
 
@@ -234,8 +245,8 @@ def replaced(readme: str, text: str) -> str:
 
 
 def plot_rows(by_device: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What is drawn: the first device, a GPU where there is one. No plot is of ViT."""
-    return [row for row in next(iter(by_device.values()), []) if row["suite"] != "vit"]
+    """What is drawn: the first device, a GPU where there is one. No plot is of another family."""
+    return [row for row in next(iter(by_device.values()), []) if row["suite"] not in FAMILIES]
 
 
 def check(root: Path = ROOT) -> list[str]:

@@ -7,6 +7,7 @@ latency     batches of one to eight
 scaling     cost against batch, spread of lengths, and patches per image
 memory      peak memory of one forward
 vit         ViT-B/16: images of one size, of several, and with half of their patches
+visual_bert VisualBERT that answers questions: texts and regions of many lengths, and of one
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from functools import cache, partial
 
 import torch
 
-from vilt_fast.bench import contestant, end_to_end, environment, operations, ours, peers, timing, vit, workloads
+from vilt_fast.bench import (
+    contestant,
+    end_to_end,
+    environment,
+    operations,
+    ours,
+    peers,
+    timing,
+    visual_bert,
+    vit,
+    workloads,
+)
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row
 from vilt_fast.bench.workloads import Workload
@@ -97,7 +109,8 @@ class Run:
 
     def case(self, workload: Workload, *, sets: int = 2, compiles: bool = False) -> Case:
         """The workload with the full-size model, or shrunk with the tiny one."""
-        kind = vit.ViTCase if isinstance(workload, vit.Images) else Case
+        kinds = {vit.Images: vit.ViTCase, visual_bert.Pairs: visual_bert.VisualBertCase}
+        kind = kinds.get(type(workload), Case)
         if self.device.type != "cuda" and not self.quick:
             sets = 1  # the weights alone are larger than any cache
         return kind.of(workload, self.device, sets, bool(compiles and self.compiles), quick=self.quick)
@@ -202,6 +215,18 @@ def _vit(run: Run) -> Iterator[list[Row]]:
             yield run.time("vit", case, found)
 
 
+def _visual_bert(run: Run) -> Iterator[list[Row]]:
+    batches = run.batches or ((2,) if run.quick else (8,) if run.is_small else (1, 8, 64, 256))
+    for batch in batches:
+        for make in visual_bert.WORKLOADS.values():
+            case = run.case(make(batch), sets=1, compiles=batch == max(batches))
+            for dtype in run.dtypes[-2:]:
+                found = visual_bert.contestants(dtype)
+                if run.is_small and not run.quick:
+                    found = [one for one in found if one.scope == "model"]
+                yield run.time("visual_bert", case, found)
+
+
 def scaling_cases(run: Run) -> Iterator[Workload]:
     """Batch from 1 to 1024; widths that differ by factors up to 19; 16 to 1025 patches at about the same total."""
     batches = run.batches or ((1, 2) if run.is_small else (1, 4, 16, 64, 256, 1024))
@@ -236,4 +261,5 @@ SUITES: dict[str, Callable[[Run], Iterator[list[Row]]]] = {
     "memory": _memory,
     "scaling": _scaling,
     "vit": _vit,
+    "visual_bert": _visual_bert,
 }

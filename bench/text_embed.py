@@ -50,4 +50,32 @@ def cases(batch: Case) -> list[OperationCase]:
         peers={"torch": torch_way},
         work=lambda itemsize: flops.text_embed(rows, d, itemsize),
     )
-    return [case]
+    return [case, _visual_bert(batch, text_row, ids, real)]
+
+
+def _visual_bert(batch: Case, text_row: Tensor, ids: Tensor, real: Tensor) -> OperationCase:
+    """The same texts backwards, without a modality row, then a region for each of their words: checked alone."""
+    d, words = batch.config.hidden_size, int(real.sum())
+    columns = torch.arange(ids.shape[1], device=batch.device).flip(0).expand_as(ids)
+    region_row = torch.arange(words, 2 * words, device=batch.device, dtype=torch.int32).view(-1, 1)
+    kinds = torch.ones_like(region_row, dtype=torch.int64)
+
+    def make(generator: torch.Generator) -> list[Tensor]:
+        tables = (batch.config.vocab_size, batch.config.max_position_embeddings, 2)
+        return [rounded(generator, n, d) for n in tables] + [rounded(generator, *n, d) for n in ((), (), (words, 1))]
+
+    def ours(word: Tensor, position: Tensor, kind: Tensor, weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
+        rest: Any = (position, kind, weight, bias, None, EPS)
+        rows = word.new_empty(2 * words, d)
+        rows = ops.text_embed(rows, text_row, ids, 0 * ids, None, word, *rest, position_ids=columns)
+        return ops.text_embed(rows, region_row, None, kinds, features, None, *rest)
+
+    return OperationCase(
+        batch,
+        operation="text_embed",
+        floor="text_embed",
+        shape=f"{words} words and {words} regions -> {d}",
+        make=make,
+        ours=ours,
+        work=lambda itemsize: flops.text_embed(2 * words, d, itemsize),
+    )

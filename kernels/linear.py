@@ -226,6 +226,9 @@ def shipped_configurations(target: str) -> list[Configuration]:
     cases = [("bf16", rows, *shape) for shape in (qkv, out, up, down) for rows in (226, 1688, 13504, 53831)]
     cases += [("bf16", 256, 768, 768, "tanh", False), ("fp16", 53831, *up), ("bf16", 226, *words)]
     cases += [("tf32", 226, *up), ("tf32", 53831, *up), ("tf32", 53831, *down)]
+    # Of VisualBERT: features of regions, with the positions of aligned words too, and 3129 answers.
+    regions, aligned, answers = (768, 2048, None, False), (768, 1024, None, True), (3129, 768, None, False)
+    cases += [("bf16", 226, *regions), ("bf16", 13504, *regions), ("bf16", 1688, *aligned), ("bf16", 226, *answers)]
     # The pointer kernel's longest epilogue is here for its registers.
     cases += [("bf16", 53831, *longest), ("fp32", 53831, *longest)]
     shipped = [entry for case in cases for entry in _shipped(target, *case)]

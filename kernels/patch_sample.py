@@ -309,7 +309,8 @@ def shipped_configurations(target: str) -> list[Configuration]:
         masks = (empty("i1", 1, 40), empty("i64", 1, 384, 640), empty("i1", 1, *grid))
         name = f"{cells} cells" + ", sampled" * limited
         shipped += compiled(target, name, _launch, *masks, *grid, 200 if limited else -1, 0, empty("i64", 1), True)
-    return shipped
+    masks = (empty("i1", 1, 40), None, empty("i1", 1, 1, 36))  # of VisualBERT: regions in one row, no pixels, no CLS
+    return shipped + compiled(target, "36 regions", _launch, *masks, 1, 36, -1, 0, empty("i64", 1), False)
 
 
 # --- public function --------------------------------------------------------------------------------------------------

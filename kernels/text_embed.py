@@ -1,13 +1,18 @@
-"""LayerNorm(word + position + type) + modality, each row written at its place (Kim et al. 2021, section 3.1).
+"""LayerNorm(word + position + type) + modality, each row written at its place.
+
+Kim et al. 2021, section 3.1; Li et al. 2019, section 3.2, whose regions are texts of one word each.
 
 One program per word: it reads the word's row in the packed tensor, returns at once where that is -1 (masked), and keeps
 the whole row of `hidden` columns in registers between the statistics and the normalisation.
 
-      grid (B, L)      word[id] + position[l] + token_type[t]    [ hidden .... | pad ]    BLOCK_D columns, one program
+      grid (B, L)      word[id] + position[p] + token_type[t]    [ hidden .... | pad ]    BLOCK_D columns, one program
                        (x - mean) / sqrt(var + eps) * w + b + modality -> tokens[text_row[b, l]]
 
-Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. Not supported: backward.
+Sums and statistics are fp32, the variance of Welford's second form: the mean of (x - mean)^2. What is None drops out
+when the kernel is compiled. Not supported: backward.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -22,19 +27,20 @@ MAX_HIDDEN = 16384
 
 
 # Strides of a batch of words are not specialised: a new length must not compile a new kernel.
-@triton.jit(do_not_specialize=["stride_rb", "stride_rl", "stride_ib", "stride_il", "stride_tb", "stride_tl"])
+@triton.jit(do_not_specialize=[f"stride_{tensor}{axis}" for tensor in "ritp" for axis in "bl"])
 def text_embed_kernel(
     tokens_ptr,  # (rows, hidden)
     text_row_ptr,  # (B, L) int32
     input_ids_ptr,  # (B, L) int64, or None with inputs_embeds
     token_type_ids_ptr,  # (B, L) int64
+    position_ids_ptr,  # (B, L) int64, or None: position l is column l
     inputs_embeds_ptr,  # (B, L, hidden) or None
-    word_ptr,  # (vocabulary, hidden)
+    word_ptr,  # (vocabulary, hidden), or None with inputs_embeds
     position_ptr,  # (positions, hidden)
     token_type_ptr,  # (types, hidden)
     ln_weight_ptr,  # (hidden,)
     ln_bias_ptr,  # (hidden,)
-    modality_ptr,  # (hidden,)
+    modality_ptr,  # (hidden,) or None
     hidden,
     stride_token,
     stride_rb,
@@ -43,6 +49,8 @@ def text_embed_kernel(
     stride_il,
     stride_tb,
     stride_tl,
+    stride_pb,
+    stride_pl,
     stride_eb,
     stride_el,
     stride_word,
@@ -65,7 +73,10 @@ def text_embed_kernel(
         embeds_ptr = inputs_embeds_ptr + pair * stride_eb + place * stride_el
         x = tl.load(embeds_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
     kind = tl.load(token_type_ids_ptr + pair * stride_tb + place * stride_tl).to(tl.int64)
-    x += tl.load(position_ptr + place * stride_position + d_offs, mask=mask, other=0.0).to(tl.float32)
+    position = place
+    if position_ids_ptr is not None:
+        position = tl.load(position_ids_ptr + pair * stride_pb + place * stride_pl).to(tl.int64)
+    x += tl.load(position_ptr + position * stride_position + d_offs, mask=mask, other=0.0).to(tl.float32)
     x += tl.load(token_type_ptr + kind * stride_type + d_offs, mask=mask, other=0.0).to(tl.float32)
 
     mean = tl.sum(x, 0) / hidden
@@ -73,8 +84,9 @@ def text_embed_kernel(
     scale = tl.rsqrt(tl.sum(centred * centred, 0) / hidden + eps)
     weight = tl.load(ln_weight_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
     bias = tl.load(ln_bias_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
-    modality = tl.load(modality_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
-    out = centred * scale * weight + bias + modality
+    out = centred * scale * weight + bias
+    if modality_ptr is not None:
+        out += tl.load(modality_ptr + d_offs, mask=mask, other=0.0).to(tl.float32)
     tokens_ptrs = tokens_ptr + row.to(tl.int64) * stride_token + d_offs
     tl.store(tokens_ptrs, out.to(tokens_ptr.dtype.element_ty), mask=mask)
 
@@ -82,11 +94,11 @@ def text_embed_kernel(
 # --- launchers --------------------------------------------------------------------------------------------------------
 
 
-def _key(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, parameters: tuple[Tensor, ...]) -> tuple:
+def _key(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, parameters: Sequence[Tensor | None]) -> tuple:
     return (
         *("text_embed", *map(launch.batch_traits, batch[1:])),
         *map(launch.traits, (batch[0], inputs_embeds, *parameters)),
-        *(parameter.shape for parameter in parameters),
+        *(None if parameter is None else parameter.shape for parameter in parameters),
     )
 
 
@@ -96,18 +108,19 @@ def _launch(
     input_ids: Tensor | None,
     token_type_ids: Tensor,
     inputs_embeds: Tensor | None,
-    word: Tensor,
+    word: Tensor | None,
     position: Tensor,
     token_type: Tensor,
     ln_weight: Tensor,
     ln_bias: Tensor,
-    modality: Tensor,
+    modality: Tensor | None,
     eps: float,
+    position_ids: Tensor | None = None,
 ) -> None:
-    inputs_embeds = None if inputs_embeds is None else launch.row_major(inputs_embeds)
-    tables = [launch.row_major(table) for table in (word, position, token_type)]
-    parameters = (*tables, *(vector.contiguous() for vector in (ln_weight, ln_bias, modality)))
-    batch = (tokens, text_row, input_ids, token_type_ids)
+    matrices = (inputs_embeds, word, position, token_type)
+    inputs_embeds, *tables = (None if matrix is None else launch.row_major(matrix) for matrix in matrices)
+    parameters = (*tables, *launch.contiguous(ln_weight, ln_bias, modality))
+    batch = (tokens, text_row, input_ids, token_type_ids, position_ids)
     key, block = _key(batch, inputs_embeds, parameters), launch.next_power_of_2(tokens.shape[1])
     program = launch.plans.get(key) or launch.Program(
         text_embed_kernel,
@@ -123,10 +136,10 @@ def _run(
     program: launch.Program,
     batch: tuple[Tensor | None, ...],
     inputs_embeds: Tensor | None,
-    parameters: tuple[Tensor, ...],
+    parameters: Sequence[Tensor | None],
     eps: float,
 ) -> None:
-    tokens, text_row, input_ids, token_type_ids = batch
+    tokens, text_row, input_ids, token_type_ids, position_ids = batch
     assert tokens is not None and text_row is not None and token_type_ids is not None
     if text_row.numel() == 0:
         return
@@ -136,10 +149,52 @@ def _run(
         *(tokens.shape[1], tokens.stride(0), *text_row.stride()),
         *((0, 0) if input_ids is None else input_ids.stride()),
         *token_type_ids.stride(),
+        *((0, 0) if position_ids is None else position_ids.stride()),
         *((0, 0) if inputs_embeds is None else inputs_embeds.stride()[:2]),
-        *(table.stride(0) for table in parameters[:3]),
+        *(0 if table is None else table.stride(0) for table in parameters[:3]),
         eps,
     )
+
+
+def _fits(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, position: Tensor) -> bool:
+    """Whether the sizes of a batch, of which a plan says nothing, are what `_check` asks for."""
+    tokens, text_row, *ids = batch
+    assert tokens is not None and text_row is not None
+    shape, hidden = text_row.shape, position.shape[1]
+    return (
+        len(shape) == 2
+        and all(each is None or each.shape == shape for each in ids)
+        and (inputs_embeds is None or inputs_embeds.shape == (*shape, hidden))
+        and (ids[-1] is not None or shape[1] <= position.shape[0])
+        and tokens.shape[1] == hidden
+    )
+
+
+def _check(batch: tuple[Tensor | None, ...], inputs_embeds: Tensor | None, parameters: Sequence[Tensor | None]) -> None:
+    op, (tokens, text_row, input_ids, token_type_ids, position_ids) = "text_embed", batch
+    assert tokens is not None and text_row is not None and token_type_ids is not None
+    word, position, token_type, ln_weight, ln_bias, modality = parameters
+    assert position is not None
+    launch.check_device(op, *batch, inputs_embeds, *parameters)
+    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
+    launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
+    hidden, (pairs, words) = tokens.shape[1], text_row.shape
+    if not 1 <= hidden <= MAX_HIDDEN:
+        raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
+    if input_ids is not None and word is None:
+        raise ValueError(f"{op}: word: got None with input_ids, wanted (vocabulary, {hidden})")
+    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (pairs, words, hidden))
+    indices = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+    for name, ids in indices.items():
+        launch.check_tensor(op, name, ids, (pairs, words), torch.int64)
+    for name, table in {"word": word, "position": position, "token_type": token_type}.items():
+        launch.check_tensor(op, name, table, ("entries", hidden))
+    for name, vector in {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}.items():
+        launch.check_tensor(op, name, vector, (hidden,))
+    if position_ids is None and words > position.shape[0]:
+        raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
 
 
 _text_embed = torch.library.custom_op("vilt_fast::text_embed", _launch, mutates_args=("tokens",))
@@ -147,12 +202,20 @@ _text_embed = torch.library.custom_op("vilt_fast::text_embed", _launch, mutates_
 
 def shipped_configurations(target: str) -> list[Configuration]:
     """What launches on `target` compile."""
-    shipped = []
-    for dtype, embeds in (("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)):
-        tokens, ids = empty(dtype, 8, 768), empty("i64", 1, 8)
-        words = (None, ids, tokens[None]) if embeds else (ids, ids, None)
-        arguments = (tokens, empty("i32", 1, 8), *words, *[tokens] * 3, *[tokens[0]] * 3, 1e-6)
-        shipped += compiled(target, dtype + ", inputs_embeds" * embeds, _launch, *arguments)
+    shipped, ids, text_row = [], empty("i64", 1, 8), empty("i32", 1, 8)
+    for dtype in ("fp32", "fp16", "bf16"):
+        tokens = empty(dtype, 8, 768)
+        rest = (tokens, tokens, tokens[0], tokens[0])  # position, token_type, ln_weight, ln_bias
+        calls: dict[str, tuple] = {
+            "": (text_row, ids, ids, None, tokens, *rest, tokens[0], 1e-6),
+            ", no modality": (text_row, ids, ids, None, tokens, *rest, None, 1e-12),
+        }
+        if dtype == "bf16":
+            calls[", inputs_embeds"] = (text_row, None, ids, tokens[None], tokens, *rest, tokens[0], 1e-6)
+            calls[", regions"] = (text_row.T, None, ids.T, tokens[:, None], None, *rest, None, 1e-12)
+            calls[", position_ids"] = (text_row, ids, ids, None, tokens, *rest, None, 1e-12, ids)
+        for name, arguments in calls.items():
+            shipped += compiled(target, dtype + name, _launch, tokens, *arguments)
     return shipped
 
 
@@ -165,13 +228,15 @@ def text_embed(
     input_ids: Tensor | None,
     token_type_ids: Tensor,
     inputs_embeds: Tensor | None,
-    word: Tensor,
+    word: Tensor | None,
     position: Tensor,
     token_type: Tensor,
     ln_weight: Tensor,
     ln_bias: Tensor,
-    modality: Tensor,
+    modality: Tensor | None,
     eps: float,
+    *,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """`vilt_fast.reference.text_embed.text_embed`, written in place into `tokens`, which it returns.
 
@@ -180,35 +245,16 @@ def text_embed(
     """
     parameters = (word, position, token_type, ln_weight, ln_bias, modality)
     eps = float(eps)
-    if launch.is_direct() and inputs_embeds is None and input_ids is not None:
-        batch = (tokens, text_row, input_ids, token_type_ids)
-        program = launch.plans.get(_key(batch, None, parameters))
-        fits = text_row.shape == input_ids.shape == token_type_ids.shape and text_row.ndim == 2
-        if program is not None and fits and text_row.shape[1] <= position.shape[0] and tokens.shape[1] == word.shape[1]:
-            _run(program, batch, None, parameters, eps)
+    batch = (tokens, text_row, input_ids, token_type_ids, position_ids)
+    if launch.is_direct():
+        program = launch.plans.get(_key(batch, inputs_embeds, parameters))
+        if program is not None and _fits(batch, inputs_embeds, position):
+            _run(program, batch, inputs_embeds, parameters, eps)
             return launch.written(tokens)
-    op = "text_embed"
-    tables = {"word": word, "position": position, "token_type": token_type}
-    vectors = {"ln_weight": ln_weight, "ln_bias": ln_bias, "modality": modality}
-    launch.check_device(op, tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters)
-    launch.check_tensor(op, "tokens", tokens, ("rows", "d"), row_major=True)
-    launch.check_tensor(op, "text_row", text_row, ("B", "L"), torch.int32)
-    hidden, (batch, words) = tokens.shape[1], text_row.shape
-    if not 1 <= hidden <= MAX_HIDDEN:
-        raise ValueError(f"{op}: tokens: got {hidden} columns, wanted 1 to {MAX_HIDDEN}")
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError(f"{op}: got {'neither' if input_ids is None else 'both'} of input_ids and inputs_embeds")
-    launch.check_tensor(op, "inputs_embeds", inputs_embeds, (batch, words, hidden))
-    launch.check_tensor(op, "input_ids", input_ids, (batch, words), torch.int64)
-    launch.check_tensor(op, "token_type_ids", token_type_ids, (batch, words), torch.int64)
-    for name, table in tables.items():
-        launch.check_tensor(op, name, table, ("entries", hidden))
-    for name, vector in vectors.items():
-        launch.check_tensor(op, name, vector, (hidden,))
-    if words > position.shape[0]:
-        raise ValueError(f"{op}: position: got {position.shape[0]} entries for {words} columns of words")
-    if launch.is_direct(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters):
-        _launch(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
+    _check(batch, inputs_embeds, parameters)
+    arguments = (tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps, position_ids)
+    if launch.is_direct(*batch, inputs_embeds, *parameters):
+        _launch(*arguments)
         return launch.written(tokens)
-    _text_embed(tokens, text_row, input_ids, token_type_ids, inputs_embeds, *parameters, eps)
-    return refuse_backward(op, tokens, inputs_embeds, *parameters)
+    _text_embed(*arguments)
+    return refuse_backward("text_embed", tokens, inputs_embeds, *parameters)

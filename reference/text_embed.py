@@ -1,4 +1,4 @@
-"""LayerNorm(word + position + type) + modality, one row per word (Kim et al. 2021, section 3.1)."""
+"""LayerNorm(word + position + type) + modality, one row per word (Kim et al. 2021, 3.1; Li et al. 2019, 3.2)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,26 +10,33 @@ def text_embed(
     input_ids: Tensor | None,
     token_type_ids: Tensor,
     inputs_embeds: Tensor | None,
-    word: Tensor,
+    word: Tensor | None,
     position: Tensor,
     token_type: Tensor,
     ln_weight: Tensor,
     ln_bias: Tensor,
-    modality: Tensor,
+    modality: Tensor | None,
     eps: float,
+    *,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """Embed the words of a padded batch and put each at its row of the packed tensor.
+
+    A region of VisualBERT (Li et al. 2019, section 3.2) is a word too, alone in its text: its projected features are
+    `inputs_embeds` (regions, 1, d), so that all have position 0.
 
     Args:
         tokens: (rows, d); every row that no word goes to is passed on as it is.
         text_row: (B, L) int32, the row of each word, -1 for a word that is masked.
         input_ids: (B, L) int64, or None with `inputs_embeds`.
         token_type_ids: (B, L) int64.
-        inputs_embeds: (B, L, d) in place of the word table's rows, or None.
-        word: (vocabulary, d); position: (positions, d), position l is column l; token_type: (types, d).
+        inputs_embeds: (B, L, d) in place of the word table's rows, or None. Converted to the dtype of `word`, or of
+            `position` where there is no `word`.
+        word: (vocabulary, d), or None with `inputs_embeds`; position: (positions, d); token_type: (types, d).
         ln_weight, ln_bias: (d,).
-        modality: (d,), added after the normalisation.
+        modality: (d,), added after the normalisation, or None.
         eps: of the normalisation.
+        position_ids: (B, L) int64, the row of `position` for each word; None: its column.
 
     Returns:
         (rows, d): `tokens` with the words written. The kernel writes in place, this function does not.
@@ -47,12 +54,14 @@ def text_embed(
                 [11.,  9.]])
     """
     kept = text_row >= 0  # (B, L)
-    column = kept.nonzero()[:, 1]
+    places = kept.nonzero()[:, 1] if position_ids is None else position_ids[kept]
     if inputs_embeds is None:
-        assert input_ids is not None
+        assert input_ids is not None and word is not None
         words = word[input_ids[kept]]
     else:
-        words = inputs_embeds[kept].to(word.dtype)
-    rows = words + position[column] + token_type[token_type_ids[kept]]
-    rows = F.layer_norm(rows, (rows.shape[-1],), ln_weight, ln_bias, eps) + modality
+        words = inputs_embeds[kept].to(position.dtype if word is None else word.dtype)
+    rows = words + position[places] + token_type[token_type_ids[kept]]
+    rows = F.layer_norm(rows, (rows.shape[-1],), ln_weight, ln_bias, eps)
+    if modality is not None:
+        rows = rows + modality
     return tokens.index_copy(0, text_row[kept].long(), rows)

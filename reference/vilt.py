@@ -71,7 +71,7 @@ def encode(
     (B, C, H, W) with pixel_mask (B, H, W), or image_embeds (B, N, d) whose row 0 is the class token with pixel_mask
     (B, N); head_mask (heads,) or (layers, heads); patch_mask (B, H // p, W // p), False drops a patch.
     """
-    body = _below(state, prefix)
+    body = below(state, prefix)
     text = text_embedding(body, config, input_ids, token_type_ids, inputs_embeds)
     text_mask = torch.ones(text.shape[:2]) if attention_mask is None else attention_mask
     if image_embeds is None:
@@ -94,13 +94,13 @@ def text_embedding(
     inputs_embeds: Tensor | None = None,
 ) -> Tensor:
     """Equation 1, with BERT's segment rows and LayerNorm (section 3.1: the text embedding is BERT's). (B, L, d)."""
-    text = _below(body, "embeddings.text_embeddings.")
+    text = below(body, "embeddings.text_embeddings.")
     words = text["word_embeddings.weight"][input_ids] if inputs_embeds is None else inputs_embeds
     if token_type_ids is None:
         token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
     positions = text["position_embeddings.weight"][: words.shape[1]]
     rows = words + positions + text["token_type_embeddings.weight"][token_type_ids]
-    return _layer_norm(rows, text, "LayerNorm", config.layer_norm_eps)
+    return layer_norm(rows, text, "LayerNorm", config.layer_norm_eps)
 
 
 def visual_embedding(
@@ -183,27 +183,27 @@ def transformer(body: State, config: Any, z: Tensor, mask: Tensor, head_mask: Te
     z = z * real
     hidden_states, attentions = [z], []
     for d in range(config.num_hidden_layers):
-        block = _below(body, f"encoder.layer.{d}.")
+        block = below(body, f"encoder.layer.{d}.")
         scale = head_mask if head_mask is None or head_mask.dim() == 1 else head_mask[d]
         attended, weights = self_attention(
-            _below(block, "attention."),
-            _layer_norm(z, block, "layernorm_before", eps),
+            below(block, "attention."),
+            layer_norm(z, block, "layernorm_before", eps),
             scores_mask,
             config.num_attention_heads,
             scale,
         )
         z = attended + z  # equation 4
         inner = ACTIVATIONS[config.hidden_act](
-            _linear(_layer_norm(z, block, "layernorm_after", eps), block, "intermediate.dense")
+            linear(layer_norm(z, block, "layernorm_after", eps), block, "intermediate.dense")
         )
-        z = (_linear(inner, block, "output.dense") + z) * real  # equation 5
+        z = (linear(inner, block, "output.dense") + z) * real  # equation 5
         hidden_states.append(z)
         attentions.append(weights * real[:, None])
-    last = _layer_norm(z, body, "layernorm", eps) * real
+    last = layer_norm(z, body, "layernorm", eps) * real
     pooled = None
     if "pooler.dense.weight" in body:
         first = last[torch.arange(len(last)), mask.int().argmax(1)]  # row 0, or the first word that is not masked
-        pooled = ACTIVATIONS[getattr(config, "pooler_act", "tanh")](_linear(first, body, "pooler.dense"))  # equation 6
+        pooled = ACTIVATIONS[getattr(config, "pooler_act", "tanh")](linear(first, body, "pooler.dense"))  # equation 6
     return Encoded(last, pooled, tuple(hidden_states), tuple(attentions), mask)
 
 
@@ -216,7 +216,7 @@ def self_attention(
     Returns (B, S, d) and the probabilities (B, heads, S, S).
     """
     query, key, value = (
-        _linear(x, weights, f"attention.{name}").unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        linear(x, weights, f"attention.{name}").unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for name in ("query", "key", "value")
     )  # each (B, heads, S, d / heads)
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
@@ -224,7 +224,7 @@ def self_attention(
     if head_scale is not None:
         probabilities = probabilities * head_scale.to(x)[:, None, None]
     joined = (probabilities @ value).transpose(1, 2).flatten(2)
-    return _linear(joined, weights, "output.dense"), probabilities
+    return linear(joined, weights, "output.dense"), probabilities
 
 
 def masked_lm(state: State, config: Any, text: Tensor) -> Tensor:
@@ -232,8 +232,8 @@ def masked_lm(state: State, config: Any, text: Tensor) -> Tensor:
 
     Without a decoder matrix of its own the head reads the word embeddings (transformers 5 ties them).
     """
-    inner = ACTIVATIONS[config.hidden_act](_linear(text, state, "mlm_score.transform.dense"))
-    inner = _layer_norm(inner, state, "mlm_score.transform.LayerNorm", config.layer_norm_eps)
+    inner = ACTIVATIONS[config.hidden_act](linear(text, state, "mlm_score.transform.dense"))
+    inner = layer_norm(inner, state, "mlm_score.transform.LayerNorm", config.layer_norm_eps)
     tied = state["vilt.embeddings.text_embeddings.word_embeddings.weight"]
     bias = state["mlm_score.decoder.bias"] if "mlm_score.decoder.bias" in state else state["mlm_score.bias"]
     return inner @ state.get("mlm_score.decoder.weight", tied).T + bias
@@ -241,8 +241,8 @@ def masked_lm(state: State, config: Any, text: Tensor) -> Tensor:
 
 def classify(state: State, pooled: Tensor) -> Tensor:
     """Logits of the two-layer head on (B, d) for questions, or (B, n * d), n poolers joined, for n images."""
-    inner = _layer_norm(_linear(pooled, state, "classifier.0"), state, "classifier.1", CLASSIFIER_EPS)
-    return _linear(F.gelu(inner), state, "classifier.3")
+    inner = layer_norm(linear(pooled, state, "classifier.0"), state, "classifier.1", CLASSIFIER_EPS)
+    return linear(F.gelu(inner), state, "classifier.3")
 
 
 def classify_pictures(state: State, config: Any, images: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> Tensor:
@@ -259,30 +259,30 @@ def classify_pictures(state: State, config: Any, images: Mapping[str, Tensor], t
 
 def retrieve(state: State, pooled: Tensor) -> Tensor:
     """Score (B, 1) of each pair, for retrieval (section 4.4)."""
-    return _linear(pooled, state, "rank_output")
+    return linear(pooled, state, "rank_output")
 
 
 def match(state: State, pooled: Tensor) -> Tensor:
     """Logits (B, 2), [does not match, matches]: the image text matching head of section 3.2."""
-    return _linear(pooled, state, "itm_score.fc")
+    return linear(pooled, state, "itm_score.fc")
 
 
 def classify_tokens(state: State, text: Tensor) -> Tensor:
     """Logits (B, L, labels) of text rows (B, L, d), one linear layer without a pooler."""
-    return _linear(text, state, "classifier")
+    return linear(text, state, "classifier")
 
 
-def _linear(x: Tensor, weights: State, name: str) -> Tensor:
+def linear(x: Tensor, weights: State, name: str) -> Tensor:
     return F.linear(x, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
 
-def _layer_norm(x: Tensor, weights: State, name: str, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weights: State, name: str, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
     variance = centred.square().mean(-1, keepdim=True)
     return centred * torch.rsqrt(variance + eps) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
-def _below(weights: State, prefix: str) -> State:
+def below(weights: State, prefix: str) -> State:
     """The part of a state dict under `prefix`, with the prefix taken off."""
     return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
 

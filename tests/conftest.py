@@ -52,6 +52,16 @@ def vit_oracle() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="session")
+def visual_bert_oracle() -> ModuleType:
+    """tests/models/visual_bert_oracle.py, loaded by path like the others."""
+    path = Path(__file__).parent / "models" / "visual_bert_oracle.py"
+    spec = importlib.util.spec_from_file_location("visual_bert_oracle", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Repeater:
     """Records nothing: a replay runs the function again, in the memory that it was recorded with."""
 

@@ -1,4 +1,4 @@
-"""transformers' own test classes for ViLT and ViT, run against this package; see tests/THEIRS.md, which it writes.
+"""transformers' own test classes of our families, run against this package; see tests/THEIRS.md, which it writes.
 
 python tests/run_theirs.py                        # compare with the table
 python tests/run_theirs.py --update               # rewrite it
@@ -28,6 +28,8 @@ NOTES = {
     "Processing": "`ProcessorTesterMixin`.",
     "ViTModelling": "`ModelTesterMixin`, the three classes of ViT.",
     "ViTConfiguration": "`ConfigTester`, each of its checks as a test, on `ViTConfig`.",
+    "VisualBertModelling": "`ModelTesterMixin`, the six classes of VisualBERT.",
+    "VisualBertConfiguration": "`ConfigTester`, each of its checks as a test, on `VisualBertConfig`.",
 }
 
 

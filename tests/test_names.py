@@ -25,6 +25,15 @@ MEANT = {
     "ViTModell": "ViTModel",
     "ViTForMaskedImageModelling": "ViTForMaskedImageModeling",
     "ViTLayer": "vilt_fast.layers.encoder.Layer",
+    "VisualBERTModel": "VisualBertModel",
+    "VisualBertForVQA": "VisualBertForQuestionAnswering",
+    "VisualBertForVCR": "VisualBertForMultipleChoice",
+    "VisualBertForNLVR2": "VisualBertForVisualReasoning",
+    "VisualBertForFlickr": "VisualBertForRegionToPhraseAlignment",
+    "VisualBertForPretraining": "VisualBertForPreTraining",
+    "VisualBertTokenizer": "BertTokenizer",
+    "VisualBertFeatureExtractor": "VisualBertProcessor, which reads the features",
+    "VisualBertLayer": "vilt_fast.layers.post_norm.PostNormLayer",
     "TFViTModel": "ViTModel, with weights that transformers 4.37 has converted: .*from_tf=True",
     "TFViTForImageClassification": "ViTForImageClassification, with weights .*from_tf=True",
     "FlaxViTModel": "ViTModel, with weights that transformers 4.37 has converted: .*from_flax=True",
@@ -56,7 +65,7 @@ def test_what_is_meant_exists() -> None:
             if word.startswith("vilt_fast."):
                 home, _, name = word.rpartition(".")
                 assert hasattr(importlib.import_module(home), name), meant
-            elif word.startswith(("Vilt", "ViT", "Bert")):
+            elif word.startswith(("Vilt", "ViT", "Bert", "VisualBert")):
                 assert hasattr(vilt_fast, word.partition(".")[0]), meant
 
 
@@ -69,4 +78,6 @@ def test_modules_import_whatever_they_are_called() -> None:
 
 def test_the_base_of_all_models() -> None:
     assert issubclass(vilt_fast.ViltForMaskedLM, vilt_fast.ViltPreTrainedModel)
+    assert issubclass(vilt_fast.VisualBertForPreTraining, vilt_fast.VisualBertPreTrainedModel)
+    assert issubclass(vilt_fast.VisualBertPreTrainedModel, vilt_fast.ViltPreTrainedModel)
     assert vilt_fast.ViltPreTrainedModel is importlib.import_module("vilt_fast.models.base").PreTrainedModel

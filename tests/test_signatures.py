@@ -166,6 +166,58 @@ SIGNATURES = {
     ),
     "ViltProcessor.from_pretrained": "pretrained_model_name_or_path",
     "ViltProcessor.save_pretrained": "save_directory",
+    "VisualBertConfig": (
+        "vocab_size hidden_size visual_embedding_dim num_hidden_layers num_attention_heads intermediate_size "
+        "hidden_act hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
+        "initializer_range layer_norm_eps bypass_transformer special_visual_initialize pad_token_id bos_token_id "
+        "eos_token_id tie_word_embeddings id2label label2id num_labels output_attentions output_hidden_states "
+        "return_dict"
+    ),
+    "VisualBertForMultipleChoice": "config",
+    "VisualBertForMultipleChoice.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict labels"
+    ),
+    "VisualBertForMultipleChoice.output_class": "loss logits hidden_states attentions",
+    "VisualBertForPreTraining": "config",
+    "VisualBertForPreTraining.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict labels sentence_image_labels"
+    ),
+    "VisualBertForPreTraining.output_class": "loss prediction_logits seq_relationship_logits hidden_states attentions",
+    "VisualBertForQuestionAnswering": "config",
+    "VisualBertForQuestionAnswering.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict labels"
+    ),
+    "VisualBertForQuestionAnswering.output_class": "loss logits hidden_states attentions",
+    "VisualBertForRegionToPhraseAlignment": "config",
+    "VisualBertForRegionToPhraseAlignment.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict region_to_phrase_position labels"
+    ),
+    "VisualBertForRegionToPhraseAlignment.output_class": "loss logits hidden_states attentions",
+    "VisualBertForVisualReasoning": "config",
+    "VisualBertForVisualReasoning.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict labels"
+    ),
+    "VisualBertForVisualReasoning.output_class": "loss logits hidden_states attentions",
+    "VisualBertModel": "config add_pooling_layer",
+    "VisualBertModel.forward": (
+        "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds visual_embeds "
+        "visual_attention_mask visual_token_type_ids image_text_alignment output_attentions output_hidden_states "
+        "return_dict"
+    ),
+    "VisualBertModel.encode": "inputs want_attentions want_hidden_states row_read checks",
+    "VisualBertProcessor": "tokenizer",
+    "VisualBertProcessor.__call__": "text regions text_pair padding truncation max_length return_tensors",
+    "read_regions": "path name",
     "backend": "default",
     "checkpoints.load_weights": "model name_or_path strict revision cache_dir token local_files_only",
     "checkpoints.save_weights": (

@@ -1,4 +1,4 @@
-"""ViLT (Vision-and-Language Transformer) and ViT on packed tokens, with Hugging Face's names and its checkpoints.
+"""ViLT (Vision-and-Language Transformer), ViT and VisualBERT on packed tokens, with Hugging Face's names and files.
 
     >>> from vilt_fast import ViltForQuestionAnswering, ViltProcessor
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.configs.vilt import ViltConfig
+    from vilt_fast.configs.visual_bert import VisualBertConfig
     from vilt_fast.configs.vit import ViTConfig
     from vilt_fast.engine import Engine
     from vilt_fast.frozen import FrozenModel, freeze
@@ -27,6 +28,14 @@ if TYPE_CHECKING:  # for editors and type checkers
         ViltForTokenClassification,
         ViltModel,
     )
+    from vilt_fast.models.visual_bert import (
+        VisualBertForMultipleChoice,
+        VisualBertForQuestionAnswering,
+        VisualBertForVisualReasoning,
+        VisualBertModel,
+        VisualBertPreTrainedModel,
+    )
+    from vilt_fast.models.visual_bert_words import VisualBertForPreTraining, VisualBertForRegionToPhraseAlignment
     from vilt_fast.models.vit import (
         ViTForImageClassification,
         ViTForMaskedImageModeling,
@@ -37,8 +46,10 @@ if TYPE_CHECKING:  # for editors and type checkers
     from vilt_fast.packing import Layout
     from vilt_fast.pixels import PackedPixels
     from vilt_fast.processing.processor import ViltProcessor
+    from vilt_fast.processing.regions import Regions, read_regions
     from vilt_fast.processing.text import BertTokenizer, BertTokenizerFast
     from vilt_fast.processing.vilt import ViltFeatureExtractor, ViltImageProcessor
+    from vilt_fast.processing.visual_bert import VisualBertProcessor
     from vilt_fast.processing.vit import ViTFeatureExtractor, ViTImageProcessor
 
 __version__ = "0.1.0"
@@ -59,6 +70,14 @@ _HOMES = {
     "ViTForMaskedImageModeling": "models.vit",
     "ViTModel": "models.vit",
     "ViTPreTrainedModel": "models.vit",
+    "VisualBertConfig": "configs.visual_bert",
+    "VisualBertForMultipleChoice": "models.visual_bert",
+    "VisualBertForQuestionAnswering": "models.visual_bert",
+    "VisualBertForVisualReasoning": "models.visual_bert",
+    "VisualBertModel": "models.visual_bert",
+    "VisualBertPreTrainedModel": "models.visual_bert",
+    "VisualBertForPreTraining": "models.visual_bert_words",
+    "VisualBertForRegionToPhraseAlignment": "models.visual_bert_words",
     "Engine": "engine",
     "FrozenModel": "frozen",
     "freeze": "frozen",
@@ -70,6 +89,9 @@ _HOMES = {
     "ViTFeatureExtractor": "processing.vit",
     "ViTImageProcessor": "processing.vit",
     "ViltProcessor": "processing.processor",
+    "Regions": "processing.regions",
+    "read_regions": "processing.regions",
+    "VisualBertProcessor": "processing.visual_bert",
     "BertTokenizer": "processing.text",
     "BertTokenizerFast": "processing.text",
 }
@@ -99,6 +121,18 @@ _INSTEAD = {
         for framework in ("tf", "flax")
         for name in ("ViTModel", "ViTForImageClassification", "ViTPreTrainedModel")
     },
+    "visualbertlayer": "vilt_fast.layers.post_norm.PostNormLayer",
+    "visualbertencoder": "vilt_fast.layers.encoder.Encoder",
+    "visualbertpooler": "vilt_fast.layers.heads.Pooler",
+    "visualbertembeddings": "vilt_fast.layers.embeddings.VisualBertEmbeddings",
+    "visualbertforvqa": "VisualBertForQuestionAnswering",
+    "visualbertforvcr": "VisualBertForMultipleChoice",
+    "visualbertfornlvr2": "VisualBertForVisualReasoning",
+    "visualbertfornlvr": "VisualBertForVisualReasoning",
+    "visualbertforflickr": "VisualBertForRegionToPhraseAlignment",
+    "visualbertformaskedlm": "VisualBertForPreTraining",
+    "visualbertfeatureextractor": "VisualBertProcessor, which reads the features that a detector made",
+    "visualbertimageprocessor": "VisualBertProcessor, which reads the features that a detector made",
     "vitimageprocessorpil": "ViTImageProcessor, whose pixels are that class's",
     "vitimageprocessorfast": "ViTImageProcessor, or its pack(..., device='cuda'), which resizes on the GPU",
     "deitimageprocessor": "ViTImageProcessor, which reads DeiT's files too",
@@ -118,6 +152,7 @@ __all__ = [
     "FrozenModel",
     "Layout",
     "PackedPixels",
+    "Regions",
     "TrainerMixin",
     "ViTConfig",
     "ViTFeatureExtractor",
@@ -138,8 +173,18 @@ __all__ = [
     "ViltModel",
     "ViltPreTrainedModel",
     "ViltProcessor",
+    "VisualBertConfig",
+    "VisualBertForMultipleChoice",
+    "VisualBertForPreTraining",
+    "VisualBertForQuestionAnswering",
+    "VisualBertForRegionToPhraseAlignment",
+    "VisualBertForVisualReasoning",
+    "VisualBertModel",
+    "VisualBertPreTrainedModel",
+    "VisualBertProcessor",
     "backend",
     "freeze",
+    "read_regions",
 ]
 
 

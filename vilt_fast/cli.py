@@ -199,7 +199,7 @@ _BENCH = (
     _Option("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of one thread (default: wall)"),
     _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
 )
-_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "vit", "all")
+_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "vit", "visual_bert", "all")
 _TARGETS = "sm80,sm90,sm100,gfx942"
 
 _COMMANDS = {
@@ -217,18 +217,27 @@ _COMMANDS = {
     ),
     "ask": _Command(
         "answer:ask",
-        "answer a question about an image, or many",
+        "answer a question about an image or its regions, or many",
         'vilt-fast ask photo.jpg "How many cats are there?" --model dandelin/vilt-b32-finetuned-vqa\n'
         '  vilt-fast ask --images photos --questions "How many cats are there?" --out answers.jsonl\n'
-        "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl",
+        "  vilt-fast ask --questions pairs.jsonl --out answers.jsonl\n"
+        '  vilt-fast ask --regions photo.npz "How many cats are there?" --model uclanlp/visualbert-vqa '
+        "--processor bert-base-uncased",
         _Option("image", metavar="IMAGE", nargs="?", help="the image's file"),
         _Option("question", metavar="QUESTION", nargs="?"),
         _Option("--images", metavar="FOLDER", dest="folder", help="ask about every image in it, but for hidden ones"),
         _Option(
+            "--regions",
+            metavar="FILE|FOLDER",
+            help="for a VisualBERT, in place of IMAGE, an .npz (or .npy) with the features of a detector's regions; or "
+            "in place of --images a folder of them",
+        ),
+        _Option(
             "--questions",
             metavar="TEXT|FILE",
             help="for --images, a question or a file with one per line, in UTF-8; or a .jsonl with lines "
-            '{"image": ..., "question": ..., "id": ...}, id being optional, image relative to --images or to the file',
+            '{"image": ..., "question": ..., "id": ...}, id being optional, image (for a VisualBERT, the .npz of its '
+            "regions) relative to --images, or --regions, or to the file",
         ),
         *_model(required=False),
         _Option("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)"),
@@ -347,7 +356,9 @@ _COMMANDS = {
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="vilt-fast", description="Ask questions about images with ViLT, and name them with ViT, on packed tokens."
+        prog="vilt-fast",
+        description="Ask questions about images with ViLT and about their regions with VisualBERT, and name them with "
+        "ViT, on packed tokens.",
     )
     parser.add_argument("--version", action="version", version=f"vilt_fast {vilt_fast.__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where in the code an error came from")

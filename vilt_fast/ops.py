@@ -277,13 +277,15 @@ def text_embed(
     input_ids: Tensor | None,
     token_type_ids: Tensor,
     inputs_embeds: Tensor | None,
-    word: Tensor,
+    word: Tensor | None,
     position: Tensor,
     token_type: Tensor,
     ln_weight: Tensor,
     ln_bias: Tensor,
-    modality: Tensor,
+    modality: Tensor | None,
     eps: float,
+    *,
+    position_ids: Tensor | None = None,
 ) -> Tensor:
     """See `vilt_fast.reference.text_embed`."""
     return side(_text_embed, tokens).text_embed(
@@ -299,6 +301,7 @@ def text_embed(
         ln_bias=ln_bias,
         modality=modality,
         eps=eps,
+        position_ids=position_ids,
     )
 
 

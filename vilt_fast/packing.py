@@ -38,7 +38,7 @@ class Layout:
         cu_seqlens: (B + 1,) int32, first row of each pair.
         text_row: (B, L) int32, row of each word, -1 where it is masked.
         word_row: (words,) int64, the rows of the words that are not masked, in the order of `text_row`.
-        cls_row: (B,) int32, row of each image's CLS, -1 where there is none (`image_embeds`).
+        cls_row: (B,) int32, row of each image's CLS, -1 where there is none (`image_embeds`, regions).
         patch_index: (patches,) int32, b * GH * GW + y * GW + x of each patch that is a token.
         patch_row: (patches,) int32, its row.
         grid: (B, 2) int32, valid patches (height, width) of each image.
@@ -165,13 +165,41 @@ class Layout:
         """(B,) int32: the row of each pair's first word, the one that the pooler reads."""
         return self.cu_seqlens[:-1]
 
+    @property
+    def before_last(self) -> Tensor:
+        """(B,) int32: the row of the word before each pair's last one; VisualBERT reads its answers there."""
+        return self.first + self.text_count - 2
+
+    def words_alone(self) -> Layout:
+        """The layout of the same batch without its images; its rows are those of `word_row`, in order."""
+        kept, count = self.text_row >= 0, self.text_count
+        ends = count.cumsum(0, dtype=torch.int32)
+        rows = torch.where(kept, (ends - count)[:, None] + kept.cumsum(1, dtype=torch.int32) - 1, -1)
+        none = self.patch_row[:0]
+        return Layout(
+            cu_seqlens=torch.nn.functional.pad(ends, (1, 0)),
+            text_row=rows,
+            word_row=torch.arange(len(self.word_row), device=rows.device),
+            cls_row=torch.full_like(self.cls_row, -1),
+            patch_index=none,
+            patch_row=none,
+            grid=torch.zeros_like(self.grid),
+            text_count=count,
+            patch_count=torch.zeros_like(self.patch_count),
+            grid_size=(1, 0),
+            has_cls=False,
+            total_tokens=len(self.word_row),
+            max_seqlen=self.text_length,  # at most: nothing is read back for it
+            max_patches=0,
+        )
+
     @cached_property
     def padded_row(self) -> Tensor:
         """(B, L + CLS + max_patches) int64: the row behind each place of the padded form, -1 for padding."""
-        if not self.has_cls:  # image_embeds: every row keeps the place in which it came
+        if not self.has_cls:  # image_embeds, regions: every row keeps the place in which it came
             image_row = self.patch_row.new_full((self.batch_size * self.grid_size[1],), -1)
-            image_row = image_row.index_copy(0, self.patch_index.long(), self.patch_row).view(self.batch_size, -1)
-            return torch.cat((self.text_row, image_row), 1).long()
+            image_row = image_row.index_copy(0, self.patch_index.long(), self.patch_row)
+            return torch.cat((self.text_row, image_row.view(self.batch_size, self.grid_size[1])), 1).long()
         places = torch.arange(int(self.has_cls) + self.max_patches, device=self.text_row.device)
         image_count = int(self.has_cls) + self.patch_count[:, None]
         image_row = (self.first + self.text_count)[:, None] + places

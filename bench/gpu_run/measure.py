@@ -14,6 +14,7 @@ import torch
 
 import vilt_fast
 from vilt_fast.bench import check, end_to_end, operations, ours, peers, timing, workloads
+from vilt_fast.bench import visual_bert as regions
 from vilt_fast.bench import vit as images
 from vilt_fast.bench.case import Case
 from vilt_fast.bench.contestant import Contestant, Row
@@ -209,6 +210,23 @@ def vit() -> None:
         facts.attempt(label, partial(find, name, label))
 
 
+def visual_bert() -> None:
+    """A frozen VisualBERT beside compiled transformers, from ids and features to logits; where most is padded first."""
+    mine = "vilt_fast frozen + graph" if GPU else "vilt_fast frozen, reference"
+    theirs = "transformers + torch.compile" if GPU else "transformers eager"
+    wanted = (mine, f"{mine}, unpadded", theirs, "packed by hand")
+
+    def find(name: str, label: str, batch: int) -> None:
+        run = make_run(compiles=GPU)
+        case = case_of(run, batch, make=regions.WORKLOADS[name], compiles=GPU)
+        rows = _time(label, run, case, [one for one in regions.contestants(DTYPE) if one.name in wanted])
+        for rival, who in ((theirs, f"{'compiled ' if GPU else ''}transformers"), ("packed by hand", "packed by hand")):
+            _ratio(label, rows, mine, rival, who, "model")
+
+    _each("visual-bert-mixed", BATCHES, partial(find, "visual-bert-mixed"))
+    _each("visual-bert-full", BATCHES[:1], partial(find, "visual-bert-full"))
+
+
 STEPS: dict[str, Callable[..., None]] = {
     "smoke": smoke,
     "ops": ops,
@@ -218,6 +236,7 @@ STEPS: dict[str, Callable[..., None]] = {
     "frozen": frozen,
     "engine": engine,
     "vit": vit,
+    "visual_bert": visual_bert,
 }
 
 

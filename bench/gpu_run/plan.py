@@ -20,6 +20,7 @@ PARTS = {
     6: "the peers under torch.compile",
     7: "profiler and sanitizers",
     8: "ViT-B/16 beside transformers",
+    9: "VisualBERT beside transformers",
 }
 GPU = "a GPU"  # what a step may need, beside programs
 PROFILED = "^(linear_(descriptor|pointer)|attention_kernel|_layer_norm_kernel)$"  # kernels of a block, for ncu
@@ -57,8 +58,8 @@ def steps(part: int, work: Path, switches: Sequence[str], *, quick: bool = False
     """
     if part not in PARTS:
         raise ValueError(f"--part: got {part}, wanted one of {', '.join(map(str, PARTS))}")
-    makers = {1: _first_light, 2: _forms, 3: _switches, 4: _tuned, 5: _suites, 6: _compiled, 7: _inspected, 8: _vit}
-    found = makers[part](work, switches)
+    makers = (_first_light, _forms, _switches, _tuned, _suites, _compiled, _inspected, _vit, _visual_bert)
+    found = makers[part - 1](work, switches)
     return [
         step._replace(command=(*step.command, "--quick")) if quick and _files_rows(step) else step for step in found
     ]
@@ -177,3 +178,10 @@ def _vit(work: Path, switches: Sequence[str]) -> list[Step]:
     suite = _bench(work, "vit", 3.5, "--no-compile", "--batch", "64", "--batch", "256")
     ratio = "vit-224 B=256: ours to compiled transformers"
     return [Step("vit", 270, _measure("vit"), ratio), Step("suite_vit", 270, suite)]
+
+
+def _visual_bert(work: Path, switches: Sequence[str]) -> list[Step]:
+    batches = [part for batch in (1, 8, 64, 256) for part in ("--batch", str(batch))]
+    suite = _bench(work, "visual_bert", 3.2, "--no-compile", *batches)
+    ratio = "visual-bert-mixed B=256: ours to compiled transformers"
+    return [Step("visual_bert", 290, _measure("visual_bert"), ratio), Step("suite_visual_bert", 250, suite)]

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vilt_fast
 from vilt_fast import ops
-from vilt_fast.bench import flops, peers, vit, workloads
+from vilt_fast.bench import flops, peers, visual_bert, vit, workloads
 from vilt_fast.bench.case import Case, tiny_config
 
 
@@ -94,6 +94,26 @@ def test_whole_vit(name):
     # torch's counter may or may not know the CPU's fused attention; everything else is exact.
     assert got in (whole - skipped, whole - skipped - attention)
     assert encoder == whole - skipped - 2 * (sum(case.lengths) - 2) * 3 * 64 * config.hidden_size
+
+
+@pytest.mark.parametrize("name", visual_bert.WORKLOADS)
+def test_whole_visual_bert(name):
+    """Our frozen model but for the last block, where it skips what nobody reads."""
+    make, cpu = visual_bert.VisualBertCase.of, torch.device("cpu")
+    case = make(visual_bert.WORKLOADS[name](3, seed=1), cpu, 1, False, quick=True)
+    model, config = vilt_fast.freeze(case.model(torch.float32)), case.config
+    got = counted(lambda: model(**case.inputs[0]))
+    skipped = 2 * (sum(case.lengths) - 3) * config.hidden_size * (config.hidden_size + 2 * config.intermediate_size)
+    attention = flops.attention(case.lengths, config.hidden_size, 4).flops * config.num_hidden_layers
+    encoder, whole = (case.cost(scope, torch.float32) for scope in ("encoder", "model"))
+    # torch's counter may or may not know the CPU's fused attention; everything else is exact.
+    assert got in (whole.flops - skipped, whole.flops - skipped - attention)
+    projected = 2 * sum(case.workload.regions) * config.visual_embedding_dim * config.hidden_size
+    assert encoder.flops == whole.flops - skipped - projected
+    # A norm reads and writes a row, and post-norm has both behind the attention, where few rows go on.
+    every_row = case.cost("encoder, every row", torch.float32)
+    norms = 2 * 2 * (sum(case.lengths) - 3) * config.hidden_size * 4
+    assert every_row.bytes - encoder.bytes > norms
 
 
 @pytest.mark.parametrize("pictures", [1, 2])

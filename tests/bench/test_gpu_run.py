@@ -260,6 +260,7 @@ def recorded(tmp_path, monkeypatch):
         ("engine", "engine: vilt_fast Engine"),
         ("compiled", "compiled B=2: ours to the packed rival"),
         ("vit", "vit-mixed B=2: ours to transformers"),
+        ("visual_bert", "visual-bert-mixed B=2: ours to transformers"),
     ],
 )
 def test_steps_that_measure(command, name, recorded):
@@ -280,12 +281,12 @@ def test_names_on_a_gpu(recorded, monkeypatch, case):
     monkeypatch.setattr(measure, "make_run", lambda *_, **options: SimpleNamespace(time=time))
     monkeypatch.setattr(measure, "case_of", lambda run, batch, **options: case)
     monkeypatch.setattr(measure.end_to_end, "ImageCase", lambda like, quick: like)
-    steps = ("encoder", "compiled", "live", "frozen", "engine", "vit")
+    steps = ("encoder", "compiled", "live", "frozen", "engine", "vit", "visual_bert")
     assert [measure.main(step) for step in steps] == [0] * len(steps)
-    headlines = [step for part in (1, 2, 6, 8) for step in plan.steps(part, Path("work"), [])]
+    headlines = [step for part in (1, 2, 6, 8, 9) for step in plan.steps(part, Path("work"), [])]
     headlines = {step.headline for step in headlines if step.command[-1] in steps}
-    predicted = {name for name in facts.predictions() if name.startswith(steps)}
-    assert headlines | predicted <= set(recorded()) and len(headlines) == 6 and len(predicted) > 14
+    predicted = {name for name in facts.predictions() if name.replace("-", "_").startswith(steps)}
+    assert headlines | predicted <= set(recorded()) and len(headlines) == 7 and len(predicted) > 20
     batch = Case(workloads.vqa_mix(256), full_config(workloads.vqa_mix(256)), torch.device("cpu"))
     for name in ("linear", "layer_norm", "attention"):
         for found in operations.timed_cases(name, batch):

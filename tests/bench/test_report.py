@@ -43,6 +43,9 @@ def some_rows():
     rows.append(line("+ graphs", 1.0, suite="ablate", **failed))
     rows += [line(name, ms, suite="vit", workload="vit-mixed", times_first=times) for name, ms, times in
              (("transformers eager", 70.0, 1.0), ("vilt_fast frozen", 25.0, 2.75))]  # fmt: skip
+    rows += [line(name, ms, suite="visual_bert", workload="visual-bert-mixed", times_first=times, dtype=dtype)
+             for dtype in ("float16", "bfloat16") for name, ms, times in
+             (("transformers eager", 70.0, 1.0), ("vilt_fast frozen", 20.0, 3.5))]  # fmt: skip
     for patches, each in ((16, 1.0), (144, 0.9), (1025, 1.8)):
         tokens = 27 * patches
         rows.append(line("vilt_fast kernels", each * tokens / 1e3, suite="scaling", workload=f"patches-{patches}",
@@ -74,6 +77,9 @@ def test_section_holds_wins_and_losses(checkout):
     assert "| + graphs |  |  |  | not run: needs a GPU |" in text
     assert "2.00 times as much a token in patches-1025 at B=16 as in patches-144 at B=16" in text
     assert "| vit-mixed | 64 | **vilt_fast frozen** | bfloat16 | 25 | 24.5 to 25.5 | 2.56e+03 | 2.75 |" in text
+    for dtype in ("float16", "bfloat16"):
+        frozen = f"| visual-bert-mixed | 64 | **vilt_fast frozen** | {dtype} | 20 | 19.6 to 20.4 | 3.2e+03 | 3.50 |"
+        assert frozen in text
     assert "| extreme | 64 | bfloat16 | vilt_fast kernels | 4 | transformers eager | 50 |" in text
 
 
@@ -102,10 +108,11 @@ def test_what_does_not_match_is_found(checkout):
     assert len(wrong) == len(plots.PLOTS) + 1 and report.main(["--check"], root=checkout) == 1
 
 
-def test_no_plot_is_of_vit(checkout):
+@pytest.mark.parametrize("suite", report.FAMILIES)
+def test_no_plot_is_of_another_family(suite, checkout):
     by_device = report.load(checkout)
-    assert any(row["suite"] == "vit" for rows in by_device.values() for row in rows)
-    assert not any(row["suite"] == "vit" for row in report.plot_rows(by_device))
+    assert any(row["suite"] == suite for rows in by_device.values() for row in rows)
+    assert not any(row["suite"] == suite for row in report.plot_rows(by_device))
 
 
 def test_a_missing_marker_is_an_error():

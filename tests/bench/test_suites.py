@@ -31,6 +31,17 @@ RUN_ON_CPU = {
     "scaling": {"transformers eager", "vilt_fast live, reference", "padded SDPA"},
     "memory": {"transformers eager", "padded reference", "vilt_fast frozen, reference"},
     "vit": {"transformers eager", "transformers, one by one", "vilt_fast frozen, reference", "packed, SDPA one by one"},
+    "visual_bert": {
+        "transformers eager",
+        "packed by hand",
+        "vilt_fast live, reference",
+        "vilt_fast frozen, reference",
+        "vilt_fast frozen, reference, unpadded",
+        "vilt_fast reference",
+        "padded SDPA",
+        "packed FlexAttention",
+        "packed, SDPA one by one",
+    },
 }
 
 

@@ -120,7 +120,7 @@ def test_a_folder(whole, vit, folder):
 def test_a_run_that_continues_ends_with_the_same_bytes(run, whole, vit, folder, tmp_path):
     out = tmp_path / "labels.jsonl"
     command = ("classify", "--images", str(folder), "--out", str(out), "--model", vit)
-    said = "29 classified, 1 with an error, 1 hidden images left out"
+    said = "29 classified, 1 with an error, 1 hidden file left out"
     assert run(*command) == f"{out}: {said}\n" and out.read_bytes() == whole
     for cut in (0, 7, len(whole) // 3, len(whole) - 1):
         out.write_bytes(whole[:cut])

@@ -192,7 +192,7 @@ def test_hidden_files_are_left_out_and_counted(run, models, place):
         (place / "in" / name).parent.mkdir(exist_ok=True)
         (place / "in" / name).write_bytes(b"no image")
     shown = run(*MANY, "what color", "--out", "a.jsonl", "--model", models["ask"])
-    assert shown == "a.jsonl: 1 answered, 0 with an error, 2 hidden images left out\n"
+    assert shown == "a.jsonl: 1 answered, 0 with an error, 2 hidden files left out\n"
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "/dev/zero", "/dev/null"])

@@ -61,4 +61,5 @@ def test_images_of_one_size_want_no_interpolation_but_with_a_mask(model):
     given = masked()
     assert vit.plan(ImageInputs(**given, interpolate_pos_encoding=False), model.config) is None
     whole = {"pixel_values": torch.randn(2, 3, 24, 24), "pixel_mask": torch.ones(2, 24, 24, dtype=torch.int64)}
-    assert vit.plan(ImageInputs(**whole), model.config).interpolation is not None, "as the live form reads it"
+    options = vit.plan(ImageInputs(**whole), model.config).options
+    assert options["interpolation"] is not None, "as the live form reads it"

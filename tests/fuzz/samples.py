@@ -66,3 +66,22 @@ def saved_vit() -> Path:
     vit().save_pretrained(folder)
     ViTImageProcessor(size=32).save_pretrained(folder)
     return folder
+
+
+def visual_bert(seed: int = 0) -> vilt_fast.VisualBertForQuestionAnswering:
+    """A small VisualBERT with weights of a seed."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    labels = {0: "yes", 1: "no", 2: "red"}
+    config = vilt_fast.VisualBertConfig(
+        **sizes, vocab_size=30, max_position_embeddings=12, visual_embedding_dim=8, id2label=labels
+    )
+    return vilt_fast.VisualBertForQuestionAnswering(config).eval()
+
+
+@cache
+def saved_visual_bert() -> Path:
+    """A directory with the files of the small VisualBERT."""
+    folder = saved_model().parent / "visual_bert"
+    visual_bert().save_pretrained(folder)
+    return folder

@@ -28,21 +28,25 @@ from vilt_fast.bench.case import Case, full_config
 from vilt_fast.bench.environment import environment
 from vilt_fast.engine.feeding import in_order
 from vilt_fast.engine.pipeline import Pipeline
-from vilt_fast.frozen import model as frozen_form
 from vilt_fast.frozen import planning
+from vilt_fast.frozen import vilt as frozen_vilt
+from vilt_fast.frozen import visual_bert as frozen_visual_bert
+from vilt_fast.frozen import vit as frozen_vit
 from vilt_fast.frozen.graphs import Recording
 from vilt_fast.frozen.vilt import plan
 from vilt_fast.kernels.launch import size_bucket
-from vilt_fast.models import image_inputs
+from vilt_fast.models import checks, image_inputs
 from vilt_fast.models import inputs as live_form
 from vilt_fast.models.inputs import Inputs
 
 CPU = torch.device("cpu")
 COPY_MS, REPLAY_MS = 5e-3, 20e-3
 BATCHES = (1, 2, 3, 5, 8, 13, 16, 21)
-# Pixels are looked through where a CPU computes; the device that this stands for does not.
-for form in (frozen_form, live_form, image_inputs):
+# Pixels and features are looked through where a CPU computes; the device that this stands for does not.
+for form in (frozen_vilt, frozen_vit, live_form, image_inputs):
     form.refuse_non_finite_pixels = lambda *_: None  # type: ignore[attr-defined]
+for form in (frozen_visual_bert, checks):
+    form.refuse_non_finite_rows = lambda *_: None  # type: ignore[attr-defined]
 
 
 class Graphs:
@@ -199,9 +203,35 @@ def engine_alone(pairs: int = 20_000) -> dict[str, float]:
     return {"us per pair": round(1e6 * best, 2), "pairs per s": round(1 / best)}
 
 
-def batches_of(family: str) -> list[Case]:
+class RegionCase:
+    """Texts of 5 to 9 words with 0 to 8 regions."""
+
+    def __init__(self, batch: int, config: vilt_fast.VisualBertConfig) -> None:
+        generator = torch.Generator().manual_seed(batch)
+        words, regions = (torch.randint(*ends, (batch, 1), generator=generator) for ends in ((5, 10), (0, 9)))
+        mask, kept = torch.arange(9) < words, torch.arange(8) < regions
+        self.config, self.lengths = config, (mask.sum(1) + kept.sum(1)).tolist()
+        self.given = {
+            "input_ids": torch.randint(1, config.vocab_size, (batch, 9), generator=generator),
+            "attention_mask": mask.long(),
+            "visual_embeds": torch.randn(batch, 8, config.visual_embedding_dim, generator=generator),
+            "visual_attention_mask": kept.long(),
+        }
+        self.packed_inputs = [self.given]  # features have one form
+
+    def model(self, dtype: torch.dtype) -> Any:
+        return vilt_fast.VisualBertForQuestionAnswering(self.config).eval().to(dtype)
+
+    def inputs_in(self, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
+        return [{**self.given, "visual_embeds": self.given["visual_embeds"].to(dtype)}]
+
+
+def batches_of(family: str) -> list[Any]:
     """Batches of one size class with a model of two blocks."""
     sizes = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=96, num_labels=7)
+    if family == "visual_bert":
+        region_config = vilt_fast.VisualBertConfig(**sizes, vocab_size=200, visual_embedding_dim=32)
+        return [RegionCase(n, region_config) for n in BATCHES]
     sizes |= dict(patch_size=16, image_size=96)
     if family == "vit":
         config = vilt_fast.ViTConfig(**sizes)
@@ -244,7 +274,7 @@ def counts(family: str) -> dict[str, Any]:
     return found
 
 
-def _answer(call: Any, batches: list[Case]) -> None:
+def _answer(call: Any, batches: list[Any]) -> None:
     for case in batches:
         call(**case.inputs_in(torch.bfloat16)[0])
         call(**case.packed_inputs[0])
@@ -267,7 +297,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pretend.install()
-    every = {family: counts(family) for family in ("vilt", "vit")}
+    every = {family: counts(family) for family in ("vilt", "vit", "visual_bert")}
     found: dict[str, Any] = {"command": "python tests/host/measure.py", "counts": every}
     if not arguments.counts:
         found["environment"] = environment(CPU)

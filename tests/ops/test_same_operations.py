@@ -1,4 +1,4 @@
-"""Which operations the families run, live and frozen: ViT is on the same house, so it may have none of its own."""
+"""Which operations the families run, live and frozen: all are on one house, so none may have one of its own."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -10,19 +10,19 @@ import vilt_fast
 from vilt_fast import ops
 from vilt_fast.pixels import PackedPixels
 
-SIZES = dict(
+ENCODER = dict(
     hidden_size=24,
     num_hidden_layers=2,
     num_attention_heads=2,
     intermediate_size=32,
-    patch_size=8,
-    image_size=32,
     hidden_dropout_prob=0.1,
     attention_probs_dropout_prob=0.1,
 )
+SIZES = dict(**ENCODER, patch_size=8, image_size=32)
 TEXT = dict(vocab_size=50, max_position_embeddings=12, modality_type_vocab_size=3)
 BATCH = 2
-EVERYWHERE = {"patch_embed.patch_embed", "layer_norm.layer_norm", "linear.linear", "attention.attention"}
+EVERYWHERE = {"layer_norm.layer_norm", "linear.linear", "attention.attention"}
+PATCHES = "patch_embed.patch_embed"
 
 
 class Recorder:
@@ -65,8 +65,24 @@ def images():
     ]
 
 
+def regions(model):
+    """Ways in which words and regions come; those that a plan on the host does not take too."""
+    words = torch.randint(1, 50, (BATCH, 5))
+    mask, kept = torch.ones(BATCH, 5).long(), torch.ones(BATCH, 3)
+    mask[0, 3:], kept[1, 0] = 0, 0
+    one = {"input_ids": words, "attention_mask": mask}
+    if isinstance(model, vilt_fast.VisualBertForRegionToPhraseAlignment):
+        one["region_to_phrase_position"] = torch.randint(-1, 8, (BATCH, 4))
+    some = {**one, "visual_embeds": torch.randn(BATCH, 3, 10), "visual_attention_mask": kept}
+    aligned = torch.randint(-1, 5, (BATCH, 3, 2))
+    found = [some, {**some, "image_text_alignment": aligned, "position_ids": words % 12}]
+    return [one, *found] if "region_to_phrase_position" not in one else found
+
+
 def calls(family, model):
     """The arguments of calls that differ in what they run."""
+    if family == "visual_bert":
+        return regions(model)
     extra = {}
     if family == "vilt":
         extra = {"input_ids": torch.randint(1, 50, (BATCH, 5)), "attention_mask": torch.ones(BATCH, 5).long()}
@@ -87,6 +103,22 @@ FAMILIES = {
             lambda config: vilt_fast.ViTModel(config, use_mask_token=True),
             vilt_fast.ViTForImageClassification,
             vilt_fast.ViTForMaskedImageModeling,
+        ],
+    ),
+    "visual_bert": (
+        vilt_fast.VisualBertConfig(
+            **ENCODER,
+            vocab_size=50,
+            max_position_embeddings=12,
+            visual_embedding_dim=10,
+            num_labels=3,
+            pad_token_id=None,
+        ),
+        [
+            vilt_fast.VisualBertModel,
+            vilt_fast.VisualBertForPreTraining,
+            vilt_fast.VisualBertForQuestionAnswering,
+            vilt_fast.VisualBertForRegionToPhraseAlignment,
         ],
     ),
 }
@@ -115,16 +147,18 @@ def operations():
 
 
 @pytest.mark.parametrize("form", ["live", "frozen"])
-def test_vit_has_no_operation_of_its_own(operations, form):
-    vilt, vit = operations["vilt", form], operations["vit", form]
-    assert vilt >= EVERYWHERE and vit >= EVERYWHERE, "the recorder missed some"
-    assert vit <= vilt, f"of ViT alone: {', '.join(sorted(vit - vilt))}"
+@pytest.mark.parametrize("family", ["vit", "visual_bert"])
+def test_no_operation_of_its_own(operations, family, form):
+    vilt, found = operations["vilt", form], operations[family, form]
+    assert vilt >= {*EVERYWHERE, PATCHES} and found >= EVERYWHERE, "the recorder missed some"
+    assert found <= vilt, f"of {family} alone: {', '.join(sorted(found - vilt))}"
 
 
-def test_what_vilt_has_beyond_it_is_of_words(operations):
-    """And the recorder tells families apart."""
-    for form in ("live", "frozen"):
-        assert operations["vilt", form] - operations["vit", form] == {"text_embed.text_embed"}, form
+@pytest.mark.parametrize("form", ["live", "frozen"])
+def test_what_vilt_has_beyond_them(operations, form):
+    """Words beyond ViT, patches beyond VisualBERT; and the recorder tells families apart."""
+    assert operations["vilt", form] - operations["vit", form] == {"text_embed.text_embed"}
+    assert operations["vilt", form] - operations["visual_bert", form] == {PATCHES}
 
 
 def test_every_name_is_of_the_list(operations):

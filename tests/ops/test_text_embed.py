@@ -63,6 +63,32 @@ def test_inputs_embeds(dtype, device, tolerances) -> None:
     assert torch.equal(again.nan_to_num(), got.nan_to_num())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_modality(dtype, device, tolerances) -> None:
+    """VisualBERT's words: nothing is added after the normalisation."""
+    _check(tolerances, _inputs(2, 7, 48, dtype, device) | {"modality": None})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_position_ids(dtype, device, tolerances) -> None:
+    """Rows of the table in any order, more words than rows, every second column of wider ids."""
+    inputs = _inputs(2, 7, 48, dtype, device) | {"modality": None}
+    inputs["position"] = inputs["position"][:5]
+    position_ids = torch.randint(0, 5, (2, 14), generator=torch.Generator().manual_seed(2)).to(device)[:, ::2]
+    _check(tolerances, inputs | {"position_ids": position_ids})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_regions(dtype, device, tolerances) -> None:
+    """VisualBERT's regions: texts of one word each, no word table; features of another dtype are converted."""
+    inputs = _inputs(9, 1, 48, dtype, device) | {"input_ids": None, "word": None, "modality": None}
+    inputs["position"] = inputs["position"][:1]
+    features = torch.randn(9, 1, 48, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    got = _check(tolerances, inputs | {"inputs_embeds": features})
+    again = kernel.text_embed(**(inputs | {"inputs_embeds": features.float(), "tokens": inputs["tokens"].clone()}))
+    assert torch.equal(again.nan_to_num(), got.nan_to_num())
+
+
 def test_strides(device, tolerances) -> None:
     """Every tensor a view: columns of wider ids, one type row for all pairs, rows of wider tables."""
     inputs = _inputs(3, 6, 32, torch.float16, device)
@@ -120,6 +146,9 @@ def test_a_word_does_not_depend_on_its_batch(device) -> None:
         ({"position": torch.ones(3, 32)}, "position: got 3 entries for 4 columns of words"),
         ({"modality": torch.ones(1, 32)}, r"modality: got shape \(1, 32\), wanted \(32,\)"),
         ({"input_ids": None, "inputs_embeds": torch.ones(2, 4, 33)}, r"inputs_embeds: got shape \(2, 4, 33\)"),
+        ({"word": None}, r"word: got None with input_ids, wanted \(vocabulary, 32\)"),
+        ({"position_ids": torch.zeros(2, 4).int()}, "position_ids: got dtype torch.int32"),
+        ({"position_ids": torch.zeros(1, 4).long()}, r"position_ids: got shape \(1, 4\), wanted \(2, 4\)"),
     ],
 )
 def test_bad_arguments(change, words) -> None:
@@ -135,6 +164,8 @@ def test_registration(device) -> None:
     operation = torch.ops.vilt_fast.text_embed.default
     torch.library.opcheck(operation, (), inputs)
     torch.library.opcheck(operation, (), inputs | {"input_ids": None, "inputs_embeds": embeds})
+    regions = {"input_ids": None, "inputs_embeds": embeds, "word": None, "modality": None}
+    torch.library.opcheck(operation, (), inputs | regions | {"position_ids": inputs["input_ids"] % 7})
 
     def embed(input_ids: Tensor) -> Tensor:
         return kernel.text_embed(**(inputs | {"tokens": inputs["word"].new_zeros(13, 32), "input_ids": input_ids}))

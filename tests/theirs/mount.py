@@ -1,4 +1,4 @@
-"""transformers' test modules as a package, in which its ViLT and ViT classes are ours. Nothing on disk is changed."""
+"""transformers' test modules as a package, in which its classes are ours. Nothing on disk is changed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import transformers.utils
 import vilt_fast
 
 PACKAGE = "transformers_tests"
-FAMILIES = ("vilt", "vit")
+FAMILIES = ("vilt", "vit", "visual_bert")
 SMALL = "test_processing_{}"  # of a family: the name under which the testers of this folder go
-_HEADS = ("ViltFor", "ViTFor")
+_HEADS = ("ViltFor", "ViTFor", "VisualBertFor")
 _MODELS = [name for name in vilt_fast.__all__ if name.startswith(_HEADS) and hasattr(transformers, name)]
 NAMES = ["ViltConfig", "ViltModel", *_MODELS, "ViltImageProcessor", "ViltProcessor", "BertTokenizer"]
-NAMES += ["ViTConfig", "ViTModel"]
+NAMES += ["ViTConfig", "ViTModel", "VisualBertConfig", "VisualBertModel"]
 # What their tests read of their own base classes before they come to what they test, for a model that has no part of
 # it: lent to our classes, where these lack it, while the tests run.
 _GROUPS = ("text_kwargs", "images_kwargs")
@@ -218,11 +218,6 @@ def _adapted(module: ModuleType, classes: SimpleNamespace) -> ModuleType:
             "tokenizer": classes.BertTokenizer,
         }
     if hasattr(module, "GradientCheckpointingLayer"):
-        module.GradientCheckpointingLayer = _layer_class()
+        # Of the blocks that gradient checkpointing runs twice.
+        module.GradientCheckpointingLayer = importlib.import_module("vilt_fast.layers.encoder").Block
     return module
-
-
-def _layer_class() -> type:
-    """Of the blocks that gradient checkpointing runs twice: in transformers they share a base class."""
-    config = vilt_fast.ViltConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    return type(vilt_fast.ViltModel(config).encoder.layer[0])

@@ -107,7 +107,7 @@ def write(suites: dict[str, Suite], path: Path = PATH) -> None:
     path.write_text("\n".join(parts).rstrip() + "\n")
 
 
-_HEADER = """# transformers' own tests of ViLT and ViT, run on this package
+_HEADER = """# transformers' own tests of ViLT, ViT and VisualBERT, run on this package
 
 `python tests/run_theirs.py --update` runs the common test classes of transformers' source distribution, with our
 classes in the place of theirs, and rewrites this table; `--source DIR` runs a folder of per-model test files as well,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from . import testers_vit
+from . import configuration, testers_visual_bert, testers_vit
 from .mount import PACKAGE, SMALL, family_of
 
 Importer = Callable[[str], ModuleType]
@@ -32,13 +32,13 @@ def suites(importer: Importer, classes: SimpleNamespace) -> dict[str, type[unitt
     found: dict[str, type[unittest.TestCase]] = {
         "Modelling": _modelling(importer, classes, HEADS, num_images=-1),
         "ModellingOfTwoImages": _modelling(importer, classes, ("ViltForImagesAndTextClassification",), num_images=2),
-        "Configuration": _configuration(importer, classes),
+        "Configuration": configuration.cases(importer, ModelTester(ModuleType(""), classes, -1), classes.ViltConfig),
         "ImageProcessing": _image_processing(importer, classes),
         "Processing": _processing(importer, classes),
     }
     for case in found.values():
         case.__module__ = f"{PACKAGE}.models.vilt.{SMALL.format('vilt')}"
-    return found | testers_vit.suites(importer, classes)
+    return found | testers_vit.suites(importer, classes) | testers_visual_bert.suites(importer, classes)
 
 
 class ModelTester:
@@ -99,21 +99,6 @@ def _modelling(importer: Importer, classes: SimpleNamespace, names: tuple[str, .
             return {**super()._prepare_for_class(inputs, model_class), **labels}
 
     return Modelling
-
-
-def _configuration(importer: Importer, classes: SimpleNamespace) -> type:
-    """Each of ConfigTester's checks as a test of its own."""
-    checker = importer("test_configuration_common").ConfigTester
-
-    def test(name: str) -> Callable[[Any], None]:
-        def method(self: Any) -> None:
-            self.model_tester = ModelTester(ModuleType(""), classes, -1)
-            getattr(checker(self, config_class=classes.ViltConfig, hidden_size=36), name)()
-
-        return method
-
-    names = [name for name in vars(checker) if name.startswith(("create_and_test", "check"))]
-    return type("Configuration", (unittest.TestCase,), {f"test_{name}": test(name) for name in names})
 
 
 def _image_processing(importer: Importer, classes: SimpleNamespace) -> type:

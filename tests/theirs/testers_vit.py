@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import configuration
 from .mount import PACKAGE, SMALL
 
 CLASSES = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
@@ -17,7 +18,11 @@ _KEPT = ("_fp32_pad_left", "_fp32_pad_left_output_attentions")
 
 def suites(importer: Callable[[str], ModuleType], classes: SimpleNamespace) -> dict[str, type[unittest.TestCase]]:
     """The test classes by name; `importer` imports one of transformers' test modules."""
-    found = {"ViTModelling": _modelling(importer, classes), "ViTConfiguration": _configuration(importer, classes)}
+    tester = ModelTester(classes)
+    found = {
+        "ViTModelling": _modelling(importer, classes),
+        "ViTConfiguration": configuration.cases(importer, tester, classes.ViTConfig, has_text_modality=False),
+    }
     for case in found.values():
         case.__module__ = f"{PACKAGE}.models.vit.{SMALL.format('vit')}"
     return found
@@ -85,19 +90,3 @@ def _modelling(importer: Callable[[str], ModuleType], classes: SimpleNamespace) 
         if name.startswith("test_eager_matches_sdpa_inference_") and not name.endswith(_KEPT):
             setattr(Modelling, name, unittest.skip("there is one attention, whatever it is called")(lambda self: None))
     return Modelling
-
-
-def _configuration(importer: Callable[[str], ModuleType], classes: SimpleNamespace) -> type[unittest.TestCase]:
-    """Each of ConfigTester's checks as a test of its own."""
-    checker = importer("test_configuration_common").ConfigTester
-
-    def test(name: str) -> Callable[[Any], None]:
-        def method(self: Any) -> None:
-            self.model_tester = ModelTester(classes)
-            tester = checker(self, config_class=classes.ViTConfig, has_text_modality=False, hidden_size=36)
-            getattr(tester, name)()
-
-        return method
-
-    names = [name for name in vars(checker) if name.startswith(("create_and_test", "check"))]
-    return type("Configuration", (unittest.TestCase,), {f"test_{name}": test(name) for name in names})

@@ -59,3 +59,36 @@ def pair(built: Callable) -> Callable:
         return copy.deepcopy(ours), copy.deepcopy(theirs), inputs
 
     return make
+
+
+@pytest.fixture(scope="session")
+def visual_built(visual_bert_oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """Makes (ours, theirs) of each class of VisualBERT once; who wants to change them takes `visual_pair`."""
+    made = {}
+
+    def build(name: str, **changes):
+        key = (name, *sorted(changes.items()))
+        if key not in made:
+            changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}
+            made[key] = visual_bert_oracle.pair(name, tmp_path_factory.mktemp(name), **changes)
+        return made[key]
+
+    return build
+
+
+@pytest.fixture
+def visual_pair(visual_built: Callable) -> Callable:
+    """visual_pair(name, **changes): (ours, theirs), in evaluation mode, to be changed at will."""
+    return lambda name="VisualBertForQuestionAnswering", **changes: copy.deepcopy(visual_built(name, **changes))
+
+
+@pytest.fixture
+def visual_inputs(visual_bert_oracle: ModuleType, visual_built: Callable) -> Callable:
+    """visual_inputs(name): a ragged batch of VisualBERT with an alignment, and labels."""
+
+    def make(name: str = "VisualBertForQuestionAnswering"):
+        config = visual_built(name)[1].config
+        inputs = visual_bert_oracle.inputs_for(name, config, 3)
+        return inputs, visual_bert_oracle.labels_for(name, config, inputs, 3)
+
+    return make

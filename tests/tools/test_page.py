@@ -17,6 +17,8 @@ BLOCKS = [
     for section in TEXT.split("\n## ")
     for code in re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 ]
+# Recipes with packages that no test has.
+SHOWN = re.findall(r"^```py\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 SETUP = BLOCKS[0][1]
 NEEDS = ("transformers", "peft", "accelerate", "torchao")
 REFUSED = re.findall(r"^\| `(.*?)` \| `(.*?)` \| .* \|$", TEXT.partition("\n## Refused")[2], re.MULTILINE)
@@ -111,7 +113,14 @@ def test_a_call_that_is_refused(call, words):
     assert words in str(caught.value)
 
 
+def test_recipes_that_are_only_shown_are_python():
+    assert len(SHOWN) == 2
+    for code in SHOWN:
+        compile(code, str(PAGE), "exec")
+        assert 'np.savez("photo.npz", features=features.' in code  # which `read_regions` takes
+
+
 def test_the_page_is_whole():
     """It was parsed: there are as many fences as blocks, and a table."""
-    assert TEXT.count("```") == 2 * len(BLOCKS) and len(BLOCKS) > 15
+    assert TEXT.count("```") == 2 * (len(BLOCKS) + len(SHOWN)) and len(BLOCKS) > 15
     assert len(REFUSED) == 9

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 SUITES = ("Modelling", "ModellingOfTwoImages", "Configuration", "ImageProcessing", "Processing")
-SUITES += ("ViTModelling", "ViTConfiguration")
+SUITES += ("ViTModelling", "ViTConfiguration", "VisualBertModelling", "VisualBertConfiguration")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,15 @@ from vilt_fast import (
     ViltModel,
     ViltPreTrainedModel,
     ViltProcessor,
+    VisualBertConfig,
+    VisualBertForQuestionAnswering,
+    VisualBertModel,
+    VisualBertPreTrainedModel,
+    VisualBertProcessor,
+    freeze,
+    read_regions,
 )
-from vilt_fast.models.outputs import SequenceClassifierOutput
+from vilt_fast.models.outputs import SequenceClassifierOutput, VisualBertForPreTrainingOutput
 from vilt_fast.processing.batch import BatchEncoding, BatchFeature
 
 
@@ -65,3 +72,27 @@ processor("photo.png", "what is it?", max_length="40")  # type: ignore[arg-type]
 output = SequenceClassifierOutput(logits=torch.ones(2, 3))
 assert_type(output.logits, torch.Tensor | None)
 SequenceClassifierOutput(logit=torch.ones(2, 3))  # type: ignore[call-arg]
+
+regions_config = VisualBertConfig(visual_embedding_dim=2048, bypass_transformer=True, num_labels=3129)
+assert_type(regions_config.visual_embedding_dim, int)
+VisualBertConfig(visual_embedding_dim="2048")  # type: ignore[arg-type]
+answering = VisualBertForQuestionAnswering.from_pretrained("somewhere", num_labels=3129)
+assert_type(answering, VisualBertForQuestionAnswering)
+VisualBertForQuestionAnswering(ViltConfig())  # type: ignore[arg-type]
+freeze(answering)
+
+
+class MyRegions(VisualBertPreTrainedModel):
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        self.visual_bert = VisualBertModel(config, add_pooling_layer=False)
+        self.post_init()
+
+
+assert_type(MyRegions.from_pretrained("somewhere", strict=False), MyRegions)
+asked = VisualBertProcessor.from_pretrained("bert")("what is it?", read_regions("photo.npz"), return_tensors="pt")
+assert_type(asked, BatchEncoding)
+answering.forward(**asked)
+pretrained = VisualBertForPreTrainingOutput(prediction_logits=torch.ones(1, 2, 3))
+assert_type(pretrained.seq_relationship_logits, torch.Tensor | None)
+VisualBertForPreTrainingOutput(logits=torch.ones(2, 3))  # type: ignore[call-arg]

@@ -2,7 +2,8 @@
 
 A family's module holds PREFIX (of the base model's names), MODEL_TYPES (of the config.json beside weights that it
 reads), HEADS (prefixes of the names of all known heads), FRESH (of what a checkpoint may lack), WORD_HEAD, DECODER and
-WORDS (the masked-word head, its decoder, and the word table that it may share; None without words), and `full_names`.
+WORDS (the masked-word head, its decoder, and the word table that it may share; None without words), SECOND_NAMES (of
+one parameter under two names: the one that files need not hold -> the other), and `full_names`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from types import ModuleType
 
 from torch import nn
 
-from vilt_fast.checkpoints import vilt, vit
+from vilt_fast.checkpoints import vilt, visual_bert, vit
 
-_FAMILIES = {"vilt": vilt, "vit": vit}
+_FAMILIES = {"vilt": vilt, "vit": vit, "visual_bert": visual_bert}
 
 
 def family_of(model: nn.Module) -> ModuleType:

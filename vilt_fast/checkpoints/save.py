@@ -160,7 +160,8 @@ def _files(
 
 
 def _to_save(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    decoder = family_of(model).DECODER
+    family = family_of(model)
+    decoder = family.DECODER
     given = model.state_dict() if state_dict is None else _checked(state_dict)
     absent = [
         name
@@ -175,12 +176,14 @@ def _to_save(model: nn.Module, state_dict: Mapping[str, torch.Tensor] | None) ->
     tensors = {name: tensor.detach() for name, tensor in given.items()}
     if state_dict is not None and not _is_spread(model):
         _compare(tensors, model)
-    # transformers ties again what config.json calls tied. If it does not say so, the decoder is written too.
-    if decoder in tensors and shares_words(model):
+    # transformers ties again what config.json calls tied. If it does not say so, it is written under both names.
+    shared = [decoder] if decoder in tensors and shares_words(model) else []
+    shared += [second for second, first in family.SECOND_NAMES.items() if {second, first} <= tensors.keys()]
+    for name in shared:
         if getattr(model.config, "tie_word_embeddings", False):
-            del tensors[decoder]
+            del tensors[name]
         else:
-            tensors[decoder] = tensors[decoder].clone()
+            tensors[name] = tensors[name].clone()
     return tensors
 
 
@@ -215,9 +218,9 @@ def _compare(tensors: Mapping[str, torch.Tensor], model: nn.Module) -> None:
     ]
     if problems:
         raise ValueError(f"state_dict does not fit {type(model).__name__}: {'; '.join(problems)}")
-    decoder = family_of(model).DECODER
-    lacking = [name for name in own if name not in tensors]
-    if lacking and not (lacking == [decoder] and shares_words(model)):
+    family = family_of(model)
+    lacking = [name for name in own if name not in tensors and name not in family.SECOND_NAMES]
+    if lacking and not (lacking == [family.DECODER] and shares_words(model)):
         logger.warning("state_dict lacks %d of the model's tensors: %s", len(lacking), listing(lacking))
 
 

@@ -23,6 +23,7 @@ HEADS = ("classifier.", "mlm_score.", "rank_output.", "itm_score.", "mpp_score."
 FRESH = ()
 WORD_HEAD = "mlm_score."
 DECODER, WORDS = "mlm_score.decoder.weight", "vilt.embeddings.text_embeddings.word_embeddings.weight"
+SECOND_NAMES: dict[str, str] = {}
 # Tables of constants that old transformers saved.
 _CONSTANTS = (".position_ids", ".token_type_ids")
 _BLOCK, _LAYER = r"transformer\.blocks\.(\d+)\.", r"vilt.encoder.layer.\1."

@@ -19,6 +19,7 @@ HEADS = ("classifier.", "decoder.", "vit.pooler.", "vit.embeddings.mask_token", 
 # What a checkpoint may lack, because it is trained afresh where it is wanted: DINO and MAE have no pooler.
 FRESH = ("decoder.", "vit.pooler.", "vit.embeddings.mask_token")
 WORD_HEAD = DECODER = WORDS = None
+SECOND_NAMES: dict[str, str] = {}
 _BLOCK, _LAYER = r"((?:vit\.)?)layers\.(\d+)\.", r"\1encoder.layer.\2."
 _RENAMED = {
     _BLOCK + r"attention\.q_proj\.": _LAYER + "attention.attention.query.",

@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from vilt_fast.commands.folder import check_folder, describe_skipped
+from vilt_fast.checkpoints.files import brief
+from vilt_fast.commands.folder import IMAGES, REGIONS, Kind, check_folder, describe_skipped
 from vilt_fast.commands.loading import load, note_shipped_model, note_size, printable
 from vilt_fast.commands.output import hold, is_same_file, lock_path, output_path, sole_writer
 from vilt_fast.commands.questions import Entry, Input, read_questions
@@ -54,9 +55,10 @@ _TASKS = {
 
 def ask_many(arguments: argparse.Namespace) -> None:
     """Answer every question of the input."""
-    _check(arguments)
+    folder, kind = _folder(arguments)
+    _check(arguments, folder, kind)
     out = output_path(arguments.out, ())
-    answer_all(arguments, out, read_questions(arguments.questions, arguments.folder))
+    answer_all(arguments, out, read_questions(arguments.questions, folder, kind))
 
 
 def answer_all(arguments: argparse.Namespace, out: Path, given: Input) -> None:
@@ -76,7 +78,9 @@ def answer_all(arguments: argparse.Namespace, out: Path, given: Input) -> None:
         if arguments.command == "classify":
             note_size(model.config, processor)
         if given.skipped:
-            print(printable(f"note: --images: {describe_skipped(given.skipped)}"), file=sys.stderr)
+            print(
+                printable(f"note: {_folder(arguments)[1].option}: {describe_skipped(given.skipped)}"), file=sys.stderr
+            )
         batch = _BATCH if made["backend"] == "reference" else None
         with _Lines(out, done.size) as file, Engine(model, processor, top=arguments.top) as engine:
             lines = file.write_all(_lines_of(engine, given.entries(), done.lines, batch, task))
@@ -98,19 +102,27 @@ def _report(arguments: argparse.Namespace, count: Counter[str], done: Done, hidd
     earlier = f", {done.lines} were there before" if done.lines else ""
     if done.errors:
         earlier += f" ({done.errors} with an error, which stay; to ask again, delete the file or give another --out)"
-    left_out = f", {hidden} hidden images left out" if hidden else ""
+    left_out = f", {hidden} hidden file{'s' * (hidden > 1)} left out" if hidden else ""
     print(f"{printable(arguments.out)}: {answered} {name}, {errors} with an error{earlier}{left_out}")
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _folder(arguments: argparse.Namespace) -> tuple[str | None, Kind]:
+    """The folder of the images or of the files of regions, and which it is."""
+    regions = getattr(arguments, "regions", None)
+    return (arguments.folder, IMAGES) if regions is None else (regions, REGIONS)
+
+
+def _check(arguments: argparse.Namespace, folder: str | None, kind: Kind) -> None:
     if arguments.image is not None or arguments.question is not None:
         raise ValueError("IMAGE, QUESTION: got them beside --images or --questions, wanted one or the other")
+    if arguments.folder is not None and kind is REGIONS:
+        raise ValueError("--images: got it beside --regions, wanted one or the other")
     if arguments.questions is None:
         raise ValueError("--questions: got none, wanted a text, a file of texts, or a JSON-lines file")
     if arguments.out is None:
         raise ValueError("--out: got none, wanted the JSON-lines file to write, such as answers.jsonl")
-    if arguments.folder is not None:
-        check_folder(arguments.folder)
+    if folder is not None:
+        check_folder(folder, kind)
 
 
 def _check_inputs(name: str, out: Path, given: Input) -> None:
@@ -165,7 +177,8 @@ def _outcome(result: Any, entry: Entry, task: _Task) -> dict[str, Any]:
     if not isinstance(result, task.kind):
         error = str(result) or type(result).__name__
         if entry.error is None:  # the image as the line names it: no byte depends on how --images is spelled
-            error = error.replace(repr(str(entry.path)), repr(entry.asked["image"]))
+            for shown in (repr, brief):
+                error = error.replace(shown(str(entry.path)), shown(entry.asked["image"]))
         return {"error": error}
     top = [[word, round(chance, 6)] for word, chance in result.top]
     return {task.name: getattr(result, task.name), "score": round(result.score, 6), "top": top}

@@ -20,6 +20,7 @@ from vilt_fast.commands.loading import (
     load,
     note_shipped_model,
     note_size,
+    open_image,
     prepare_images,
     print_json,
     print_ranked,
@@ -29,7 +30,6 @@ from vilt_fast.commands.output import output_path
 from vilt_fast.commands.questions import Entry, Input
 from vilt_fast.engine.results import label_scores, make_classified
 from vilt_fast.frozen.model import freeze
-from vilt_fast.processing.decoding import load_image
 
 
 def classify(arguments: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def _classify_each(arguments: argparse.Namespace) -> Iterator[tuple[str, list[tu
         if not os.path.exists(path):
             raise FileNotFoundError(f"IMAGE: no such file: {path!r}")
     if len(arguments.images) == 1:  # before the model, which takes longer
-        load_image(arguments.images[0], name="IMAGE")
+        open_image(arguments.images[0])
     live, processor = load(arguments)
     note_size(live.config, processor)
     model = freeze(live, graphs=False)
@@ -104,8 +104,6 @@ def _classify_each(arguments: argparse.Namespace) -> Iterator[tuple[str, list[tu
 
 @torch.no_grad()
 def _classify_one(model: Any, processor: Any, path: str, top: int) -> list[tuple[str, float]]:
-    image: Any = load_image(path, name="IMAGE")
-    image.filename = path  # for errors
-    logits = model(**prepare_images(processor, model, [image]), interpolate_pos_encoding=True).logits
+    logits = model(**prepare_images(processor, model, [open_image(path)]), interpolate_pos_encoding=True).logits
     scores, labels = (part[0, :top].tolist() for part in label_scores(logits, model.config.problem_type))
     return finite(make_classified(model.config.id2label, scores, labels).top)

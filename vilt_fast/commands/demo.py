@@ -33,7 +33,7 @@ def demo(arguments: argparse.Namespace) -> None:
     answered = []
     for image, question in bundled.examples():
         one = answer(model, processor, image, question, top=5, explain=True)
-        print_answers(one)
+        print_answers(one.question, one.answers)
         answered.append(one)
     named = _name_examples()
     write_atomically(out, draw_board(answered, "An image and a question in, an answer out", about, named=named))

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 
+from PIL import Image
+
+from vilt_fast.checkpoints.files import brief
+
+# How the names of files of regions end.
+REGION_FILES = (".npz", ".npy")
 # Attribute of the arguments -> its name for the user.
-_NAMES = {"folder": "--images", "image": "IMAGE", "model": "--model", "out": "--out", "processor": "--processor"}
+_NAMES = {
+    **{"folder": "--images", "regions": "--regions", "image": "IMAGE"},
+    **{"model": "--model", "out": "--out", "processor": "--processor"},
+}
 _TEXTS = {"question": "QUESTION", "text": "TEXT", "texts": "TEXT"}
 
 
@@ -36,6 +46,14 @@ def check_utf8(text: str, name: str) -> None:
         raise ValueError(
             f"{name}: got {shown} as character {error.start + 1} of {text[:60]!r}, wanted a text in UTF-8"
         ) from error
+
+
+def check_no_file(question: str, name: str) -> None:
+    """Refuse to ask the name of a file: one that is there, or a word that ends as those of images and regions do."""
+    endings = (*Image.registered_extensions(), *REGION_FILES)
+    is_name = len(question.split()) == 1 and question.strip().lower().endswith(endings)
+    if is_name or os.path.isfile(question):
+        raise ValueError(f"{name}: got {brief(question)}, a file, wanted the question")
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

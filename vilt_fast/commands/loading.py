@@ -17,11 +17,15 @@ import torch
 from PIL import Image
 
 import vilt_fast
-from vilt_fast.checkpoints.files import read_json
+from vilt_fast.checkpoints.files import brief, read_json
 from vilt_fast.checkpoints.hub import find_file
+from vilt_fast.commands.given import REGION_FILES
+from vilt_fast.engine.base import default_tokens
+from vilt_fast.engine.visual_bert import VisualBertStages, too_many
 from vilt_fast.engine.vit import describe_size, fixed_size
 from vilt_fast.frozen.model import freeze
 from vilt_fast.processing.decoding import load_image
+from vilt_fast.processing.regions import Regions
 
 DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -39,7 +43,22 @@ COMMANDS = {
     "ViltForImageTextMatching": "match",
     "ViltForImagesAndTextClassification": "nlvr",
     "ViTForImageClassification": "classify",
+    "VisualBertForQuestionAnswering": "ask",
+    "VisualBertForVisualReasoning": "ask",
 }
+# What uses the weights of a class, where another command was given them.
+_ADVICE = {
+    **{name: f"use `vilt-fast {command}`" for name, command in COMMANDS.items()},
+    **dict.fromkeys(
+        ("VisualBertForQuestionAnswering", "VisualBertForVisualReasoning"), "use `vilt-fast ask --regions`"
+    ),
+    "VisualBertForPreTraining": "no command uses it, but in Python Engine.fill",
+    # A configuration may name no class.
+    "visual_bert": "use `vilt-fast ask --regions`",
+    "vit": "use `vilt-fast classify`",
+}
+# By the model_type of a configuration.
+_PROCESSORS = {"vilt": "ViltProcessor", "vit": "ViTImageProcessor", "visual_bert": "VisualBertProcessor"}
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -57,20 +76,37 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.model is None:
         if arguments.processor is not None:
             raise ValueError(f"--processor: got {arguments.processor!r} without --model, wanted both or neither")
+        if getattr(arguments, "regions", None) is not None:
+            raise ValueError("--model: got none, wanted a VisualBERT: the model that ships reads images, not regions")
         from vilt_fast import demo
 
         model, processor = getattr(demo, "load_vit" if arguments.command == "classify" else "load")()
         return model.to(device=device, dtype=dtype).eval(), processor
     # The processor first: it is quick to load, so that a mistyped name is reported at once.
-    name = model_class(arguments.model, arguments.command)
-    kind: Any = vilt_fast.ViTImageProcessor if arguments.command == "classify" else vilt_fast.ViltProcessor
+    family = getattr(vilt_fast, model_class(arguments.model, arguments.command))
+    _check_source(arguments, family)
+    kind = getattr(vilt_fast, _PROCESSORS[family.config_class.model_type])
     processor = kind.from_pretrained(arguments.processor or _folder(arguments.model))
-    model = getattr(vilt_fast, name).from_pretrained(arguments.model, dtype=dtype, device=device)
+    model = family.from_pretrained(arguments.model, dtype=dtype, device=device)
     if arguments.command != "classify":
         _check_vocabulary(processor.tokenizer.get_vocab(), model.config.vocab_size)
     elif not model.config.num_labels:
         raise ValueError(f"--model {arguments.model}: has no labels (config.num_labels is 0), wanted some")
     return model.eval(), processor
+
+
+def _check_source(arguments: argparse.Namespace, family: Any) -> None:
+    """Refuse images for a model that reads regions, and the other way round; a file of questions may name either."""
+    reads_regions = family.config_class.model_type == "visual_bert"
+    has_regions = getattr(arguments, "regions", None) is not None
+    has_images = getattr(arguments, "image", None) is not None or getattr(arguments, "folder", None) is not None
+    if reads_regions and has_images:
+        raise ValueError(
+            f"--model {arguments.model}: got {family.__name__}, which reads regions that a detector has found in an "
+            "image, not the image: vilt-fast ask --regions FILE.npz QUESTION"
+        )
+    if has_regions and not reads_regions:
+        raise ValueError(f"--regions: got them for {family.__name__}, which reads images: vilt-fast ask IMAGE QUESTION")
 
 
 def _check_vocabulary(vocabulary: dict[str, int], rows: int) -> None:
@@ -109,23 +145,27 @@ def model_class(name_or_path: str, command: str) -> str:
         ValueError: the weights are for another command, or for none.
     """
     fitting = [name for name, its_command in COMMANDS.items() if its_command == command]
-    named = _architectures(name_or_path)
-    for name in named or fitting:
+    named, kind = _described(name_or_path)
+    of_kind = [name for name in fitting if getattr(vilt_fast, name).config_class.model_type == kind]
+    if not named and not of_kind and kind in _ADVICE:
+        named = [kind]
+    for name in named or of_kind or fitting:
         if name in fitting:
             return name
-    usable = next((COMMANDS[name] for name in named if name in COMMANDS), None)
-    advice = f"use `vilt-fast {usable}`" if usable else "no command uses it"
+    advice = next((_ADVICE[name] for name in named if name in _ADVICE), "no command uses it")
     raise ValueError(f"--model {name_or_path}: got {', '.join(named)}, wanted {' or '.join(fitting)}; {advice}")
 
 
-def _architectures(name_or_path: str) -> list[str]:
-    """The "architectures" of config.json; empty for an original .ckpt, which has no such file."""
+def _described(name_or_path: str) -> tuple[list[str], Any]:
+    """The "architectures" and the "model_type" of config.json; none for an original .ckpt, which has no such file."""
     if Path(name_or_path).suffix == ".ckpt":
-        return []
+        return [], None
     path = find_file(_folder(name_or_path), "config.json")
     assert path is not None  # it is required
-    named = read_json(path).get("architectures")
-    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    content = read_json(path)
+    named = content.get("architectures")
+    classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    return classes, content.get("model_type")
 
 
 def _folder(name_or_path: str) -> str:
@@ -161,11 +201,21 @@ def open_and_load(
     Raises:
         FileNotFoundError: no such file. ValueError: not an image, or a damaged one. And whatever `load` raises.
     """
-    images: list[Any] = [load_image(path, name="IMAGE") for path in paths]
-    for image, path in zip(images, paths, strict=True):
-        image.filename = path  # for errors
+    images = [open_image(path) for path in paths]
     model, processor = load(arguments)
     return images, freeze(model, graphs=False) if frozen else model, processor
+
+
+def open_image(path: str) -> Image.Image:
+    """An image as RGB, which knows its file for errors; raises as `open_and_load`."""
+    if Path(path).suffix.lower() in REGION_FILES:
+        raise ValueError(
+            f"IMAGE: got {brief(path)}, a file of regions: vilt-fast ask --regions FILE QUESTION, or, to fill masked "
+            "words, Engine.fill in Python"
+        )
+    image: Any = load_image(path, name="IMAGE")
+    image.filename = path
+    return image
 
 
 def prepare_images(processor: Any, model: Any, images: list[Image.Image], **texts: Any) -> dict[str, torch.Tensor]:
@@ -180,10 +230,34 @@ def prepare_images(processor: Any, model: Any, images: list[Image.Image], **text
 def prepare(processor: Any, model: Any, images: list[Image.Image], text: str | list[str]) -> dict[str, torch.Tensor]:
     """The model's inputs for images and texts, on its device and in its dtype."""
     encoded = prepare_images(processor, model, images, text=text, padding=True)
+    _check_length(encoded, model)
+    return encoded
+
+
+def prepare_regions(processor: Any, model: Any, regions: Regions, text: str, where: str) -> dict[str, torch.Tensor]:
+    """The model's inputs for the regions of an image and a text, on its device and in its dtype.
+
+    Args:
+        where: what errors call the regions.
+
+    Raises:
+        ValueError: more words, or words and regions, than an Engine takes, or features that the dtype does not hold.
+    """
+    encoded = dict(processor(text, regions, return_tensors="pt").to(model.device, model.dtype))
+    _check_length(encoded, model)
+    tokens = encoded["input_ids"].shape[1] + len(regions)
+    most = max(default_tokens(model.device), VisualBertStages.longest(model.config, processor))
+    if tokens > most:
+        raise ValueError(too_many(where, tokens, most))
+    if not encoded["visual_embeds"].isfinite().all():  # as float32 they are
+        raise ValueError(f"--dtype: the features overflow in {model.dtype}, wanted a wider one, as is float32")
+    return encoded
+
+
+def _check_length(encoded: dict[str, torch.Tensor], model: Any) -> None:
     got, longest = encoded["input_ids"].shape[1], model.config.max_position_embeddings
     if got > longest:
         raise ValueError(f"the text has {got} tokens, wanted at most {longest} with this model: use fewer words")
-    return encoded
 
 
 def _name_images(message: str, images: list[Image.Image]) -> str:
@@ -221,7 +295,8 @@ def as_dicts(ranked: Iterable[tuple[str, float]], text: str, score: str = "proba
 
 def print_json(arguments: argparse.Namespace, **answer: Any) -> None:
     """Print the request and the answer as one JSON object."""
-    asked = ("model", "image", "images", "question", "text")
+    seen = "image" if getattr(arguments, "regions", None) is None else "regions"
+    asked = ("model", seen, "images", "question", "text")
     given = {name: getattr(arguments, name) for name in asked if hasattr(arguments, name)}
     text = json.dumps({**given, **answer}, indent=2, ensure_ascii=False, allow_nan=False)
     # What a terminal would obey, and what is no Unicode, can only be inside strings, and has an escape there.

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vilt_fast.commands.folder import find_images
+from vilt_fast.commands.folder import IMAGES, Kind, find_images
 from vilt_fast.commands.given import check_utf8
 from vilt_fast.processing.encoding import check_unicode
 
@@ -49,8 +49,8 @@ class Input:
     skipped: list[str] = field(default_factory=list)  # what else was left out of the folder, and why
 
 
-def read_questions(questions: str, folder: str | None) -> Input:
-    """The pairs of `--questions` and `--images`.
+def read_questions(questions: str, folder: str | None, kind: Kind = IMAGES) -> Input:
+    """The pairs of `--questions` and `--images`, or `--regions`.
 
     Raises:
         FileNotFoundError: `questions` looks like the name of a file, and there is none.
@@ -65,7 +65,7 @@ def read_questions(questions: str, folder: str | None) -> Input:
     if folder is None:
         raise ValueError(f"--images: got none, wanted the folder that {questions!r} is about")
     texts = [questions] if file is None else _read_texts(source)
-    found = find_images(Path(folder))
+    found = find_images(Path(folder), kind)
     entries = partial(_each_with_each, Path(folder), found.paths, texts, source.name)
     return Input(entries, len(found.paths) * len(texts), file, found.hidden, found.skipped)
 

@@ -92,7 +92,9 @@ def _digest_weights(model: Any) -> str:
 
 def _digest_processor(processor: Any) -> str:
     if hasattr(processor, "tokenizer"):
-        settings = {**processor.tokenizer.files_to_save(), "image": processor.image_processor.to_dict()}
+        settings = dict(processor.tokenizer.files_to_save())
+        if hasattr(processor, "image_processor"):
+            settings["image"] = processor.image_processor.to_dict()
     else:
         settings = {"image": processor.to_dict()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

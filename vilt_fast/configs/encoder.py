@@ -31,6 +31,7 @@ class EncoderConfig(PreTrainedConfig):
 
     sizes: ClassVar[tuple[str, ...]] = ("hidden_size", "num_attention_heads", "intermediate_size")  # at least 1
     flags: ClassVar[tuple[str, ...]] = ()
+    qkv_bias = True  # whether query, key and value have a bias; a field of the families that leave it open
 
     def __init__(
         self,

@@ -4,8 +4,8 @@
     >>> with Engine(model, processor) as engine:
     ...     answers = engine.answer(["a.jpg", "b.jpg"], "how many red circles are there ?")
 
-`pipeline` has the threads and knows nothing of models; `images`, `vilt` and `vit` are what they do for ours;
-`vilt_fast.frozen` runs the batches.
+`pipeline` has the threads and knows nothing of models; `base`, `images` and `texts` are what they do for ours, `vilt`,
+`vit` and `visual_bert` where these differ; `vilt_fast.frozen` runs the batches.
 """
 
 from vilt_fast.engine.engine import Engine, Stats

@@ -11,22 +11,23 @@ from typing import Any
 
 import torch
 
+from vilt_fast.engine.base import MAX_TOKENS_ELSEWHERE, ModelStages, default_tokens
 from vilt_fast.engine.feeding import in_order, pair_up, with_bar
 from vilt_fast.engine.futures import Process
-from vilt_fast.engine.images import ImageStages
 from vilt_fast.engine.pipeline import Pipeline
 from vilt_fast.engine.stages import Counts, Ticket
 from vilt_fast.engine.vilt import ViltStages
+from vilt_fast.engine.visual_bert import VisualBertStages
 from vilt_fast.engine.vit import ViTStages
 from vilt_fast.frozen.graphs import max_pairs
-from vilt_fast.frozen.model import MAX_TOKENS, FrozenModel, device_for, freeze
+from vilt_fast.frozen.model import FrozenModel, device_for, freeze
 
-_FAMILIES: tuple[type[ImageStages], ...] = (ViltStages, ViTStages)
-_KINDS = {kind: models for family in _FAMILIES for kind, models in family.kinds.items()}
-_MODELS = tuple(model for models in _KINDS.values() for model in models)
-_WITH_LOGITS = tuple(model for kind, models in _KINDS.items() if kind != "embed" for model in models)
+_FAMILIES: tuple[type[ModelStages], ...] = (ViltStages, ViTStages, VisualBertStages)
+# (kind of request, family, models)
+_HEADS = [(kind, family, models) for family in _FAMILIES for kind, models in family.kinds.items()]
+_MODELS = tuple(model for _, _, models in _HEADS for model in models)
+_WITH_LOGITS = tuple(model for kind, _, models in _HEADS if kind != "embed" for model in models)
 _NO_TEXT = ""  # of an image alone
-_MAX_TOKENS_ELSEWHERE = 4096  # what a CPU's caches hold
 _LONGEST_WAIT_MS = 86_400_000  # a day
 
 
@@ -53,16 +54,21 @@ class Engine:
     sums on the CPU (not even that in `submit_batch`). Images are whatever `vilt_fast.processing.decoding` reads (a
     path, a PIL image, an array of 0..255), or the bytes of an image's file, in a BytesIO too. Pending pairs that name
     the same object or the same path share the image: it is decoded once, and embedded once per batch. An image must
-    not be modified before the results that depend on it are there. An engine that is still open when Python shuts down
-    answers what was submitted, unless an error brought the end; after that it refuses all calls.
+    not be modified before the results that depend on it are there. With a VisualBERT an image is its regions: a
+    `Regions`, the path or the bytes of an .npz, an array or a tensor (regions, visual_embedding_dim), or a dictionary.
+    An engine that is still open when Python shuts down answers what was submitted, unless an error brought the end;
+    after that it refuses all calls.
 
     Args:
         model: ViltForQuestionAnswering (`answer`), ViltForImageAndTextRetrieval or ViltForImageTextMatching (`score`),
-            ViltForMaskedLM (`fill`), ViTForImageClassification (`classify`) or ViTModel (`embed`); or one of these
-            frozen by the caller, whose graphs are then as it was frozen. A ViT's item is an image, not a pair.
-        processor: a ViltProcessor; of a ViT, a ViTImageProcessor. Where that keeps the shapes of images, a batch holds
-            several sizes, and sides are cut to whole patches.
-        max_tokens: per batch, words and patches; None for 49,152 on a GPU and 4,096 elsewhere.
+            ViltForMaskedLM (`fill`), ViTForImageClassification (`classify`), ViTModel (`embed`),
+            VisualBertForQuestionAnswering or VisualBertForVisualReasoning (`answer`), VisualBertForPreTraining
+            (`fill`); or one of these frozen by the caller, whose graphs are then as it was frozen. A ViT's item is an
+            image, not a pair.
+        processor: a ViltProcessor; of a VisualBERT, a VisualBertProcessor; of a ViT, a ViTImageProcessor. Where that
+            keeps the shapes of images, a batch holds several sizes, and sides are cut to whole patches.
+        max_tokens: per batch, words and patches or regions; None for 49,152 on a GPU and 4,096 elsewhere. A
+            VisualBERT's pair with more of them is refused, if it has more than 4,096.
         dtype, device: None for the model's. The model is frozen (`vilt_fast.freeze`): the engine has a copy of its own.
         cuda_graphs: whether to record CUDA graphs, one per bucket of lengths, on first use or in `warmup`.
         workers: threads that decode images; None for one per core.
@@ -92,20 +98,19 @@ class Engine:
             raise ValueError(f"model: got {kind.__name__}, wanted one of {wanted}")
         if isinstance(model, FrozenModel) and not (dtype is device is None and cuda_graphs):
             raise ValueError("dtype, device, cuda_graphs: a frozen model has its own; give them to freeze()")
-        self._kind = next(name for name, models in _KINDS.items() if issubclass(kind, models))
-        family = next(family for family in _FAMILIES if self._kind in family.kinds)
+        self._kind, family = next((name, family) for name, family, models in _HEADS if issubclass(kind, models))
         settings = family.settings_of(processor)
         _check_numbers(max_wait_ms, top, max_tokens=max_tokens, workers=workers)
         _check_form(dtype, cuda_graphs)
         where = device_for(model, device)
-        max_tokens = max_tokens or (MAX_TOKENS if where.type == "cuda" else _MAX_TOKENS_ELSEWHERE)
+        max_tokens = max_tokens or default_tokens(where)
         longest = family.longest(model.config, settings)
         largest = max(max_tokens, longest)  # the longest pair has a batch of its own
         if isinstance(model, FrozenModel):
             self.model = model
         else:
             self.model = freeze(model, dtype, device, cuda_graphs, max_tokens=largest, max_seqlen=longest)
-        self._stages = family(self.model, processor, top=top, most=max(largest, _MAX_TOKENS_ELSEWHERE))
+        self._stages = family(self.model, processor, top=top, most=max(largest, MAX_TOKENS_ELSEWHERE))
         self._pipeline = pipeline = Pipeline(
             self._stages,
             max_tokens=max_tokens,
@@ -140,7 +145,8 @@ class Engine:
         """Answer questions about images, each question about the image in its place.
 
         Args:
-            images: a list of images, an iterator of them (endless, if need be), or one image for all questions.
+            images: a list of images, an iterator of them (endless, if need be), or one image for all questions; with a
+                VisualBERT, of their regions. An array or a tensor of one axis more than an image has is a list.
             questions: a list of texts, an iterator of them, or one text for all images.
             on_error: what a pair that cannot be answered yields: "raise": its error, with the pair's number; "return":
                 the error in place of the result. Other pairs are unaffected.
@@ -300,9 +306,11 @@ class Engine:
         return _NO_TEXT
 
     def _check_kind(self, kind: str) -> None:
-        wanted = _KINDS.get(kind, _WITH_LOGITS if kind == "logits" else ())
+        wanted = tuple(model for name, _, models in _HEADS if name == kind for model in models)
+        wanted = _WITH_LOGITS if kind == "logits" else wanted
         if not issubclass(self.model.model_class, wanted):
-            names = " or ".join(model.__name__ for model in wanted) or f"one of {', '.join(_KINDS)}, logits"
+            kinds = dict.fromkeys(name for name, _, _ in _HEADS)
+            names = " or ".join(model.__name__ for model in wanted) or f"one of {', '.join(kinds)}, logits"
             advice = "; of a ViT with a head, that is model.vit" if kind == "embed" else ""
             raise ValueError(f"{kind}: got {self.model.model_class.__name__}, wanted {names}{advice}")
 
@@ -315,7 +323,7 @@ class Engine:
             raise ValueError(f'on_error: got {on_error!r}, wanted "raise" or "return"')
         if not self._stages.reads_texts:
             self._stages.asked(kind, _NO_TEXT, option)  # wrong for one is wrong for all
-        pairs, length, is_single = pair_up(images, texts)
+        pairs, length, is_single = pair_up(images, texts, self._stages.is_one)
 
         def submit(image: Any, text: Any) -> Ticket:
             return self._pipeline.ticket(kind, image, self._stages.asked(kind, text, option))

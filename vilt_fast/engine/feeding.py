@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
 import sys
 import threading
 from collections import deque
@@ -15,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from vilt_fast.engine.futures import Process
@@ -26,8 +23,13 @@ _KINDS_OF_ERROR = (FileNotFoundError, OSError, ValueError, torch.OutOfMemoryErro
 _MISSING = object()
 
 
-def pair_up(images: Any, texts: Any) -> tuple[Iterable[tuple[Any, Any]], int | None, bool]:
+def pair_up(
+    images: Any, texts: Any, is_one_image: Callable[[Any], bool]
+) -> tuple[Iterable[tuple[Any, Any]], int | None, bool]:
     """Each image with its text; a single one goes with all of the other side.
+
+    Args:
+        is_one_image: says whether `images` is a single one.
 
     Returns:
         The pairs, their number (None if unknown), and whether there is one image and one text.
@@ -35,7 +37,7 @@ def pair_up(images: Any, texts: Any) -> tuple[Iterable[tuple[Any, Any]], int | N
     Raises:
         ValueError: lists of different lengths, or neither one nor many; on iteration, one side ends before the other.
     """
-    one_image, one_text = _is_picture(images), isinstance(texts, str)
+    one_image, one_text = is_one_image(images), isinstance(texts, str)
     if one_image and one_text:
         return [(images, texts)], 1, True
     sides = []
@@ -182,13 +184,6 @@ def _numbered(error: BaseException, number: int) -> BaseException:
     """An error of a type that callers expect, with the number of its pair."""
     kind = next((kind for kind in _KINDS_OF_ERROR if isinstance(error, kind)), RuntimeError)
     return kind(f"item {number}: {error}")
-
-
-def _is_picture(images: Any) -> bool:
-    if isinstance(images, np.ndarray | torch.Tensor):
-        return images.ndim < 4
-    # Bytes are those of a file; an open file would be taken for a list of its lines.
-    return isinstance(images, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | io.IOBase)
 
 
 def _length(side: Any) -> int | None:

@@ -13,7 +13,8 @@ from torch import Tensor
 class Answer:
     """The most probable answer to a question, its probability, and the runners-up.
 
-    Each answer has its own probability; they do not sum to 1, since a question may have several right answers.
+    From a ViLT, each answer has its own probability; they do not sum to 1, since a question may have several right
+    answers. From a VisualBERT, which is trained on shares of them, the probabilities of all answers sum to 1.
     """
 
     answer: str
@@ -42,9 +43,13 @@ class Filled:
     words: list[tuple[str, float]]  # (word, probability when it was chosen)
 
 
-def answer_chances(logits: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """(B, answers) logits -> the `top` largest probabilities (B, top), float32, and their labels."""
-    return logits.float().sigmoid().topk(min(top, logits.shape[1]))
+def answer_chances(logits: Tensor, top: int, *, is_exclusive: bool = False) -> tuple[Tensor, Tensor]:
+    """(B, answers) logits -> the `top` largest probabilities (B, top), float32, and their labels.
+
+    is_exclusive: whether they sum to 1 over all answers; else each answer has its own.
+    """
+    logits = logits.float()
+    return (logits.softmax(-1) if is_exclusive else logits.sigmoid()).topk(min(top, logits.shape[1]))
 
 
 def make_answer(labels: Mapping[int, str], chances: list[float], chosen: list[int]) -> Answer:

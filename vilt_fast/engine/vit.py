@@ -53,9 +53,9 @@ class ViTStages(ImageStages):
         return processor
 
     @classmethod
-    def longest(cls, config: Any, image_processor: Any) -> int:
+    def longest(cls, config: Any, settings: Any) -> int:
         """Of the image that has the most patches."""
-        return longest_image(config, image_processor)
+        return longest_image(config, settings)
 
     def asked(self, kind: str, text: Any, option: Any = None) -> Any:
         """The number of labels, or the pool; None: the default.
@@ -102,9 +102,8 @@ class ViTStages(ImageStages):
     def _pack(self, pictures: list[np.ndarray], picture: list[int] | None, device: Any) -> PackedPixels:
         return super()._pack(pictures, picture, device).cut(self.patch)
 
-    def _plan(self, items: Sequence[Item], pixels: PackedPixels) -> HostBatch:
-        grids = np.array(pixels.grids(self.patch))
-        return plan_images(pixels, grids, pixels.grid_size(self.patch), self._interpolation)
+    def _plan(self, items: Sequence[Item], seen: PackedPixels) -> HostBatch:
+        return plan_images(seen, np.array(seen.grids(self.patch)), seen.grid_size(self.patch), self._interpolation)
 
     def _reduce(self, items: Sequence[Item], output: Any) -> tuple[Tensor, ...]:
         kind = items[0].kind

@@ -7,6 +7,9 @@ it as moments, which the product before has written. LayerNorm's two passes over
 Whether a model is folded is decided when it is frozen, and holds for every batch: from its width (whole groups of
 columns) and dtype, and from its weights, see `_Taker.folded`.
 
+Post-norm blocks keep their norms: what one makes is the residual of the next sum too, which would have to be normalised
+a second time.
+
 A row whose mean is r times its deviation loses to cancellation, in fp32. Normalised rows sum to zero, so the mean of
 each row of a folded weight is taken off; what cancels then are roundings. On the reference, whose sums round, that left
 an error of about r / 2^25 of the product, and of weights with any mean: in bf16, where r is at most 256 sqrt(d), less
@@ -151,3 +154,36 @@ class FoldedBlock:
         if self.is_last:
             return self.down(hidden, residual=residual.rows)
         return Rows(*ops.linear_and_moments(hidden, self.down.weight, self.down.bias, residual.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class PostNormBlock:
+    """A `Block` that normalises its sums. The products add the residuals: a norm that did would read as much."""
+
+    joined: Affine
+    out: Affine
+    norm_after_attention: Norm
+    up: Affine
+    down: Affine
+    norm_after_mlp: Norm
+    num_heads: int
+    kept_heads: list[int] | None
+    activation: str | None
+    activation_after: Callable[[Tensor], Tensor] | None
+
+    def scale_of(self, head_mask: Tensor) -> Tensor:
+        """See `Block`."""
+        return head_mask if self.kept_heads is None else head_mask[self.kept_heads]
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        return self.joined(x)
+
+    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+        return self.norm_after_attention(self.out(context, residual=residual))
+
+    def expand(self, z: Tensor) -> Tensor:
+        hidden = self.up(z, activation=self.activation)
+        return hidden if self.activation_after is None else self.activation_after(hidden)
+
+    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.norm_after_mlp(self.down(hidden, residual=residual))

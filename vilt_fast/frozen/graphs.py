@@ -65,7 +65,7 @@ class Spans(NamedTuple):
     """Where the pairs of a batch begin: all that the encoder needs to know of a layout."""
 
     cu_seqlens: Tensor  # (B + 1,) int32
-    first: Tensor  # (B,) int32, the first row of each pair; any row for a place without one
+    read: Tensor  # (B,) int32, the row of each pair that the head reads; any row for a place without one
     max_seqlen: int
 
 
@@ -146,17 +146,17 @@ class Buckets:
         """(size, d): where the embeddings of a batch go."""
         return self._tokens[:size]
 
-    def places(self, size: int, cu_seqlens: np.ndarray) -> np.ndarray:
-        """What stands at the start of `packet` when a bucket is replayed: its spans and the first row of each pair.
+    def places(self, size: int, cu_seqlens: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """What stands at the start of `packet` when a bucket is replayed: its spans, and which rows are read.
 
         Args:
-            size: of the bucket. cu_seqlens: (B + 1,) integers.
+            size: of the bucket. cu_seqlens: (B + 1,) integers. read: (B,) integers, the row of each pair.
         """
-        pairs, batch = max_pairs(size, self.limits.max_seqlen), len(cu_seqlens) - 1
+        pairs, batch = max_pairs(size, self.limits.max_seqlen), len(read)
         places = np.zeros(2 * pairs + 1, np.int32)
         places[: batch + 1] = cu_seqlens
         places[batch + 1 : pairs + 1] = cu_seqlens[-1]
-        places[pairs + 1 : pairs + 1 + batch] = cu_seqlens[:-1]
+        places[pairs + 1 : pairs + 1 + batch] = read
         return places
 
     def write(self, places: np.ndarray) -> None:

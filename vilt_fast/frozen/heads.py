@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from vilt_fast.frozen.blocks import Affine, Norm
+from vilt_fast.layers.heads import phrase_scores
 from vilt_fast.layers.reconstruction import on_grid
 from vilt_fast.packing import Layout
 
@@ -63,3 +65,29 @@ class PooledHead:
     def __call__(self, rows: Tensor) -> Tensor:
         rows = self.dense(rows, activation=self.activation)
         return rows if self.activation_after is None else self.activation_after(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class PreTrainingHead:
+    """See `vilt_fast.layers.heads.PreTrainingHeads`."""
+
+    words: WordHead
+    sentence: Affine
+
+
+@dataclass(frozen=True, eq=False)
+class PhraseHead:
+    """See `vilt_fast.layers.heads.RegionToPhraseAttention`."""
+
+    query: Affine
+    key: Affine
+
+    def __call__(self, chosen: Tensor, regions: Tensor, kept: Tensor) -> Tensor:
+        query, key = (
+            project(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+            for project, rows in ((self.query, chosen), (self.key, regions))
+        )
+        return phrase_scores(query, key, kept)
+
+
+Head: TypeAlias = Affine | ClassifierHead | WordHead | PatchHead | PreTrainingHead | PhraseHead

@@ -16,26 +16,24 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.checkpoints import as_device
-from vilt_fast.contracts.positions import BILINEAR
-from vilt_fast.frozen import vilt, vit
+from vilt_fast.frozen import vilt, visual_bert, vit
 from vilt_fast.frozen.blocks import Rows
 from vilt_fast.frozen.graphs import Buckets, CudaGraphs, Limits, Spans, bucket_sizes
-from vilt_fast.frozen.heads import PatchHead
+from vilt_fast.frozen.heads import PatchHead, PhraseHead, PreTrainingHead
 from vilt_fast.frozen.planning import HostBatch, HostPlan
 from vilt_fast.frozen.weights import Weights, collect, own_class
-from vilt_fast.layers.embeddings import place_image_embeds
 from vilt_fast.layers.encoder import walk_block
 from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.checks import refuse_non_finite_pixels
 from vilt_fast.models.outputs import ModelOutput
+from vilt_fast.models.visual_bert_words import phrases_and_regions
 from vilt_fast.packing import Layout
-from vilt_fast.pixels import CHANNELS, PackedPixels, fold_normalisation
+from vilt_fast.pixels import PackedPixels, fold_normalisation
 
 # Tokens of the largest recorded batch: where a GPU's throughput stops growing.
 MAX_TOKENS = 49_152
 _FOLDED = 8  # normalisations of images whose folded weights are kept
 _NOT_KEPT = ("output_attentions", "output_hidden_states")
-_FAMILIES = {"vilt": vilt, "vit": vit}
+_FAMILIES = {"vilt": vilt, "vit": vit, "visual_bert": visual_bert}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -75,7 +73,8 @@ def freeze(
             other devices than CUDA there are none.
         max_tokens: of the largest graph, words and patches of a batch; larger batches run without one.
         max_seqlen: tokens of the longest pair in a graph; None: of ViLT, the longest text with the largest image under
-            its own rule of resizing; of ViT, an image of `config.image_size`.
+            its own rule of resizing; of ViT, an image of `config.image_size`; of VisualBERT, the longest text with
+            100 regions.
 
     Raises:
         ValueError: a module has a hook, an adapter, quantised weights or a forward of its own, or a weight is NaN or
@@ -148,9 +147,10 @@ class FrozenModel:
         self._folded: dict[tuple[Any, ...], tuple[Tensor, Tensor, float]] = {}
         self._family = family_of(self)
         self._names = [*inspect.signature(self.model_class.forward).parameters][1:]
-        self._first_rows_only = getattr(self.model_class, "first_rows_only", False)
+        self._row_read = getattr(self.model_class, "row_read", None)
         self._buckets: Buckets | None = None
-        if self.graphs and self.device.type == "cuda":
+        # Rows that are encoded in two steps have no one shape.
+        if self.weights.additional is None and self.graphs and self.device.type == "cuda":
             self.use_buckets(CudaGraphs(self.device))
 
     def use_buckets(self, recorder: Any) -> None:
@@ -168,12 +168,12 @@ class FrozenModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of weights and activations."""
-        return self.weights.patches.weight.dtype
+        return self.weights.dtype
 
     @property
     def device(self) -> torch.device:
         """Of weights and results."""
-        return self.weights.patches.weight.device
+        return self.weights.device
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The output of the model's forward.
@@ -189,7 +189,7 @@ class FrozenModel:
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", None)
-        inputs = self._family.read(given, self.slots)
+        inputs = self._family.read(given, self)
         with torch.no_grad():
             output = self._answer(inputs)
         is_dict = self.config.return_dict if return_dict is None else return_dict
@@ -210,8 +210,11 @@ class FrozenModel:
             asked = given.pop(argument, None)
             if getattr(self.config, argument) if asked is None else asked:
                 raise ValueError(f"{argument}: the frozen form keeps none; leave it out, or call the live model")
-        if given.pop("labels", None) is not None:
-            raise ValueError("labels: the frozen form computes no loss; leave them out, or call the live model")
+        for argument in ("labels", "sentence_image_labels"):
+            if given.pop(argument, None) is not None:
+                raise ValueError(
+                    f"{argument}: the frozen form computes no loss; leave them out, or call the live model"
+                )
         if torch.is_grad_enabled():
             for argument, value in given.items():
                 if isinstance(value, Tensor) and value.requires_grad:
@@ -222,37 +225,41 @@ class FrozenModel:
         batch = self._family.plan(inputs, self.config)
         if batch is not None:
             if self.device.type == "cpu":
-                refuse_non_finite_pixels(inputs.pixel_values, inputs.pixel_mask)
+                self._family.check_finite(inputs)
             return self.run(batch)
-        has_mask_token = self.weights.patches.mask_token is not None
-        checked = self._family.check(inputs, self.config, self.device, has_mask_token=has_mask_token)
-        layout, pixels, given, head_mask = checked
+        checked = self._family.check(inputs, self.config, self.device, self.weights.embeddings)
+        layout, pixels, given, head_mask, asked = checked
         size = self._bucket(layout, layout.batch_size, is_masked=head_mask is not None)
         buckets = self._buckets
         if buckets is None or size is None:
-            return self._finish(layout, self._launch(layout, pixels, given, head_mask))
+            return self._finish(layout, self._launch(layout, pixels, given, head_mask), asked)
         with buckets.exclusively():
-            buckets.write(buckets.places(size, layout.cu_seqlens.cpu().numpy()))
+            places = layout.cu_seqlens, self._read_rows(layout)
+            buckets.write(buckets.places(size, *(place.cpu().numpy() for place in places)))
             result = self._replay(buckets, size, layout, pixels, given)
-        return self._finish(layout, result)
+        return self._finish(layout, result, asked)
 
     def run(self, batch: HostBatch) -> Any:
         """The output for a batch that is planned; nothing waits for the device. To be called without gradients."""
         plan, buckets = batch.plan, self._buckets
-        pixels = batch.pixels.to(self.device, non_blocking=True)
+        pixels = None if batch.pixels is None else batch.pixels.to(self.device, non_blocking=True)
         size = self._bucket(plan, plan.pairs)
         if buckets is None or size is None:
             layout, given = batch.send(self.device)
-            return self._finish(layout, self._launch(layout, pixels, given))
-        places = buckets.places(size, plan.arrays["cu_seqlens"])
+            return self._finish(layout, self._launch(layout, pixels, given), batch.asked)
+        places = buckets.places(size, plan.arrays["cu_seqlens"], self._read_rows(plan))
         with buckets.exclusively():
-            if self._first_rows_only:
+            if self._row_read is not None:
                 layout, given = batch.send(self.device, places=places, into=buckets.packet)
             else:  # the layout is read afterwards, when the next batch may have overwritten the packet
                 layout, given = batch.send(self.device)
                 buckets.write(places)
             result = self._replay(buckets, size, layout, pixels, given)
-        return self._finish(layout, result)
+        return self._finish(layout, result, batch.asked)
+
+    def _read_rows(self, plan: Any) -> Any:
+        """(B,): of a `Layout` or a `HostPlan`, the row of each pair that the head reads; any, where it reads all."""
+        return getattr(plan, self._row_read or "first")
 
     def _bucket(self, plan: HostPlan | Layout, pairs: int, is_masked: bool = False) -> int | None:
         """The bucket that a batch goes to, if any; and counts it."""
@@ -272,72 +279,32 @@ class FrozenModel:
     def _launch(self, layout: Layout, pixels: Any, given: dict[str, Any], head_mask: Tensor | None = None) -> Tensor:
         """Embed and encode a batch launch by launch: what `_encode` returns."""
         rows = torch.empty(layout.total_tokens, self.config.hidden_size, dtype=self.dtype, device=self.device)
-        tokens = self._embed(rows, layout=layout, pixels=pixels, **given)
-        return self._encode(tokens, Spans(layout.cu_seqlens, layout.first, layout.max_seqlen), head_mask)
+        tokens = self._embed(rows, layout, pixels, given)
+        spans = Spans(layout.cu_seqlens, self._read_rows(layout), layout.max_seqlen)
+        if self.weights.additional is None or pixels is None:
+            return self._encode(tokens, spans, head_mask)
+        # Words alone through the blocks, then their rows and the regions through one more.
+        words, row = layout.words_alone(), layout.word_row
+        their_spans = Spans(words.cu_seqlens, words.first, words.max_seqlen)
+        tokens = tokens.index_copy(0, row, self._walk(self.weights.blocks, tokens[row], their_spans, head_mask, False))
+        tokens = self._walk((self.weights.additional,), tokens, spans, None, self._row_read is not None)
+        return tokens if self._row_read is None else self._score(tokens)
 
     def _replay(self, buckets: Buckets, size: int, layout: Layout, pixels: Any, given: dict[str, Any]) -> Tensor:
         """Embed a batch and replay its bucket: what `_encode` returns, in memory of its own."""
         rows = buckets.rows(size)[: layout.total_tokens]
-        tokens = self._embed(rows, layout=layout, pixels=pixels, **given)
+        tokens = self._embed(rows, layout, pixels, given)
         if tokens.data_ptr() != rows.data_ptr():  # the reference returns new rows
             rows.copy_(tokens)
         result = buckets.replay(size)
-        count = layout.batch_size // (self.slots or 1) if self._first_rows_only else layout.total_tokens
+        count = layout.batch_size // (self.slots or 1) if self._row_read is not None else layout.total_tokens
         return result[:count].clone()
 
-    def _embed(
-        self,
-        rows: Tensor,
-        *,
-        layout: Layout,
-        pixels: Tensor | PackedPixels | None,
-        input_ids: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        pair_modality: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        pixel_offset: Tensor | None = None,
-        interpolation: str | None = BILINEAR,
-        masked: Tensor | None = None,
-    ) -> Tensor:
-        """Fill `rows` (total_tokens, d), every one of them; see `vilt_fast.layers.embeddings`."""
-        if self.weights.text is not None:
-            assert token_type_ids is not None
-            rows = ops.text_embed(
-                rows,
-                text_row=layout.text_row,
-                input_ids=input_ids,
-                token_type_ids=token_type_ids,
-                inputs_embeds=inputs_embeds,
-                **vars(self.weights.text),
-            )
-        tables = self.weights.patches
-        if pixels is None:
-            assert image_embeds is not None and tables.modality is not None and pair_modality is not None
-            modality = tables.modality[pair_modality[layout.patch_index.long() // image_embeds.shape[1]]]
-            return place_image_embeds(rows, layout, image_embeds.to(self.dtype), modality)
-        places: dict[str, Any] = {**vars(tables), "mask_token": None if masked is None else tables.mask_token}
-        options: dict[str, Any] = {}
-        copies, (patch_index, patch_row) = layout.copies, layout.projected_patches
+    def _embed(self, rows: Tensor, layout: Layout, pixels: Any, given: dict[str, Any]) -> Tensor:
+        """Fill `rows` (total_tokens, d), every one of them."""
         if isinstance(pixels, PackedPixels):
-            weight, bias, scale = self._fold(pixels)
-            offset = pixels.pair_offset if pixel_offset is None else pixel_offset
-            places = places | {"weight": weight, "bias": bias}
-            options = {"grid_size": layout.grid_size, "pixel_offset": offset, "pixel_scale": scale}
-        rows = ops.patch_embed(
-            rows,
-            pixels=pixels.data if isinstance(pixels, PackedPixels) else pixels,
-            pair_modality=pair_modality,
-            grid=layout.grid,
-            patch_index=patch_index,
-            patch_row=patch_row,
-            cls_row=layout.cls_row,
-            interpolation=interpolation,
-            masked=masked,
-            **places,
-            **options,
-        )
-        return rows if copies is None else rows.index_copy_(0, copies.target, rows[copies.source])
+            given = given | {"folded": self._fold(pixels)}
+        return self.weights.embeddings(rows, layout, pixels, **given)
 
     def _fold(self, pixels: PackedPixels) -> tuple[Tensor, Tensor, float]:
         """The projection for bytes of this normalisation, made once."""
@@ -346,13 +313,22 @@ class FrozenModel:
         if folded is None:
             if len(self._folded) >= _FOLDED:
                 self._folded.clear()
-            tables = self.weights.patches
-            folded = self._folded[key] = fold_normalisation(tables.weight, tables.bias, *key)
+            tables: Any = self.weights.embeddings
+            folded = fold_normalisation(tables.patches.weight, tables.patches.bias, *key)
+            self._folded[key] = folded
         return folded
 
     def _encode(self, tokens: Tensor, spans: Spans, head_mask: Tensor | None = None) -> Tensor:
-        """All rows (total_tokens, d) after the blocks; or where the head reads first rows alone, its scores."""
-        blocks, head_dim = self.weights.blocks, self.config.hidden_size // self.config.num_attention_heads
+        """All rows (total_tokens, d) after the blocks; or where the head reads one row of each pair, its scores."""
+        narrows = self._row_read is not None
+        rows = self._walk(self.weights.blocks, tokens, spans, head_mask, narrows)
+        return self._score(rows) if narrows else rows
+
+    def _walk(
+        self, blocks: tuple[Any, ...], tokens: Tensor, spans: Spans, head_mask: Tensor | None, narrows: bool
+    ) -> Tensor:
+        """Rows after some blocks: all of them, or those that the head reads."""
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
         span_list = ops.list_spans(spans.cu_seqlens, len(tokens), head_dim, tokens.dtype) if blocks else None
         stream: Any = Rows(tokens, ops.row_moments(tokens)) if self.weights.is_folded and blocks else tokens
         for i, block in enumerate(blocks):
@@ -364,30 +340,40 @@ class FrozenModel:
                 head_scale=None if head_mask is None else block.scale_of(head_mask[i]).to(self.dtype),
                 span_list=span_list,
             )
-            narrows = self._first_rows_only and i + 1 == len(blocks)
-            stream = walk_block(block, stream, attend, spans.first if narrows else None)
-        if not self._first_rows_only:
-            return stream
-        rows = stream if blocks else stream[spans.first]
-        pooled, slots = self._pool(self.weights.norm(rows)), self.slots or 1
+            is_last = i + 1 == len(blocks)
+            stream = walk_block(block, stream, attend, spans.read if narrows and is_last else None)
+        return stream[spans.read] if narrows and not blocks else stream
+
+    def _score(self, rows: Tensor) -> Tensor:
+        """What a head makes of one row of each pair."""
+        pooled, slots = self._pool(self._normalise(rows)), self.slots or 1
         pooled = pooled[: len(pooled) // slots * slots].view(-1, slots * pooled.shape[1])
         head: Any = self.weights.head
         return pooled if head is None else head(pooled)
 
+    def _normalise(self, rows: Tensor) -> Tensor:
+        return rows if self.weights.norm is None else self.weights.norm(rows)
+
     def _pool(self, rows: Tensor) -> Tensor:
         return rows if self.weights.pooler is None else self.weights.pooler(rows)
 
-    def _finish(self, layout: Layout, result: Tensor) -> ModelOutput:
-        """The output, from what `_run` returned."""
-        kind, norm = self.model_class.output_class, self.weights.norm
-        if self._first_rows_only:
-            return kind(logits=result)
-        head: Any = self.weights.head
+    def _finish(self, layout: Layout, result: Tensor, asked: dict[str, Any]) -> ModelOutput:
+        """The output, from what `_encode` returned. asked: what the head reads of the call."""
+        kind, head = self.model_class.output_class, self.weights.head
+        if self._row_read is not None:
+            choices = asked.get("choices", 1)
+            return kind(logits=result if choices == 1 else result.view(-1, choices))
         if isinstance(head, PatchHead):
-            return kind(reconstruction=head(norm(result[layout.patch_row.long()]), layout))
-        if head is not None:
-            return kind(logits=layout.unpack_words(head(norm(result[layout.word_row]))))
-        rows = norm(result)
+            return kind(reconstruction=head(self._normalise(result[layout.patch_row.long()]), layout))
+        if isinstance(head, PreTrainingHead):
+            relationship = head.sentence(self._pool(result[layout.first]))
+            return kind(prediction_logits=layout.unpack(head.words(result)), seq_relationship_logits=relationship)
+        if isinstance(head, PhraseHead):
+            return kind(logits=head(*phrases_and_regions(layout.unpack(result), layout, asked["chosen"])))
+        words: Any = head
+        if words is not None:
+            return kind(logits=layout.unpack_words(words(self._normalise(result[layout.word_row]))))
+        rows = self._normalise(result)
         pooled = None if self.weights.pooler is None else self._pool(rows[layout.first])
         return kind(last_hidden_state=layout.unpack(rows), pooler_output=pooled)
 
@@ -437,14 +423,8 @@ class FrozenModel:
                 tokens = torch.zeros(rows, self.config.hidden_size, dtype=self.dtype, device=self.device)
                 spans = torch.tensor([0, 1], dtype=torch.int32, device=self.device)
                 self._encode(tokens, Spans(spans, spans[:1], self.limits.max_seqlen))
-        patch, slots = self.config.patch_shape[0], self.slots or 1
-        shape = (slots, self.config.num_channels, patch, patch)
-        blank: list[Tensor | PackedPixels] = [torch.zeros(shape, dtype=self.dtype)]
-        if self.config.num_channels == CHANNELS:
-            data = torch.zeros(slots * CHANNELS * patch * patch, dtype=torch.uint8)
-            blank.append(PackedPixels(data, ((patch, patch),) * slots))
-        for pixels in blank:
-            self.run(self._family.blank(self.config, slots, pixels))
+        for batch in self._family.blanks(self.config, self.slots or 1, self.dtype):
+            self.run(batch)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._stats = Stats()

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilt_fast.contracts.positions import BILINEAR
+from vilt_fast.models.arguments import TextArguments
 from vilt_fast.packing import Layout
-from vilt_fast.pixels import PackedPixels
+from vilt_fast.pixels import CHANNELS, PackedPixels
 from vilt_fast.reference.patch_sample import nearest_pixels, sample
 
 # What is int64 on a device; all else is int32.
@@ -52,10 +52,11 @@ class HostBatch(NamedTuple):
 
     words: Words | None  # None: images alone
     plan: HostPlan
-    pixels: Tensor | PackedPixels
-    modality: np.ndarray | None  # (B,) int64, the row of the modality table that each image gets; None: there is none
-    leaders: list[int] | None  # of `PackedPixels.leaders`, where pairs share images
-    interpolation: str | None = BILINEAR  # of `ops.patch_embed`
+    pixels: Tensor | PackedPixels | None  # or the features of regions
+    modality: np.ndarray | None = None  # (B,) int64, the row of the modality table that each image gets
+    leaders: list[int] | None = None  # of `PackedPixels.leaders`, where pairs share images
+    options: dict[str, Any] = {}  # of the embeddings, which come as they are
+    asked: dict[str, Any] = {}  # what the head reads of the call
 
     def send(
         self, device: torch.device, *, places: np.ndarray | None = None, into: Tensor | None = None
@@ -84,7 +85,7 @@ class HostBatch(NamedTuple):
         layout = self.plan.layout(tensors)
         if self.leaders is not None:
             layout = layout.sharing(self.leaders, self.plan.arrays["patch_count"].tolist())
-        return layout, {**{name: tensors[name] for name in arrays}, "interpolation": self.interpolation}
+        return layout, {**{name: tensors[name] for name in arrays}, **self.options}
 
 
 class Checked(NamedTuple):
@@ -94,6 +95,7 @@ class Checked(NamedTuple):
     pixels: Tensor | PackedPixels | None
     given: dict[str, Any]  # what else the embeddings read
     head_mask: Tensor | None
+    asked: dict[str, Any] = {}  # what the head reads of the call
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,20 @@ class HostPlan:
 
     arrays: dict[str, np.ndarray]  # integers: the tensors of `Layout`, by name
     grid_size: tuple[int, int]
+    has_cls: bool
     total_tokens: int
     max_seqlen: int
     max_patches: int
+
+    @property
+    def first(self) -> np.ndarray:
+        """(B,): see `Layout.first`."""
+        return self.arrays["cu_seqlens"][:-1]
+
+    @property
+    def before_last(self) -> np.ndarray:
+        """(B,): see `Layout.before_last`."""
+        return self.first + self.arrays["text_count"] - 2
 
     @property
     def pairs(self) -> int:
@@ -117,12 +130,22 @@ class HostPlan:
         own: dict[str, Any] = {name: tensors.get(name, tensors["cls_row"]) for name in self.arrays}
         return Layout(
             **own,
-            has_cls=True,
+            has_cls=self.has_cls,
             grid_size=self.grid_size,
             total_tokens=self.total_tokens,
             max_seqlen=self.max_seqlen,
             max_patches=self.max_patches,
         )
+
+
+def blank_pixels(config: Any, count: int, dtype: torch.dtype) -> list[Tensor | PackedPixels]:
+    """Images of one patch each, in every form that a model takes."""
+    patch = config.patch_shape[0]
+    blanks: list[Tensor | PackedPixels] = [torch.zeros(count, config.num_channels, patch, patch, dtype=dtype)]
+    if config.num_channels == CHANNELS:
+        data = torch.zeros(count * CHANNELS * patch * patch, dtype=torch.uint8)
+        blanks.append(PackedPixels(data, ((patch, patch),) * count))
+    return blanks
 
 
 def usual_grids(
@@ -153,6 +176,32 @@ def host_array(tensor: Any) -> np.ndarray | None:
     return tensor.numpy()
 
 
+def usual_words(inputs: TextArguments, config: Any) -> Words | None:
+    """The words of a call where they are the usual ones, on the host and right."""
+    ids, mask, types = (
+        None if tensor is None else host_array(tensor)
+        for tensor in (inputs.input_ids, inputs.attention_mask, inputs.token_type_ids)
+    )
+    if ids is None or ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > config.max_position_embeddings:
+        return None
+    if not _is_in_range(ids, config.vocab_size):
+        return None
+    if inputs.token_type_ids is None:
+        types = np.zeros_like(ids)
+    elif types is None or types.shape != ids.shape or not _is_in_range(types, config.type_vocab_size):
+        return None
+    if inputs.attention_mask is None:
+        return Words(ids, np.ones(ids.shape, bool), types)
+    if mask is None or mask.shape != ids.shape:
+        return None
+    return Words(ids, mask != 0, types)
+
+
+def _is_in_range(values: np.ndarray, size: int) -> bool:
+    # As unsigned numbers those below 0 are large.
+    return values.dtype == np.int64 and values.view(np.uint64).max() < size
+
+
 def make_plan(
     attention_mask: np.ndarray,
     grids: np.ndarray,
@@ -162,6 +211,7 @@ def make_plan(
     seed: int = 0,
     image_index: np.ndarray | None = None,
     patch_mask: np.ndarray | None = None,
+    has_cls: bool = True,
 ) -> HostPlan:
     """Plan a batch.
 
@@ -171,6 +221,7 @@ def make_plan(
         grid_size, max_patches, seed: as in `vilt_fast.reference.patch_sample`.
         image_index: (B,) int64, likewise; None: 0, 1, ...
         patch_mask: (B, GH, GW) bool, True for patches that may become tokens; None: all.
+        has_cls: whether each image has a CLS row.
     """
     batch, cells = len(grids), grid_size[0] * grid_size[1]
     if patch_mask is None and not 0 <= max_patches < cells and (grids == grid_size).all():  # images of one size
@@ -184,13 +235,13 @@ def make_plan(
             kept = _sampled(kept, grids, grid_size, max_patches, seed, image_index)
         patch_count, patch_index = kept.sum(1), kept.ravel().nonzero()[0]
     text_count = attention_mask.sum(1)
-    lengths = text_count + patch_count + 1
+    lengths = text_count + patch_count + int(has_cls)
     cu_seqlens = np.zeros(batch + 1, np.int32)
     lengths.cumsum(out=cu_seqlens[1:])
     starts = cu_seqlens[:-1]
-    cls_row = starts + text_count
+    first_patch = starts + text_count + int(has_cls)
     text_row = np.where(attention_mask, starts[:, None] + (attention_mask.cumsum(1) - 1), -1)
-    shift = cls_row + 1 - (patch_count.cumsum() - patch_count)  # a pair's first row of patches less its first place
+    shift = first_patch - (patch_count.cumsum() - patch_count)  # a pair's first row of patches less its first place
     patch_row = np.arange(len(patch_index)) + shift.repeat(patch_count)
     return HostPlan(
         arrays={
@@ -199,12 +250,13 @@ def make_plan(
             "patch_count": patch_count,
             "cu_seqlens": cu_seqlens,
             "text_row": text_row,
-            "cls_row": cls_row,
+            "cls_row": starts + text_count if has_cls else np.full(batch, -1),
             "patch_index": patch_index,
             "patch_row": patch_row,
             "word_row": text_row[attention_mask],
         },
         grid_size=grid_size,
+        has_cls=has_cls,
         total_tokens=int(cu_seqlens[-1]),
         max_seqlen=int(lengths.max()),
         max_patches=int(patch_count.max()),

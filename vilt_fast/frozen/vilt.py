@@ -1,4 +1,4 @@
-"""How a frozen ViLT reads the inputs of a call; `vilt_fast.frozen.vit` has the same functions."""
+"""How a frozen ViLT reads the inputs of a call; the files of the other families have the same functions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from vilt_fast.frozen.planning import (
     Checked,
     HostBatch,
     Words,
-    host_array,
+    blank_pixels,
     make_plan,
     usual_grids,
+    usual_words,
 )
+from vilt_fast.models.checks import refuse_non_finite_pixels
 from vilt_fast.models.inputs import Inputs, check_modality
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
 
-def read(given: dict[str, Any], slots: int | None) -> Inputs:
-    """The inputs of a call; `slots` images for each text become as many pairs."""
+def read(given: dict[str, Any], model: Any) -> Inputs:
+    """The inputs of a call; `model.slots` images for each text become as many pairs."""
     check_modality(given.get("image_token_type_idx"))
-    inputs = Inputs(**given)
+    inputs, slots = Inputs(**given), getattr(model, "slots", None)
     return inputs if slots is None else inputs.fold_images(slots)
+
+
+def check_finite(inputs: Inputs) -> None:
+    """Raise where pixels on the host are NaN or infinite."""
+    refuse_non_finite_pixels(inputs.pixel_values, inputs.pixel_mask)
 
 
 def longest(config: Any) -> int:
@@ -46,7 +53,7 @@ def read_at_calls(config: Any) -> tuple[Any, ...]:
     return (config.max_image_length,)
 
 
-def check(inputs: Inputs, config: Any, device: torch.device, *, has_mask_token: bool) -> Checked:
+def check(inputs: Inputs, config: Any, device: torch.device, embeddings: Any) -> Checked:
     """Inputs that `plan` does not take: planned and refused as the live form does it, on the device."""
     checked = inputs.to(device).check(config, device)
     given: dict[str, Any] = {
@@ -59,11 +66,12 @@ def check(inputs: Inputs, config: Any, device: torch.device, *, has_mask_token: 
     return Checked(checked.layout(config, False, []), checked.pixel_values, given, checked.head_mask)
 
 
-def blank(config: Any, slots: int, pixels: Tensor | PackedPixels) -> HostBatch:
-    """A batch of one word and one patch for each of `slots` images."""
+def blanks(config: Any, slots: int, dtype: torch.dtype) -> list[HostBatch]:
+    """Batches of one word and one patch for each of `slots` images."""
     words = Words.from_rows([[0]] * slots)
-    batch = make_plan(words.attention_mask, np.ones((slots, 2), np.int64), (1, 1))
-    return HostBatch(words, batch, pixels, np.ones(slots, np.int64), None)
+    plan = make_plan(words.attention_mask, np.ones((slots, 2), np.int64), (1, 1))
+    ones = np.ones(slots, np.int64)
+    return [HostBatch(words, plan, pixels, ones) for pixels in blank_pixels(config, slots, dtype)]
 
 
 def plan_pairs(rows: Sequence[Sequence[int]], pixels: PackedPixels, config: Any) -> HostBatch:
@@ -90,7 +98,7 @@ def plan(inputs: Inputs, config: Any) -> HostBatch | None:
     None for everything else, errors included: `Inputs.check` then says what is wrong, or plans the unusual.
     """
     unusual = (inputs.inputs_embeds, inputs.image_embeds, inputs.head_mask, inputs.patch_mask, inputs.image_index)
-    words = _usual_words(inputs, config)
+    words = usual_words(inputs, config)
     if words is None or inputs.seed is not None or any(value is not None for value in unusual):
         return None
     pixels, batch, patch = inputs.pixel_values, len(words.input_ids), config.patch_shape[0]
@@ -118,28 +126,3 @@ def plan(inputs: Inputs, config: Any) -> HostBatch | None:
     if plan.arrays["text_count"].min() == 0:
         return None
     return HostBatch(words, plan, pixels, modality, leaders)
-
-
-def _usual_words(inputs: Inputs, config: Any) -> Words | None:
-    ids, mask, types = (
-        None if tensor is None else host_array(tensor)
-        for tensor in (inputs.input_ids, inputs.attention_mask, inputs.token_type_ids)
-    )
-    if ids is None or ids.ndim != 2 or 0 in ids.shape or ids.shape[1] > config.max_position_embeddings:
-        return None
-    if not _is_in_range(ids, config.vocab_size):
-        return None
-    if inputs.token_type_ids is None:
-        types = np.zeros_like(ids)
-    elif types is None or types.shape != ids.shape or not _is_in_range(types, config.type_vocab_size):
-        return None
-    if inputs.attention_mask is None:
-        return Words(ids, np.ones(ids.shape, bool), types)
-    if mask is None or mask.shape != ids.shape:
-        return None
-    return Words(ids, mask != 0, types)
-
-
-def _is_in_range(values: np.ndarray, size: int) -> bool:
-    # As unsigned numbers those below 0 are large.
-    return values.dtype == np.int64 and values.view(np.uint64).max() < size

@@ -8,14 +8,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilt_fast.frozen.planning import Checked, HostBatch, host_array, make_plan, sides_of_mask, usual_grids
+from vilt_fast.frozen.planning import (
+    Checked,
+    HostBatch,
+    blank_pixels,
+    host_array,
+    make_plan,
+    sides_of_mask,
+    usual_grids,
+)
+from vilt_fast.models.checks import refuse_non_finite_pixels
 from vilt_fast.models.image_inputs import ImageInputs
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
 
-def read(given: dict[str, Any], slots: int | None) -> ImageInputs:
+def read(given: dict[str, Any], model: Any) -> ImageInputs:
     """The inputs of a call."""
     return ImageInputs(**given)
+
+
+def check_finite(inputs: ImageInputs) -> None:
+    """Raise where pixels on the host are NaN or infinite."""
+    refuse_non_finite_pixels(inputs.pixel_values, inputs.pixel_mask)
 
 
 def longest(config: Any) -> int:
@@ -34,16 +48,17 @@ def read_at_calls(config: Any) -> tuple[Any, ...]:
     return config.image_shape, config.interpolation
 
 
-def check(inputs: ImageInputs, config: Any, device: torch.device, *, has_mask_token: bool) -> Checked:
+def check(inputs: ImageInputs, config: Any, device: torch.device, embeddings: Any) -> Checked:
     """Inputs that `plan` does not take: planned and refused as the live form does it, on the device."""
-    batch = inputs.to(device).check(config, has_mask_token=has_mask_token)
+    batch = inputs.to(device).check(config, has_mask_token=embeddings.patches.mask_token is not None)
     given = {"interpolation": batch.interpolation, "masked": batch.masked}
     return Checked(batch.layout([]), batch.pixel_values, given, batch.head_mask)
 
 
-def blank(config: Any, slots: int, pixels: Tensor | PackedPixels) -> HostBatch:
-    """A batch of one patch."""
-    return plan_images(pixels, np.ones((slots, 2), np.int64), (1, 1), config.interpolation)
+def blanks(config: Any, slots: int, dtype: torch.dtype) -> list[HostBatch]:
+    """Batches of one patch."""
+    one = np.ones((slots, 2), np.int64)
+    return [plan_images(pixels, one, (1, 1), config.interpolation) for pixels in blank_pixels(config, slots, dtype)]
 
 
 def plan_images(
@@ -60,7 +75,7 @@ def plan_images(
     leaders = None
     if isinstance(pixels, PackedPixels) and pixels.picture is not None and patch_mask is None:
         leaders = pixels.leaders()
-    return HostBatch(None, batch, pixels, None, leaders, interpolation)
+    return HostBatch(None, batch, pixels, None, leaders, {"interpolation": interpolation})
 
 
 def _usual_grids(pixels: Tensor, mask: Tensor | None, config: Any) -> tuple[np.ndarray, tuple[int, int]] | None:

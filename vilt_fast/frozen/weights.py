@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -17,10 +17,21 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from vilt_fast.checkpoints import shapes_only
 from vilt_fast.checkpoints.files import listing
-from vilt_fast.frozen.blocks import Affine, Block, FoldedBlock, Norm, NormedAffine, can_fold
-from vilt_fast.frozen.heads import ClassifierHead, PatchHead, PooledHead, WordHead
+from vilt_fast.frozen.blocks import Affine, Block, FoldedBlock, Norm, NormedAffine, PostNormBlock, can_fold
+from vilt_fast.frozen.embedding import PatchEmbedding, PatchTables, RegionEmbedding, TextTables
+from vilt_fast.frozen.heads import (
+    ClassifierHead,
+    Head,
+    PatchHead,
+    PhraseHead,
+    PooledHead,
+    PreTrainingHead,
+    WordHead,
+)
 from vilt_fast.layers.activations import fused_name
-from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead
+from vilt_fast.layers.embeddings import VisualBertEmbeddings
+from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, PreTrainingHeads, RegionToPhraseAttention
+from vilt_fast.layers.post_norm import PostNormLayer
 from vilt_fast.layers.reconstruction import PatchDecoder
 from vilt_fast.layers.untouched import has_own, has_usual_settings, is_patched
 from vilt_fast.models.heads import WithHead
@@ -34,41 +45,17 @@ _HARMLESS |= {"__firstlineno__", "__static_attributes__", "__annotate_func__", "
 
 
 @dataclass(frozen=True, eq=False)
-class TextTables:
-    """What `ops.text_embed` reads."""
-
-    word: Tensor
-    position: Tensor
-    token_type: Tensor
-    ln_weight: Tensor
-    ln_bias: Tensor
-    modality: Tensor  # (d,), the row of text
-    eps: float
-
-
-@dataclass(frozen=True, eq=False)
-class PatchTables:
-    """What `ops.patch_embed` reads."""
-
-    weight: Tensor  # (d, C, p, p), in channels-last memory
-    bias: Tensor | None
-    position: Tensor
-    cls_token: Tensor
-    modality: Tensor | None  # (M, d)
-    mask_token: Tensor | None  # (d,)
-    table_size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
 class Weights:
     """Of a whole model."""
 
-    text: TextTables | None  # None: images alone
-    patches: PatchTables
-    blocks: tuple[Block | FoldedBlock, ...]  # all of one kind
-    norm: Norm
+    dtype: torch.dtype
+    device: torch.device
+    embeddings: PatchEmbedding | RegionEmbedding
+    blocks: tuple[Block | FoldedBlock | PostNormBlock, ...]  # all of one kind
+    additional: PostNormBlock | None  # one block more, for words and regions that the others do not read together
+    norm: Norm | None  # None: blocks are post-norm
     pooler: PooledHead | None
-    head: Affine | ClassifierHead | WordHead | PatchHead | None  # rows to scores; None for a model without a head
+    head: Head | None  # rows to scores; None for a model without a head
     is_folded: bool  # whether the norms of the blocks are part of the products after them
 
 
@@ -85,25 +72,18 @@ def collect(model: Any, dtype: torch.dtype, device: torch.device, folds: bool | 
     _refuse_non_finite(model, dtype, device)
     take = _Taker(dtype, device)
     body = body_of(model)
-    embeddings, config = body.embeddings, model.config
-    modality = None if embeddings.token_type_embeddings is None else take(embeddings.token_type_embeddings.weight)
-    blocks, is_folded = take.blocks(body.encoder.layer, can_fold(config, dtype, device) if folds is None else folds)
-    projection, mask_token = embeddings.patch_embeddings.projection, embeddings.mask_token
-    text = getattr(embeddings, "text_embeddings", None)
+    can = can_fold(model.config, dtype, device) if folds is None else folds
+    blocks, is_folded = take.blocks(body.encoder.layer, can)
+    additional = getattr(body, "additional_layer", None)
+    has_pooler = body.pooler is not None and getattr(model, "reads_pooler", True)
     return Weights(
-        text=None if text is None or modality is None else take.text(text, modality[0]),
-        patches=PatchTables(
-            weight=take(projection.weight),
-            bias=None if projection.bias is None else take(projection.bias),
-            position=take(embeddings.position_embeddings)[0],
-            cls_token=take(embeddings.cls_token)[0, 0],
-            modality=modality,
-            mask_token=None if mask_token is None else take(mask_token)[0, 0],
-            table_size=embeddings.table_size,
-        ),
+        dtype=dtype,
+        device=device,
+        embeddings=take.embeddings(body.embeddings),
         blocks=blocks,
-        norm=take.norm(body.layernorm),
-        pooler=None if body.pooler is None else take.pooler(body.pooler),
+        additional=None if additional is None else take.post_norm_block(additional),
+        norm=None if body.layernorm is None else take.norm(body.layernorm),
+        pooler=take.pooler(body.pooler) if has_pooler else None,
         head=None if body is model else take.head(model),
         is_folded=is_folded,
     )
@@ -156,7 +136,36 @@ class _Taker:
     def norm(self, norm: Any) -> Norm:
         return Norm(self(norm.weight), self(norm.bias), norm.eps)
 
-    def text(self, text: Any, modality: Tensor) -> TextTables:
+    def embeddings(self, embeddings: Any) -> PatchEmbedding | RegionEmbedding:
+        if isinstance(embeddings, VisualBertEmbeddings):
+            return self.regions(embeddings)
+        modality = None if embeddings.token_type_embeddings is None else self(embeddings.token_type_embeddings.weight)
+        projection, mask_token = embeddings.patch_embeddings.projection, embeddings.mask_token
+        text = getattr(embeddings, "text_embeddings", None)
+        return PatchEmbedding(
+            text=None if text is None or modality is None else self.text(text, modality[0]),
+            patches=PatchTables(
+                weight=self(projection.weight),
+                bias=None if projection.bias is None else self(projection.bias),
+                position=self(embeddings.position_embeddings)[0],
+                cls_token=self(embeddings.cls_token)[0, 0],
+                modality=modality,
+                mask_token=None if mask_token is None else self(mask_token)[0, 0],
+                table_size=embeddings.table_size,
+            ),
+        )
+
+    def regions(self, embeddings: Any) -> RegionEmbedding:
+        text = self.text(embeddings, None)
+        visual = replace(
+            text,
+            word=None,
+            position=self(embeddings.visual_position_embeddings.weight)[:1].clone(),
+            token_type=self(embeddings.visual_token_type_embeddings.weight),
+        )
+        return RegionEmbedding(text, self.affine(embeddings.visual_projection), visual)
+
+    def text(self, text: Any, modality: Tensor | None) -> TextTables:
         norm = self.norm(text.LayerNorm)
         return TextTables(
             word=self(text.word_embeddings.weight),
@@ -179,8 +188,10 @@ class _Taker:
         place = {name: self.options[name] for name in ("dtype", "device")}
         return {"activation": None, "activation_after": copy.deepcopy(act).to(**place).eval().requires_grad_(False)}
 
-    def blocks(self, layers: Any, folds: bool) -> tuple[tuple[Block | FoldedBlock, ...], bool]:
+    def blocks(self, layers: Any, folds: bool) -> tuple[tuple[Block | FoldedBlock | PostNormBlock, ...], bool]:
         """All blocks, and whether their norms are folded."""
+        if any(isinstance(layer, PostNormLayer) for layer in layers):
+            return tuple(self.post_norm_block(layer) for layer in layers), False
         if folds:
             folded = [self.folded_block(layer, layer is layers[-1]) for layer in layers]
             if None not in folded:
@@ -189,10 +200,9 @@ class _Taker:
         return tuple(self.block(layer) for layer in layers), False
 
     def block(self, layer: Any) -> Block:
-        attention = layer.attention.attention
         return Block(
             norm_before=self.norm(layer.layernorm_before),
-            joined=self.joined(attention.query, attention.key, attention.value),
+            joined=self.joined(*_projections(layer)),
             norm_after=self.norm(layer.layernorm_after),
             up=self.affine(layer.intermediate.dense),
             **self.rest(layer),
@@ -200,27 +210,48 @@ class _Taker:
 
     def folded_block(self, layer: Any, is_last: bool) -> FoldedBlock | None:
         """None where a weight in which a norm is folded is not one of the dtype any more."""
-        attention = layer.attention.attention
-        joined = self.folded(layer.layernorm_before, attention.query, attention.key, attention.value)
+        joined = self.folded(layer.layernorm_before, *_projections(layer))
         up = self.folded(layer.layernorm_after, layer.intermediate.dense)
         if joined is None or up is None:
             return None
         return FoldedBlock(joined=joined, up=up, is_last=is_last, **self.rest(layer))
 
+    def post_norm_block(self, layer: Any) -> PostNormBlock:
+        return PostNormBlock(
+            joined=self.joined(*_projections(layer)),
+            norm_after_attention=self.norm(layer.attention.output.LayerNorm),
+            up=self.affine(layer.intermediate.dense),
+            norm_after_mlp=self.norm(layer.output.LayerNorm),
+            **self.rest(layer),
+        )
+
     def rest(self, layer: Any) -> dict[str, Any]:
-        """What a block with its norms and one without them have in common."""
-        attention = layer.attention.attention
+        """What blocks of all kinds have in common."""
+        heads = layer.attention.heads
         return {
             "out": self.affine(layer.attention.output.dense),
             "down": self.affine(layer.output.dense),
-            "num_heads": attention.num_attention_heads,
-            "kept_heads": attention.kept_heads,
+            "num_heads": heads.num_attention_heads,
+            "kept_heads": heads.kept_heads,
             **self.epilogue(layer.intermediate.intermediate_act_fn),
         }
 
-    def head(self, model: Any) -> Affine | ClassifierHead | WordHead | PatchHead | None:
-        for name in ("rank_output", "itm_score", "mlm_score", "classifier", "decoder"):
+    def words(self, head: Any) -> WordHead:
+        transform = head.transform
+        return WordHead(
+            dense=self.affine(transform.dense),
+            **self.epilogue(transform.transform_act_fn),
+            norm=self.norm(transform.LayerNorm),
+            decoder=self.affine(head.decoder),
+        )
+
+    def head(self, model: Any) -> Head | None:
+        for name in ("attention", "cls", "rank_output", "itm_score", "mlm_score", "classifier", "decoder"):
             head = getattr(model, name, None)
+            if isinstance(head, RegionToPhraseAttention):
+                return PhraseHead(self.affine(head.query), self.affine(head.key))
+            if isinstance(head, PreTrainingHeads):
+                return PreTrainingHead(self.words(head.predictions), self.affine(head.seq_relationship))
             if isinstance(head, nn.Linear):
                 return self.affine(head)
             if isinstance(head, nn.Identity):
@@ -235,14 +266,13 @@ class _Taker:
                 first, norm, _, last = head.children()
                 return ClassifierHead(self.affine(first), self.norm(norm), self.affine(last))
             if isinstance(head, MaskedLMHead):
-                transform = head.transform
-                return WordHead(
-                    dense=self.affine(transform.dense),
-                    **self.epilogue(transform.transform_act_fn),
-                    norm=self.norm(transform.LayerNorm),
-                    decoder=self.affine(head.decoder),
-                )
+                return self.words(head)
         raise ValueError(f"freeze: got a {type(model).__name__}, which has no head that can be frozen")
+
+
+def _projections(layer: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+    heads = layer.attention.heads
+    return heads.query, heads.key, heads.value
 
 
 def own_class(model: nn.Module) -> Any:
@@ -307,7 +337,7 @@ def _plain(model: Any, kind: Any) -> nn.Module:
         raise ValueError(f"freeze: the model has {blocks} blocks, config.num_hidden_layers is {said}; make them agree")
     # What a base model may have been made with or without.
     options = {"add_pooling_layer": model.pooler is not None} if body is model else {}
-    if body is model and body.embeddings.mask_token is not None:
+    if body is model and getattr(body.embeddings, "mask_token", None) is not None:
         options["use_mask_token"] = True
     try:
         with shapes_only():

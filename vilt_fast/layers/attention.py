@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
-from vilt_fast.configs.encoder import PatchConfig
+from vilt_fast.configs.encoder import EncoderConfig
 from vilt_fast.layers.dropout import Dropout, HiddenDropout
 from vilt_fast.layers.projection import weights
 from vilt_fast.layers.untouched import is_untouched, skippable
@@ -20,7 +20,7 @@ from vilt_fast.packing import Layout
 class SelfAttention(nn.Module):
     """Query, key and value, and the attention over them."""
 
-    def __init__(self, config: PatchConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         d = config.hidden_size
         self.num_attention_heads = config.num_attention_heads
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
 class SelfOutput(nn.Module):
     """The projection of the heads; the block adds the residual."""
 
-    def __init__(self, config: PatchConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
@@ -106,26 +106,20 @@ class SelfOutput(nn.Module):
         return self.dropout(self.dense(context))
 
 
-@skippable(attention=SelfAttention, output=SelfOutput)
-class Attention(nn.Module):
-    """Attention and its projection."""
+class PrunableAttention(nn.Module):
+    """Attention and its projection, of which heads can be taken out."""
 
-    def __init__(self, config: PatchConfig) -> None:
-        super().__init__()
-        self.attention = SelfAttention(config)
-        self.output = SelfOutput(config)
-        self.pruned_heads: set[int] = set()
+    pruned_heads: set[int]
+    output: Any  # with the projection `dense`
 
-    def forward(
-        self, x: Tensor, layout: Layout, *, head_scale: Tensor | None = None, want_attention: bool = False
-    ) -> tuple[Tensor, ...]:
-        """(total_tokens, d) to the same; and the probabilities where they are wanted."""
-        context, *rest = self.attention(x, layout, head_scale=head_scale, want_attention=want_attention)
-        return (self.output(context), *rest)
+    @property
+    def heads(self) -> SelfAttention:
+        """The attention itself."""
+        raise NotImplementedError
 
     def prune_heads(self, heads: Iterable[int]) -> None:
         """Keep all but these, by the numbers that they had at first; see `PreTrainedModel.prune_heads`."""
-        attention = self.attention
+        attention = self.heads
         held = attention.kept_heads or range(attention.num_attention_heads)
         places = [place for place, head in enumerate(held) if head not in heads]
         size = attention.attention_head_size
@@ -138,7 +132,7 @@ class Attention(nn.Module):
 
     def check_prunable(self) -> None:
         """Raise ValueError unless the four projections are as they were made."""
-        attention = self.attention
+        attention = self.heads
         linears = (attention.query, attention.key, attention.value, self.output.dense)
         if len({id(linear.weight) for linear in linears if hasattr(linear, "weight")}) != len(linears):
             raise ValueError("prune_heads: query, key, value and output.dense must be modules of their own weights")
@@ -147,6 +141,29 @@ class Attention(nn.Module):
                 raise ValueError(
                     f"prune_heads: got a {type(linear).__name__} with weights of another kind: prune first"
                 )
+
+
+@skippable(attention=SelfAttention, output=SelfOutput)
+class Attention(PrunableAttention):
+    """Attention and its projection."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.output = SelfOutput(config)
+        self.pruned_heads = set()
+
+    @property
+    def heads(self) -> SelfAttention:
+        """The attention itself."""
+        return self.attention
+
+    def forward(
+        self, x: Tensor, layout: Layout, *, head_scale: Tensor | None = None, want_attention: bool = False
+    ) -> tuple[Tensor, ...]:
+        """(total_tokens, d) to the same; and the probabilities where they are wanted."""
+        context, *rest = self.attention(x, layout, head_scale=head_scale, want_attention=want_attention)
+        return (self.output(context), *rest)
 
 
 @torch.no_grad()

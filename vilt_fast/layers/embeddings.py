@@ -1,16 +1,23 @@
-"""Words and pixels to rows of the packed tensor."""
+"""Words, pixels and regions to rows of the packed tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.visual_bert import VisualBertConfig
 from vilt_fast.configs.vit import ViTConfig
 from vilt_fast.contracts.positions import BILINEAR
 from vilt_fast.layers.dropout import HiddenDropout
-from vilt_fast.layers.patches import ImageEmbeddings, PatchEmbeddings, is_table
+from vilt_fast.layers.patches import ImageEmbeddings, PatchEmbeddings, check_computable, fresh_rows, is_table
+from vilt_fast.layers.projection import linear
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import PackedPixels
@@ -101,7 +108,7 @@ class ViltEmbeddings(ImageEmbeddings):
         Raises:
             ValueError: the weights are on the meta device, or of 8 bits.
         """
-        tokens = self._embed_words(self._fresh_rows(layout), layout, input_ids, token_type_ids, inputs_embeds)
+        tokens = self._embed_words(fresh_rows(self.cls_token, layout), layout, input_ids, token_type_ids, inputs_embeds)
         if pixel_values is not None:
             tokens = self._embed_images(
                 tokens, layout, pixel_values, interpolation=BILINEAR, pair_modality=pair_modality
@@ -183,7 +190,7 @@ class ViTEmbeddings(ImageEmbeddings):
         Raises:
             ValueError: the weights are on the meta device, or of 8 bits.
         """
-        tokens = self._fresh_rows(layout)
+        tokens = fresh_rows(self.cls_token, layout)
         return self._embed_images(tokens, layout, pixel_values, interpolation=interpolation, masked=masked), layout
 
 
@@ -191,3 +198,183 @@ def place_image_embeds(tokens: Tensor, layout: Layout, image_embeds: Tensor, mod
     """The rows of a caller's images, (B, places, d), and the modality row of each, (patches, d), at their places."""
     rows = image_embeds.flatten(0, 1)[layout.patch_index.long()] + modality
     return tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
+
+
+@skippable(
+    word_embeddings=nn.Embedding,
+    position_embeddings=nn.Embedding,
+    token_type_embeddings=nn.Embedding,
+    LayerNorm=nn.LayerNorm,
+    dropout=HiddenDropout,
+    visual_token_type_embeddings=nn.Embedding,
+    visual_position_embeddings=nn.Embedding,
+    visual_projection=nn.Linear,
+)
+class VisualBertEmbeddings(nn.Module):
+    """Words and regions, each row written at its place in the packed tensor (Li et al. 2019, section 3.2)."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        d, positions, types = config.hidden_size, config.max_position_embeddings, config.type_vocab_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, d, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(positions, d)
+        self.token_type_embeddings = nn.Embedding(types, d)
+        self.LayerNorm = nn.LayerNorm(d, eps=config.layer_norm_eps)
+        self.dropout = HiddenDropout(config.hidden_dropout_prob)
+        self.visual_token_type_embeddings = nn.Embedding(types, d)
+        self.visual_position_embeddings = nn.Embedding(positions, d)
+        self.visual_projection = nn.Linear(config.visual_embedding_dim, d)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """(1, positions) int64: word l of a text has position l, unless a call says otherwise."""
+        table = self.position_embeddings
+        return torch.arange(table.num_embeddings, device=table.weight.device)[None]
+
+    def forward(
+        self,
+        layout: Layout,
+        *,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        visual_embeds: Tensor | None = None,
+        visual_token_type_ids: Tensor | None = None,
+        image_text_alignment: Tensor | None = None,
+    ) -> tuple[Tensor, Layout]:
+        """Embed a batch.
+
+        Args:
+            layout: of the batch; its patches are the regions.
+            input_ids, token_type_ids: (B, L) int64. position_ids: likewise; None: each word's column.
+            inputs_embeds: (B, L, d) in place of `input_ids`.
+            visual_embeds: (B, V, visual_embedding_dim); None: texts alone. visual_token_type_ids: (B, V) int64.
+            image_text_alignment: (B, V, n) int64, the positions of words that go with a region, -1 for none.
+
+        Returns:
+            (total_tokens, d), and the layout.
+
+        Raises:
+            ValueError: the weights are on the meta device, or of 8 bits.
+        """
+        texts = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
+        tables = (*texts, self.visual_token_type_embeddings, self.visual_position_embeddings)
+        is_one_step = is_untouched(self, VisualBertEmbeddings) and all(map(is_table, tables))
+        embed = self._embed_at_once if is_one_step else self._call_modules
+        weight = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
+        # accelerate keeps weights elsewhere, and moves them in when their own module is called.
+        if not (weight.is_meta and any(hasattr(module, "_hf_hook") for module in self.modules())):
+            check_computable(weight)
+        regions = None
+        if visual_embeds is not None:
+            assert visual_token_type_ids is not None
+            regions = kept_regions(layout, weight.dtype, visual_embeds, visual_token_type_ids, image_text_alignment)
+        return embed(weight, layout, input_ids, token_type_ids, position_ids, inputs_embeds, regions), layout
+
+    def _embed_at_once(
+        self,
+        weight: Tensor,
+        layout: Layout,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        regions: Regions | None,
+    ) -> Tensor:
+        norm: dict[str, Any] = {
+            "ln_weight": self.LayerNorm.weight,
+            "ln_bias": self.LayerNorm.bias,
+            "eps": self.LayerNorm.eps,
+        }
+        position = self.position_embeddings.weight
+        tokens = ops.text_embed(
+            fresh_rows(weight, layout),
+            text_row=layout.text_row,
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            word=self.word_embeddings.weight,
+            position=position,
+            token_type=self.token_type_embeddings.weight,
+            modality=None,
+            position_ids=position_ids,
+            **norm,
+        )
+        if regions is None:
+            return tokens
+        aligned = None
+        if regions.alignment is not None:
+            aligned = aligned_positions(partial(F.embedding, weight=position), regions.alignment)
+        return ops.text_embed(
+            tokens,
+            text_row=layout.patch_row[:, None],
+            input_ids=None,
+            token_type_ids=regions.types[:, None],
+            inputs_embeds=linear(self.visual_projection, regions.features, residual=aligned)[:, None],
+            word=None,
+            position=self.visual_position_embeddings.weight,
+            token_type=self.visual_token_type_embeddings.weight,
+            modality=None,
+            **norm,
+        )
+
+    def _call_modules(
+        self,
+        weight: Tensor,
+        layout: Layout,
+        input_ids: Tensor | None,
+        token_type_ids: Tensor,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        regions: Regions | None,
+    ) -> Tensor:
+        """The same, each module called."""
+        place = layout.word_place
+        position = place % layout.text_length if position_ids is None else position_ids.flatten()[place]
+        words = self.word_embeddings(input_ids.flatten()[place]) if input_ids is not None else None
+        if words is None:
+            assert inputs_embeds is not None
+            words = inputs_embeds.flatten(0, 1)[place].to(weight.dtype)
+        words = words + self.position_embeddings(position) + self.token_type_embeddings(token_type_ids.flatten()[place])
+        rows, row = words, layout.word_row
+        if regions is not None:
+            found = self.visual_projection(regions.features)
+            found = found + self.visual_position_embeddings(torch.zeros_like(regions.types))
+            found = found + self.visual_token_type_embeddings(regions.types)
+            if regions.alignment is not None:
+                found = found + aligned_positions(self.position_embeddings, regions.alignment)
+            rows, row = torch.cat((words, found)), torch.cat((row, layout.patch_row.long()))
+        rows = self.dropout(self.LayerNorm(rows)).to(weight.dtype)
+        return fresh_rows(rows, layout).index_copy(0, row, rows)
+
+
+class Regions(NamedTuple):
+    """The regions of a batch that become rows, in the order of `Layout.patch_row`."""
+
+    features: Tensor  # (regions, visual_embedding_dim)
+    types: Tensor  # (regions,) int64
+    alignment: Tensor | None  # (regions, n) int64
+
+
+def kept_regions(
+    layout: Layout, dtype: torch.dtype, features: Tensor, types: Tensor, alignment: Tensor | None
+) -> Regions:
+    """The regions of (B, V, ...) that are not masked, their features in a dtype."""
+    place = layout.patch_index.long()
+    alignment = None if alignment is None else alignment.flatten(0, 1)[place]
+    return Regions(features.flatten(0, 1)[place].to(dtype), types.flatten()[place], alignment)
+
+
+def aligned_positions(look_up: Callable[[Tensor], Tensor], alignment: Tensor) -> Tensor:
+    """The mean of the positions of the words that go with each region, zero where none does.
+
+    Args:
+        look_up: indices to rows of the table of positions. alignment: (regions, n) int64, -1 for none.
+
+    Returns:
+        (regions, d).
+    """
+    aligned = alignment >= 0
+    rows = look_up(alignment.clamp(min=0)) * aligned[:, :, None]
+    return rows.sum(1) / aligned.sum(1, keepdim=True).clamp(min=1)

@@ -1,15 +1,18 @@
-"""Pre-norm Transformer blocks on the packed tensor (Dosovitskiy et al. 2021, equations 2 and 3)."""
+"""Transformer blocks on the packed tensor: what all kinds share, and pre-norm ones (Dosovitskiy et al. 2021).
+
+`vilt_fast.layers.post_norm` has those of BERT.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from vilt_fast.configs.encoder import PatchConfig
+from vilt_fast.configs.encoder import EncoderConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.attention import Attention
 from vilt_fast.layers.dropout import HiddenDropout
@@ -22,34 +25,38 @@ Stream = Any
 
 
 class BlockSteps(Protocol):
-    """The steps of a block around its attention: of a live `Layer`, and of a frozen one."""
+    """The steps of a block around its attention: of a live `Block`, and of a frozen one.
+
+    Where its two norms stand is the kind of the block: pre-norm blocks normalise what goes into attention and MLP,
+    post-norm blocks (Vaswani et al. 2017) each sum.
+    """
 
     def query_key_value(self, x: Stream) -> Tensor:
-        """qkv(LN(x)): (rows, d) to (rows, 3 * d)."""
+        """W LN(x), or W x: (rows, d) to (rows, 3 * d)."""
 
     def project(self, context: Tensor, residual: Stream) -> Stream:
-        """residual + W context: (rows, d)."""
+        """residual + W context, or LN of it: (rows, d)."""
 
     def expand(self, z: Stream) -> Tensor:
-        """act(W LN(z)): (rows, d) to (rows, hidden)."""
+        """act(W LN(z)), or act(W z): (rows, d) to (rows, hidden)."""
 
     def contract(self, hidden: Tensor, residual: Stream) -> Stream:
-        """residual + W hidden: (rows, hidden) to (rows, d)."""
+        """residual + W hidden, or LN of it: (rows, hidden) to (rows, d)."""
 
 
 def walk_block(
-    steps: BlockSteps, x: Stream, attend: Callable[[Tensor], Tensor], first_rows: Tensor | None = None
+    steps: BlockSteps, x: Stream, attend: Callable[[Tensor], Tensor], only_rows: Tensor | None = None
 ) -> Stream:
-    """z = x + Attention(LN(x)); z + MLP(LN(z)): the one description of a block. Seven launches on the kernels.
+    """z = x + Attention(x); z + MLP(z), with two norms: the one description of a block. Seven launches on the kernels.
 
     Args:
         steps: of the block. x: (rows, d).
         attend: (rows, 3 * d) to (rows, d), inside each pair.
-        first_rows: (B,), the rows to go on with after the attention; None: all.
+        only_rows: (B,), the rows to go on with after the attention; None: all.
     """
     context = attend(steps.query_key_value(x))
-    if first_rows is not None:
-        context, x = context[first_rows], x[first_rows]
+    if only_rows is not None:
+        context, x = context[only_rows], x[only_rows]
     z = steps.project(context, x)
     return steps.contract(steps.expand(z), z)
 
@@ -58,7 +65,7 @@ def walk_block(
 class Intermediate(nn.Module):
     """act(W x + b), the first half of the MLP."""
 
-    def __init__(self, config: PatchConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.intermediate_act_fn = activation(config.hidden_act)
@@ -72,7 +79,7 @@ class Intermediate(nn.Module):
 class Output(nn.Module):
     """residual + W hidden + b, the second half of the MLP."""
 
-    def __init__(self, config: PatchConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = HiddenDropout(config.hidden_dropout_prob)
@@ -82,24 +89,16 @@ class Output(nn.Module):
         return self.dropout(self.dense(hidden)) + residual
 
 
-@skippable(
-    attention=Attention,
-    intermediate=Intermediate,
-    output=Output,
-    layernorm_before=nn.LayerNorm,
-    layernorm_after=nn.LayerNorm,
-)
-class Layer(nn.Module):
-    """One block: by `walk_block` where nothing in it was touched, else module by module."""
+class Block(nn.Module):
+    """One block: by `walk_block` where nothing in it was touched, else module by module. A kind adds its steps."""
 
-    def __init__(self, config: PatchConfig) -> None:
-        super().__init__()
-        d, eps = config.hidden_size, config.block_layer_norm_eps
-        self.attention = Attention(config)
-        self.intermediate = Intermediate(config)
-        self.output = Output(config)
-        self.layernorm_before = nn.LayerNorm(d, eps=eps)
-        self.layernorm_after = nn.LayerNorm(d, eps=eps)
+    attention: Any  # a PrunableAttention
+    intermediate: Intermediate
+    output: Any
+
+    def is_untouched(self) -> bool:
+        """Whether this and all below it is what its class makes of it."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -108,44 +107,85 @@ class Layer(nn.Module):
         *,
         head_scale: Tensor | None = None,
         want_attention: bool = False,
-        first_rows_only: bool = False,
+        only_rows: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """One block over all pairs: (total_tokens, d) to the same; and the probabilities where they are wanted.
 
-        first_rows_only: of an untouched block, whether to compute `layout.first` alone after the attention: (B, d).
+        only_rows: of an untouched block, (B,), the rows to compute alone after the attention: (B, d).
         """
-        # Who asks for first rows alone has looked.
-        if not (first_rows_only or is_untouched(self, Layer)):
+        # Who asks for some rows alone has looked.
+        if only_rows is None and not self.is_untouched():
             return self._call_modules(x, layout, head_scale, want_attention)
         rest: list[Tensor] = []
 
         def attend(qkv: Tensor) -> Tensor:
-            context, *rest[:] = self.attention.attention.attend(qkv, layout, head_scale, want_attention, True)
+            context, *rest[:] = self.attention.heads.attend(qkv, layout, head_scale, want_attention, True)
             return context
 
-        return (walk_block(self, x, attend, layout.first if first_rows_only else None), *rest)
+        return (walk_block(self, x, attend, only_rows), *rest)
 
     def _call_modules(
         self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
     ) -> tuple[Tensor, ...]:
         """The same block as `walk_block`, each module called."""
+        raise NotImplementedError
+
+    def query_key_value(self, x: Tensor) -> Tensor:
+        """See `BlockSteps`, as for those that follow: steps of an untouched block."""
+        raise NotImplementedError
+
+    def project(self, context: Tensor, residual: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def expand(self, z: Tensor) -> Tensor:
+        up, act = self.intermediate.dense, self.intermediate.intermediate_act_fn
+        fused = fused_name(act)
+        hidden = linear(up, z, activation=fused)
+        return hidden if fused is not None else act(hidden)
+
+    def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@skippable(
+    attention=Attention,
+    intermediate=Intermediate,
+    output=Output,
+    layernorm_before=nn.LayerNorm,
+    layernorm_after=nn.LayerNorm,
+)
+class Layer(Block):
+    """A pre-norm block (Dosovitskiy et al. 2021, equations 2 and 3)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        d, eps = config.hidden_size, config.block_layer_norm_eps
+        self.attention = Attention(config)
+        self.intermediate = Intermediate(config)
+        self.output = Output(config)
+        self.layernorm_before = nn.LayerNorm(d, eps=eps)
+        self.layernorm_after = nn.LayerNorm(d, eps=eps)
+
+    def is_untouched(self) -> bool:
+        """See `Block`, as for those that follow."""
+        return is_untouched(self, Layer)
+
+    def _call_modules(
+        self, x: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool
+    ) -> tuple[Tensor, ...]:
         normed = self.layernorm_before(x)
         attended, *rest = self.attention(normed, layout, head_scale=head_scale, want_attention=want_attention)
         z = attended + x
         return (self.output(self.intermediate(self.layernorm_after(z)), z), *rest)
 
     def query_key_value(self, x: Tensor) -> Tensor:
-        """See `BlockSteps`, as for those that follow: steps of an untouched block."""
-        return self.attention.attention.query_key_value(normalise(self.layernorm_before, x))
+        return self.attention.heads.query_key_value(normalise(self.layernorm_before, x))
 
     def project(self, context: Tensor, residual: Tensor) -> Tensor:
         return linear(self.attention.output.dense, context, residual=residual)
 
     def expand(self, z: Tensor) -> Tensor:
-        up, act = self.intermediate.dense, self.intermediate.intermediate_act_fn
-        fused = fused_name(act)
-        hidden = linear(up, normalise(self.layernorm_after, z), activation=fused)
-        return hidden if fused is not None else act(hidden)
+        return super().expand(normalise(self.layernorm_after, z))
 
     def contract(self, hidden: Tensor, residual: Tensor) -> Tensor:
         return linear(self.output.dense, hidden, residual=residual)
@@ -154,60 +194,16 @@ class Layer(nn.Module):
 class EncoderOutput(NamedTuple):
     """What `Encoder` gives."""
 
-    last_hidden_state: Tensor  # (total_tokens, d), or (B, d) where first rows were enough
+    last_hidden_state: Tensor  # (total_tokens, d), or (B, d) where these rows were enough
     hidden_states: tuple[Tensor, ...] | None  # (B, places, d) each: the input of every block, and the last output
     attentions: tuple[Tensor, ...] | None  # (B, heads, places, places) each
 
 
-@skippable()
-class Encoder(nn.Module):
-    """The blocks."""
+class CallsBlocks(nn.Module):
+    """Calls blocks, whose activations are recomputed in the backward pass where `gradient_checkpointing` says so."""
 
-    def __init__(self, config: PatchConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.gradient_checkpointing = False
-        self.gradient_checkpointing_kwargs: dict[str, Any] = {}  # of torch.utils.checkpoint.checkpoint
-
-    def forward(
-        self,
-        x: Tensor,
-        layout: Layout,
-        *,
-        head_mask: Tensor | None = None,
-        want_attentions: bool = False,
-        want_hidden_states: bool = False,
-        first_rows_only: bool = False,
-    ) -> EncoderOutput:
-        """All blocks.
-
-        Args:
-            x: (total_tokens, d).
-            layout: of the batch.
-            head_mask: (layers, num_heads) or None.
-            want_attentions, want_hidden_states: what to keep.
-            first_rows_only: whether the rows `layout.first` are enough: the projection and MLP of an untouched last
-                block then run on these alone.
-        """
-        states: list[Tensor] = []
-        attentions: list[Tensor] = []
-        # What hangs on the last block, or comes after it, sees every row.
-        narrows = first_rows_only and not want_hidden_states and len(self.layer) > 0
-        narrows = narrows and is_untouched(self.layer[-1], Layer)
-        for i, layer in enumerate(self.layer):
-            if want_hidden_states:
-                x = _show(x, layout, states)
-            options = {
-                "head_scale": None if head_mask is None else head_mask[i],
-                "want_attention": want_attentions,
-                "first_rows_only": narrows and i + 1 == len(self.layer),
-            }
-            x, *rest = self._call_layer(layer, x, layout, options)
-            attentions += rest
-        if want_hidden_states:
-            x = _show(x, layout, states)
-        x = x[layout.first] if first_rows_only and not narrows else x
-        return EncoderOutput(x, tuple(states) or None, tuple(attentions) or None)
+    gradient_checkpointing = False
+    gradient_checkpointing_kwargs: Mapping[str, Any] = {}  # of torch.utils.checkpoint.checkpoint
 
     def _call_layer(self, layer: nn.Module, x: Tensor, layout: Layout, options: dict[str, Any]) -> tuple[Tensor, ...]:
         if not (self.gradient_checkpointing and self.training):
@@ -222,6 +218,60 @@ class Encoder(nn.Module):
 
         kwargs = {"use_reentrant": False, **self.gradient_checkpointing_kwargs}
         return torch.utils.checkpoint.checkpoint(run, x, **kwargs)
+
+
+@skippable()
+class Encoder(CallsBlocks):
+    """The blocks.
+
+    Args:
+        config: of the model.
+        kind: of the blocks.
+    """
+
+    def __init__(self, config: EncoderConfig, kind: type[Block] = Layer) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(kind(config) for _ in range(config.num_hidden_layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout,
+        *,
+        head_mask: Tensor | None = None,
+        want_attentions: bool = False,
+        want_hidden_states: bool = False,
+        only_rows: Tensor | None = None,
+    ) -> EncoderOutput:
+        """All blocks.
+
+        Args:
+            x: (total_tokens, d).
+            layout: of the batch.
+            head_mask: (layers, num_heads) or None.
+            want_attentions, want_hidden_states: what to keep.
+            only_rows: (B,), the rows that are enough, such as `layout.first`: the projection and MLP of an untouched
+                last block then run on these alone. None: all.
+        """
+        states: list[Tensor] = []
+        attentions: list[Tensor] = []
+        # What hangs on the last block, or comes after it, sees every row.
+        narrows = only_rows is not None and not want_hidden_states and len(self.layer) > 0
+        narrows = narrows and isinstance(self.layer[-1], Block) and self.layer[-1].is_untouched()
+        for i, layer in enumerate(self.layer):
+            if want_hidden_states:
+                x = _show(x, layout, states)
+            options = {
+                "head_scale": None if head_mask is None else head_mask[i],
+                "want_attention": want_attentions,
+                "only_rows": only_rows if narrows and i + 1 == len(self.layer) else None,
+            }
+            x, *rest = self._call_layer(layer, x, layout, options)
+            attentions += rest
+        if want_hidden_states:
+            x = _show(x, layout, states)
+        x = x if only_rows is None or narrows else x[only_rows]
+        return EncoderOutput(x, tuple(states) or None, tuple(attentions) or None)
 
 
 def _show(x: Tensor, layout: Layout, states: list[Tensor]) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vilt_fast.configs.encoder import EncoderConfig
 from vilt_fast.configs.vilt import ViltConfig
+from vilt_fast.configs.visual_bert import VisualBertConfig
 from vilt_fast.layers.activations import Activation, activation, fused_name
+from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.projection import call_layer_norm, call_linear, linear
 from vilt_fast.layers.untouched import is_untouched, skippable
 
@@ -53,7 +56,7 @@ def _activated(dense: nn.Module, act: nn.Module, act_kind: type[nn.Module], rows
 class MaskedLMHead(nn.Module):
     """Scores of the vocabulary."""
 
-    def __init__(self, config: ViltConfig) -> None:
+    def __init__(self, config: ViltConfig | VisualBertConfig) -> None:
         super().__init__()
         self.transform = PredictionTransform(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
@@ -61,6 +64,53 @@ class MaskedLMHead(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """(rows, d) to (rows, vocabulary)."""
         return call_linear(self.decoder, self.transform(rows))
+
+
+class PredictionHead(MaskedLMHead):
+    """Scores of the vocabulary, under BERT's names: the decoder's bias is a parameter of the head too."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__(config)
+        self.bias = self.decoder.bias
+
+
+class PreTrainingHeads(nn.Module):
+    """Scores of the vocabulary, and whether text and image belong together."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        self.predictions = PredictionHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, rows: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, d) and (B, d) to (rows, vocabulary) and (B, 2)."""
+        return self.predictions(rows), call_linear(self.seq_relationship, pooled)
+
+
+class RegionToPhraseAttention(nn.Module):
+    """The scores of one attention head, as wide as one of the encoder's, before any softmax."""
+
+    def __init__(self, config: VisualBertConfig) -> None:
+        super().__init__()
+        d, width = config.hidden_size, config.hidden_size // config.num_attention_heads
+        self.query = nn.Linear(d, width)
+        self.key = nn.Linear(d, width)
+        self.value = nn.Linear(d, width)  # of checkpoints; nothing reads it
+        self.dropout = Dropout(config.attention_probs_dropout_prob)  # likewise
+
+    def forward(self, chosen: Tensor, regions: Tensor, kept: Tensor) -> Tensor:
+        """(B, S, d), (B, V, d) and (B, V) bool to (B, S, V), the dtype's least number where a region is not kept."""
+        query, key = (
+            call_linear(module, rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+            for module, rows in ((self.query, chosen), (self.key, regions))
+        )
+        return phrase_scores(query, key, kept)
+
+
+def phrase_scores(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
+    """(B, S, w), (B, V, w) and (B, V) bool to (B, S, V): scaled products, the least number where nothing is kept."""
+    scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+    return scores.masked_fill(~kept[:, None, :], torch.finfo(scores.dtype).min)
 
 
 class MatchingHead(nn.Module):

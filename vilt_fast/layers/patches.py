@@ -72,22 +72,6 @@ class ImageEmbeddings(nn.Module):
             )
         return rows, columns
 
-    def _fresh_rows(self, layout: Layout) -> Tensor:
-        """(total_tokens, d) to be written.
-
-        Raises:
-            ValueError: the weights are on the meta device, or of 8 bits.
-        """
-        if self.cls_token.is_meta:
-            raise ValueError("the model is on the meta device, which holds no weights: load them first")
-        if self.cls_token.element_size() == 1:
-            raise ValueError(
-                f"the model is in {self.cls_token.dtype}, which is not computed with: .to(torch.bfloat16), or quantise "
-                "its products alone, with torchao.quantization.quantize_"
-            )
-        # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
-        return self.cls_token.new_zeros(layout.total_tokens, self.cls_token.shape[-1])
-
     def _embed_images(
         self,
         tokens: Tensor,
@@ -185,3 +169,25 @@ def is_table(embedding: Any) -> bool:
     """Whether nobody wants a gradient of an untouched nn.Embedding by rules of its own."""
     ruled = embedding.padding_idx is not None or embedding.sparse or embedding.scale_grad_by_freq
     return not (ruled and torch.is_grad_enabled() and embedding.weight.requires_grad)
+
+
+def fresh_rows(weight: Tensor, layout: Layout) -> Tensor:
+    """(total_tokens, d) to be written, where a weight (..., d) of the embeddings is.
+
+    Raises:
+        ValueError: the weights are on the meta device, or of 8 bits.
+    """
+    check_computable(weight)
+    # zeros, not empty: the reference differentiates through the rows it overwrites, where garbage could be NaN.
+    return weight.new_zeros(layout.total_tokens, weight.shape[-1])
+
+
+def check_computable(weight: Tensor) -> None:
+    """Raise where a weight of a model is on the meta device, or of 8 bits."""
+    if weight.is_meta:
+        raise ValueError("the model is on the meta device, which holds no weights: load them first")
+    if weight.element_size() == 1:
+        raise ValueError(
+            f"the model is in {weight.dtype}, which is not computed with: .to(torch.bfloat16), or quantise its "
+            "products alone, with torchao.quantization.quantize_"
+        )

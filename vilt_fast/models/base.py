@@ -132,6 +132,7 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
             with naming(stored.path):
                 model = cls(config, **constructor).to(dtype=stored.dtype() if dtype == "auto" else _as_dtype(dtype))
             info = checkpoints.fill(model, stored, strict=strict)
+        model._complete(info["missing_keys"])
         model.name_or_path = config.name_or_path = str(name_or_path or "")
         config._attn_implementation = attn_implementation or config._attn_implementation
         model = model.to(device=place).eval()
@@ -287,6 +288,9 @@ class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMix
                 self._init_weights(module)
                 module._has_weights = True  # type: ignore[assignment]
         self.tie_weights()
+
+    def _complete(self, missing: set[str]) -> None:
+        """Give weights that a checkpoint lacked the values that follow from those it had, where any do."""
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilt_fast.configs.encoder import PatchConfig
+from vilt_fast.configs.encoder import EncoderConfig, PatchConfig
 from vilt_fast.packing import Check
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
@@ -95,11 +95,12 @@ def check_packed_images(pixels: PackedPixels, pixel_mask: Tensor | None, config:
         raise ValueError(f"pixel_values: packed images have {CHANNELS} channels, the model {config.num_channels}")
 
 
-def check_head_mask(head_mask: Tensor | None, config: PatchConfig) -> Tensor | None:
+def check_head_mask(head_mask: Tensor | None, config: EncoderConfig) -> Tensor | None:
     """(layers, heads) or None; raises unless it is one number a head."""
     if head_mask is None:
         return None
-    check_tensor("head_mask", head_mask)
+    if check_tensor("head_mask", head_mask).is_complex():
+        raise ValueError(f"head_mask must hold real numbers, got {head_mask.dtype}")
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if tuple(head_mask.shape) not in ((heads,), (layers, heads)):
         raise ValueError(f"head_mask must be ({heads},) or ({layers}, {heads}), got shape {tuple(head_mask.shape)}")
@@ -107,23 +108,34 @@ def check_head_mask(head_mask: Tensor | None, config: PatchConfig) -> Tensor | N
 
 
 def check_labels(
-    labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False
+    labels: Tensor, shape: tuple[int, ...], *, classes: int | None = None, ignore: bool = False, name: str = "labels"
 ) -> list[Check]:
     """Conditions on labels of that shape: integers in 0..classes - 1, or any numbers if that is None, finite ones.
 
-    ignore: whether -100 means "no label".
+    ignore: whether -100 means "no label". name: of the argument.
     """
-    refuse_unreadable("labels", check_tensor("labels", labels))
-    check_shape("labels", labels, shape)
+    refuse_unreadable(name, check_tensor(name, labels))
+    check_shape(name, labels, shape)
     if classes is None:
         if labels.is_complex():
-            raise ValueError(f"labels must hold real numbers, got {labels.dtype}")
-        refuse_non_finite_mask("labels", labels)
+            raise ValueError(f"{name} must hold real numbers, got {labels.dtype}")
+        refuse_non_finite_mask(name, labels)
         return []
-    labels = integers("labels", labels)
+    labels = integers(name, labels)
     if ignore:
-        return [range_check("labels", labels.masked_fill(labels == -100, 0), classes, " or -100")]
-    return [range_check("labels", labels, classes)]
+        return [range_check(name, labels.masked_fill(labels == -100, 0), classes, " or -100")]
+    return [range_check(name, labels, classes)]
+
+
+def check_probabilities(labels: Tensor, shape: tuple[int, ...]) -> list[Check]:
+    """Conditions on labels of that shape that a divergence is taken from: finite numbers, none below 0."""
+    checks, wrong = check_labels(labels, shape), in_floats(labels) < 0
+    return [*checks, (wrong.any(), lambda: f"labels must not be negative, got {labels[wrong][0].item()}")]
+
+
+def in_floats(values: Tensor) -> Tensor:
+    """Real numbers in a dtype that all operations know: 32 bits, or more where they have more."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def range_check(name: str, values: Tensor, size: int, note: str = "") -> Check:
@@ -161,6 +173,27 @@ def refuse_non_finite_pixels(pixels: Any, pixel_mask: Tensor | None) -> None:
     images = wrong.flatten(1).any(1).nonzero()
     if len(images):
         raise ValueError(f"pixel_values: image {int(images[0])} has NaN or infinite pixels")
+
+
+def check_rows(name: str, rows: Tensor, mask: Tensor | None) -> None:
+    """Raise unless rows (B, n, d) are floats, finite where their mask (B, n) keeps them; see below."""
+    if not rows.is_floating_point():
+        raise ValueError(f"{name} must be floating point, got {rows.dtype}")
+    refuse_non_finite_rows(name, rows, mask)
+
+
+def refuse_non_finite_rows(name: str, rows: Tensor, mask: Tensor | None) -> None:
+    """Raise where a row (B, n, d) on the host that its mask (B, n) keeps has NaN or infinite values."""
+    if not rows.is_cpu or rows.numel() == 0 or not _can_read():
+        return
+    if all(math.isfinite(extreme.item()) for extreme in rows.detach().aminmax()):
+        return
+    wrong = ~rows.isfinite().all(2)
+    wrong = wrong if mask is None else wrong & (mask.cpu() != 0)
+    places = wrong.nonzero().tolist()
+    if places:
+        pair, row = places[0]
+        raise ValueError(f"{name}: row {row} of pair {pair} has NaN or infinite values")
 
 
 def _can_read() -> bool:

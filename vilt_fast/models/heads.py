@@ -28,6 +28,8 @@ class Seen(NamedTuple):
     attentions: Any = None
     layout: Layout | None = None  # of a head that puts rows at places
     pixels: Tensor | PackedPixels | None = None  # of a loss over them
+    pooled: Tensor | None = None  # (B, d), of a head that reads them beside all rows
+    inputs: Any = None  # of a head that reads arguments of its own
 
 
 class WithHead(PreTrainedModel):
@@ -35,7 +37,7 @@ class WithHead(PreTrainedModel):
 
     output_class: Any = SequenceClassifierOutput  # called with a loss, logits, states and attentions
     base_class: type[PreTrainedModel]  # of `_body`
-    first_rows_only = True  # whether the head reads each pair's first row alone, or more
+    row_read: str | None = "first"  # the property of `Layout` with the one row of each pair that is read; None: more
 
     @property
     def _body(self) -> Any:
@@ -45,12 +47,12 @@ class WithHead(PreTrainedModel):
     def _answer(
         self,
         inputs: Any,
-        labels: Tensor | None,
+        labels: Any,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
         return_dict: bool | None,
     ) -> Any:
-        """What `forward` returns."""
+        """What `forward` returns. labels: a tensor, or several with a method `to`."""
         checks = [] if labels is None else self._check_labels(labels, inputs)
         wanted = {
             "output_attentions": either(output_attentions, self.config.output_attentions),
@@ -63,15 +65,19 @@ class WithHead(PreTrainedModel):
             seen = self._call_base(inputs, wanted)
         logits = self._logits(seen)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), seen)
-        output = self.output_class(loss, logits, seen.hidden_states, seen.attentions)
+        output = self._make_output(loss, logits, seen)
         return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
+
+    def _make_output(self, loss: Tensor | None, logits: Any, seen: Seen) -> Any:
+        return self.output_class(loss, logits, seen.hidden_states, seen.attentions)
 
     def _can_stay_packed(self) -> bool:
         """Whether nobody would miss the call of `_body`, or the rows that are not read."""
         body = self._body
         if not stands_alone(body, self.base_class):
             return False
-        return stands_alone(body.encoder, Encoder) and stands_alone(body.layernorm, nn.LayerNorm)
+        norm_is_alone = body.layernorm is None or stands_alone(body.layernorm, nn.LayerNorm)
+        return stands_alone(body.encoder, Encoder) and norm_is_alone
 
     def _stay_packed(self, inputs: Any, checks: list[Check]) -> Seen:
         """What the head reads, without the rows that nobody reads."""
@@ -81,17 +87,17 @@ class WithHead(PreTrainedModel):
         """The same from the output of `_body`, called like any module."""
         raise NotImplementedError
 
-    def _check_labels(self, labels: Tensor, inputs: Any) -> list[Check]:
+    def _check_labels(self, labels: Any, inputs: Any) -> list[Check]:
         raise NotImplementedError
 
     def score(self, rows: Tensor) -> Tensor:
         """The head on the rows that it reads: (B, d) to (B, labels), or (words, d) to (words, classes)."""
         raise NotImplementedError
 
-    def _logits(self, seen: Seen) -> Tensor:
+    def _logits(self, seen: Seen) -> Any:
         return self.score(seen.rows)
 
-    def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
+    def _loss(self, logits: Any, labels: Any, seen: Seen) -> Tensor:
         return F.cross_entropy(logits, labels.flatten().long())
 
 
@@ -150,7 +156,7 @@ class ViltWithHead(WithHead):
         return None
 
     def _can_stay_packed(self) -> bool:
-        return super()._can_stay_packed() and (self.vilt.pools_first_rows or not self.first_rows_only)
+        return super()._can_stay_packed() and (self.vilt.pools_first_rows or self.row_read is None)
 
     def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
         """What the head reads, without the rows that nobody reads."""
@@ -171,7 +177,7 @@ class ViltWithHead(WithHead):
 class ViltWithWordHead(ViltWithHead):
     """Base of the heads that read every word. labels (B, L) integers, -100 where there is nothing to learn."""
 
-    first_rows_only = False
+    row_read = None
 
     def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
         encoded = self.vilt.encode(inputs, checks=checks)
@@ -192,6 +198,18 @@ class ViltWithWordHead(ViltWithHead):
     def _loss(self, logits: Tensor, labels: Tensor, seen: Seen) -> Tensor:
         assert seen.kept is not None
         return F.cross_entropy(logits.flatten(0, 1), labels.long().masked_fill(~seen.kept, -100).flatten())
+
+
+def divergence(logits: Tensor, labels: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Kullback and Leibler's, of probabilities `labels` from the softmax of logits: the mean over pairs of its sum.
+
+    Labels of 32 bits make a loss of 32 bits, also of 16-bit logits. kept: bool, the labels that count; None: all.
+    """
+    labels = labels if labels.is_floating_point() else labels.to(logits.dtype)
+    labels = labels if kept is None else labels.masked_fill(~kept, 0)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    loss = F.kl_div(logits.to(wide).log_softmax(-1), labels.to(wide), reduction="batchmean")
+    return loss.to(torch.promote_types(logits.dtype, labels.dtype))
 
 
 def either(value: bool | None, otherwise: bool) -> bool:

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.vilt import ViltConfig
-from vilt_fast.models.arguments import Arguments
+from vilt_fast.models.arguments import TextArguments, TextBatch
 from vilt_fast.models.checks import (
     check_head_mask,
     check_packed,
     check_pixels,
+    check_rows,
     check_shape,
     check_tensor,
     exactly_one,
     integers,
-    range_check,
     refuse_non_finite_pixels,
 )
 from vilt_fast.packing import Check, Layout
@@ -27,16 +27,12 @@ from vilt_fast.pixels import PackedPixels
 
 
 @dataclass(kw_only=True)
-class Inputs(Arguments):
+class Inputs(TextArguments):
     """What a caller of `ViltModel.forward` gave; see there for shapes and meaning."""
 
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
-    token_type_ids: Tensor | None = None
     pixel_values: Tensor | PackedPixels | None = None
     pixel_mask: Tensor | None = None
     head_mask: Tensor | None = None
-    inputs_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     image_token_type_idx: int | Tensor | None = None
     patch_mask: Tensor | None = None
@@ -48,20 +44,6 @@ class Inputs(Arguments):
         """What a caller gave, as arguments of `ViltModel.forward`."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "slots"}
         return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the text is, and everything has to be."""
-        return exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds).device
-
-    def text_shape(self) -> tuple[int, int]:
-        """(B, L)."""
-        text = exactly_one("input_ids", self.input_ids, "inputs_embeds", self.inputs_embeds)
-        rank = 2 if text is self.input_ids else 3
-        if text.ndim != rank or 0 in text.shape[:2]:
-            wanted = "input_ids: (batch, words)" if rank == 2 else "inputs_embeds: (batch, words, hidden_size)"
-            raise ValueError(f"{wanted}, none of them 0, is wanted, got shape {tuple(text.shape)}")
-        return text.shape[0], text.shape[1]
 
     def image_of_each(self, slot: int, num_images: int) -> Inputs:
         """The pairs of every text with its image number `slot`, out of (B, num_images, ...)."""
@@ -119,25 +101,12 @@ class Inputs(Arguments):
 
     def check(self, config: ViltConfig, device: torch.device) -> Batch:
         """The same batch in one form: every tensor there, of its shape and type; a ValueError says which is not."""
-        batch, length = self.text_shape()
-        if length > config.max_position_embeddings:
-            raise ValueError(
-                f"the text must have at most max_position_embeddings = {config.max_position_embeddings} tokens, got "
-                f"{length}; pass truncation=True to the tokenizer"
-            )
-        check_shape("inputs_embeds", self.inputs_embeds, (batch, length, config.hidden_size))
-        check_shape("attention_mask", self.attention_mask, (batch, length))
-        check_shape("token_type_ids", self.token_type_ids, (batch, length))
+        words = self.check_words(config)
+        batch, _ = self.text_shape()
         grid_size = self._check_images(config, batch, device)
         check_shape("patch_mask", self.patch_mask, (batch, *grid_size))
-        ones = torch.ones(batch, length, dtype=torch.bool, device=device)
-        types = self.token_type_ids
-        types = torch.zeros_like(ones, dtype=torch.int64) if types is None else integers("token_type_ids", types)
         return Batch(
-            input_ids=None if self.input_ids is None else integers("input_ids", self.input_ids),
-            attention_mask=ones if self.attention_mask is None else self.attention_mask != 0,
-            token_type_ids=types,
-            inputs_embeds=self.inputs_embeds,
+            **words,
             pixel_values=self.pixel_values,
             pixel_mask=self.pixel_mask,
             image_embeds=self.image_embeds,
@@ -168,6 +137,7 @@ class Inputs(Arguments):
                     f"pixel_mask must have one entry a row of image_embeds, {tuple(images.shape[:2])}, got shape "
                     f"{tuple(mask.shape)}"
                 )
+            check_rows("image_embeds", images, None if mask is None else mask.flatten(1))
             grid_size = (1, images.shape[1])
         else:
             grid_size = check_pixels(images, self.pixel_mask, config)
@@ -212,13 +182,9 @@ def check_modality(index: Any) -> None:
 
 
 @dataclass(kw_only=True)
-class Batch:
+class Batch(TextBatch):
     """Inputs after their check: masks are bool, indices int64, nothing optional but what excludes each other."""
 
-    input_ids: Tensor | None
-    attention_mask: Tensor
-    token_type_ids: Tensor
-    inputs_embeds: Tensor | None
     pixel_values: Tensor | PackedPixels | None
     pixel_mask: Tensor | None
     image_embeds: Tensor | None
@@ -232,7 +198,9 @@ class Batch:
 
     def layout(self, config: ViltConfig, training: bool, checks: list[Check]) -> Layout:
         """Plan the batch; all checks of values ride on the one read back to the host that this makes."""
-        checks = [*checks, *self._value_checks(config)]
+        checks = [*checks, *self.check_values(config)]
+        if self.image_index is not None:
+            checks.append(((self.image_index < 0).any(), lambda: "image_index must not be negative"))
         if self.image_embeds is not None:
             places = self.image_embeds.shape[1]
             kept = None
@@ -258,14 +226,6 @@ class Batch:
             return layout
         counts = [height * width for height, width in pixels.grids(patch)]
         return layout.sharing(self.leaders, counts if limit < 0 else [min(count, limit) for count in counts])
-
-    def _value_checks(self, config: ViltConfig) -> list[Check]:
-        checks = [range_check("token_type_ids", self.token_type_ids, config.type_vocab_size, " (type_vocab_size)")]
-        if self.input_ids is not None:
-            checks.append(range_check("input_ids", self.input_ids, config.vocab_size, " (vocab_size)"))
-        if self.image_index is not None:
-            checks.append(((self.image_index < 0).any(), lambda: "image_index must not be negative"))
-        return checks
 
 
 def _fold_padded(name: str, images: Tensor, rank: int, batch: int, num_images: int) -> Tensor:

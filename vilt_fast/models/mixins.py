@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vilt_fast.checkpoints import check_weights
 from vilt_fast.configs.checks import LARGEST_SIZE, is_integer, shown
-from vilt_fast.layers.attention import Attention
+from vilt_fast.layers.attention import PrunableAttention
 
 # Of torch.utils.checkpoint.checkpoint, without the function and its arguments.
 _CHECKPOINTING = {*inspect.signature(torch.utils.checkpoint.checkpoint).parameters, "preserve_rng_state"} - {
@@ -262,7 +262,7 @@ class HeadPruningMixin(nn.Module):
             if wrong or len(heads) == count:
                 got = f"head {wrong[0]!r}, wanted 0..{count - 1}" if wrong else "all heads, wanted one at least to stay"
                 raise ValueError(f"heads_to_prune: block {index}: got {got}")
-            if not isinstance(blocks[index].attention, Attention):
+            if not isinstance(blocks[index].attention, PrunableAttention):
                 raise ValueError(f"heads_to_prune: block {index} has an attention of another class")
             blocks[index].attention.check_prunable()
         if gone:

@@ -218,3 +218,24 @@ class MaskedImageModelingOutput(ModelOutput):
     def logits(self) -> Tensor | None:
         """The name that `reconstruction` had before transformers 4.26."""
         return self.reconstruction
+
+
+class MultipleChoiceModelOutput(HeadOutput):
+    """Of VisualBertForMultipleChoice: logits (B, choices)."""
+
+
+@dataclass(eq=False)
+class VisualBertForPreTrainingOutput(ModelOutput):
+    """Of VisualBertForPreTraining: hidden_states and attentions as in BaseModelOutputWithPooling.
+
+    Args:
+        loss: where labels were given.
+        prediction_logits: (B, L + V, vocabulary); zero at masked words and regions.
+        seq_relationship_logits: (B, 2): of text and image that belong together, and that do not.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Pooler
@@ -16,11 +16,11 @@ from vilt_fast.packing import Layout
 
 
 class PackedModel(PreTrainedModel):
-    """Embeddings, encoder, a last LayerNorm and a pooler."""
+    """Embeddings, encoder, a last LayerNorm where blocks are pre-norm, and a pooler."""
 
     output_class: type[BaseModelOutputWithPooling] = BaseModelOutputWithPooling
     encoder: Encoder
-    layernorm: nn.LayerNorm
+    layernorm: Any  # an nn.LayerNorm; None: blocks are post-norm
     pooler: Pooler | None
 
     @property
@@ -38,9 +38,9 @@ class PackedModel(PreTrainedModel):
         head_mask: Tensor | None,
         want_attentions: bool | None,
         want_hidden_states: bool | None,
-        first_rows_only: bool,
+        only_rows: Tensor | None,
     ) -> Encoded:
-        """The encoder on a batch that is embedded; None: as in the configuration."""
+        """The encoder on a batch that is embedded; None: as in the configuration, and all rows."""
         config = self.config
         tokens, states, attentions = self.encoder(
             tokens,
@@ -48,13 +48,13 @@ class PackedModel(PreTrainedModel):
             head_mask=None if head_mask is None else head_mask.to(tokens.dtype),
             want_attentions=config.output_attentions if want_attentions is None else want_attentions,
             want_hidden_states=config.output_hidden_states if want_hidden_states is None else want_hidden_states,
-            first_rows_only=first_rows_only,
+            only_rows=only_rows,
         )
         return Encoded(layout, tokens, states, attentions)
 
     def _output(self, encoded: Encoded, return_dict: bool | None) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """What `forward` returns of a batch that is encoded."""
-        tokens = call_layer_norm(self.layernorm, encoded.tokens)
+        tokens = encoded.tokens if self.layernorm is None else call_layer_norm(self.layernorm, encoded.tokens)
         states = encoded.layout.unpack(tokens)
         pooled = None
         if self.pooler is not None:

@@ -157,7 +157,8 @@ class ViltModel(PackedModel):
             image_embeds=batch.image_embeds,
             pair_modality=batch.pair_modality,
         )[0]
-        return self._encode(tokens, layout, batch.head_mask, want_attentions, want_hidden_states, first_rows_only)
+        only_rows = layout.first if first_rows_only else None
+        return self._encode(tokens, layout, batch.head_mask, want_attentions, want_hidden_states, only_rows)
 
 
 ViltWithHead.base_class = ViltModel

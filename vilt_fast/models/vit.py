@@ -165,7 +165,8 @@ class ViTModel(ViTPreTrainedModel, PackedModel):
         tokens = self.embeddings(
             layout, pixel_values=batch.pixel_values, interpolation=batch.interpolation, masked=batch.masked
         )[0]
-        return self._encode(tokens, layout, batch.head_mask, want_attentions, want_hidden_states, first_rows_only)
+        only_rows = layout.first if first_rows_only else None
+        return self._encode(tokens, layout, batch.head_mask, want_attentions, want_hidden_states, only_rows)
 
 
 class ViTWithHead(WithHead, ViTPreTrainedModel):
@@ -187,7 +188,7 @@ class ViTForMaskedImageModeling(ViTWithHead):
     """Pixels of masked patches (Xie et al. 2022, SimMIM); the loss comes with `bool_masked_pos`."""
 
     output_class = MaskedImageModelingOutput
-    first_rows_only = False
+    row_read = None
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)

@@ -3,9 +3,11 @@
 from .batch import BatchEncoding, BatchFeature
 from .decoding import decode_rgb
 from .processor import ViltProcessor
+from .regions import Regions, read_regions
 from .settings import resize_size
 from .text import BertTokenizer, BertTokenizerFast
 from .vilt import ViltFeatureExtractor, ViltImageProcessor
+from .visual_bert import VisualBertProcessor
 from .vit import ViTFeatureExtractor, ViTImageProcessor
 
 __all__ = [
@@ -13,11 +15,14 @@ __all__ = [
     "BatchFeature",
     "BertTokenizer",
     "BertTokenizerFast",
+    "Regions",
     "ViTFeatureExtractor",
     "ViTImageProcessor",
     "ViltFeatureExtractor",
     "ViltImageProcessor",
     "ViltProcessor",
+    "VisualBertProcessor",
     "decode_rgb",
+    "read_regions",
     "resize_size",
 ]
