@@ -167,7 +167,7 @@ class ViltWithHead(WithHead):
     def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         """The same from the output of `vilt`, called like any module."""
         output = self._output_of_vilt(inputs, wanted)
-        return Seen(output[1], None, output.hidden_states, output.attentions)
+        return Seen(pooled_rows(output), None, output.hidden_states, output.attentions)
 
     def _output_of_vilt(self, inputs: Inputs, wanted: dict[str, bool]) -> Any:
         given = inputs.given()
@@ -210,6 +210,17 @@ def divergence(logits: Tensor, labels: Tensor, kept: Tensor | None = None) -> Te
     wide = torch.promote_types(logits.dtype, torch.float32)
     loss = F.kl_div(logits.to(wide).log_softmax(-1), labels.to(wide), reduction="batchmean")
     return loss.to(torch.promote_types(logits.dtype, labels.dtype))
+
+
+def pooled_rows(output: Any) -> Tensor:
+    """What the pooler of a base model gave, (B, d).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if output.pooler_output is None:
+        raise ValueError("pooler: the model below the head has none, whose rows the head reads")
+    return output.pooler_output
 
 
 def either(value: bool | None, otherwise: bool) -> bool:

@@ -28,7 +28,7 @@ from vilt_fast.layers.projection import call_linear
 from vilt_fast.layers.untouched import skippable
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.checks import check_labels, check_probabilities, check_tensor
-from vilt_fast.models.heads import Seen, WithHead, divergence
+from vilt_fast.models.heads import Seen, WithHead, divergence, pooled_rows
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
@@ -249,7 +249,7 @@ class VisualBertWithHead(WithHead, VisualBertPreTrainedModel):
 
     def _call_base(self, inputs: RegionInputs, wanted: dict[str, bool]) -> Seen:
         output = self._output_of_base(inputs, wanted)
-        return Seen(output[1], None, output.hidden_states, output.attentions, inputs=inputs)
+        return Seen(pooled_rows(output), None, output.hidden_states, output.attentions, inputs=inputs)
 
     def _output_of_base(self, inputs: RegionInputs, wanted: dict[str, bool]) -> Any:
         given = inputs.given()

@@ -12,7 +12,7 @@ from vilt_fast.configs.visual_bert import VisualBertConfig
 from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.heads import PreTrainingHeads, RegionToPhraseAttention
 from vilt_fast.models.checks import check_labels, check_probabilities, check_tensor
-from vilt_fast.models.heads import Seen, divergence
+from vilt_fast.models.heads import Seen, divergence, pooled_rows
 from vilt_fast.models.outputs import HeadOutput, VisualBertForPreTrainingOutput
 from vilt_fast.models.region_inputs import RegionInputs
 from vilt_fast.models.visual_bert import VisualBertModel, VisualBertWithHead
@@ -123,7 +123,7 @@ class VisualBertForPreTraining(VisualBertWithDecoder):
     def _call_base(self, inputs: RegionInputs, wanted: dict[str, bool]) -> Seen:
         output, layout = self._output_of_base(inputs, wanted), self._layout(inputs)
         states = {"hidden_states": output.hidden_states, "attentions": output.attentions}
-        return Seen(layout.pack(output[0]), layout=layout, pooled=output[1], **states)
+        return Seen(layout.pack(output[0]), layout=layout, pooled=pooled_rows(output), **states)
 
     def _logits(self, seen: Seen) -> Any:
         assert seen.layout is not None
