@@ -13,7 +13,7 @@ from vilt_fast.frozen.planning import Checked, HostBatch, Words, host_array, mak
 from vilt_fast.models.checks import refuse_non_finite_rows
 from vilt_fast.models.region_inputs import RegionInputs
 
-MOST_REGIONS = 100  # that the usual detectors keep of an image; more run without a recorded graph
+MOST_REGIONS = 100  # that the usual detectors keep of an image; pairs that are longer with more run without a graph
 
 
 def read(given: dict[str, Any], model: Any) -> RegionInputs:
@@ -101,10 +101,11 @@ def plan(inputs: RegionInputs, config: Any) -> HostBatch | None:
     if any(value is not None for value in (*unusual, inputs.region_to_phrase_position)):
         return None
     words = usual_words(inputs, config) if _is_mask(inputs.attention_mask) else None
-    if words is None or words.attention_mask.sum(1).min() < inputs.fewest_words:
+    kept = None if words is None else _usual_regions(inputs, config, len(words.input_ids))
+    if words is None or kept is None:
         return None
-    kept = _usual_regions(inputs, config, len(words.input_ids))
-    return None if kept is None else _plan(words, inputs.visual_embeds, kept, inputs.choices)
+    batch = _plan(words, inputs.visual_embeds, kept, inputs.choices)
+    return None if batch.plan.arrays["text_count"].min() < inputs.fewest_words else batch
 
 
 def _usual_regions(inputs: RegionInputs, config: Any, batch: int) -> np.ndarray | None:

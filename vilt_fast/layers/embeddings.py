@@ -280,7 +280,7 @@ class VisualBertEmbeddings(nn.Module):
         token_type_ids: Tensor,
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
-        regions: Regions | None,
+        regions: KeptRegions | None,
     ) -> Tensor:
         norm: dict[str, Any] = {
             "ln_weight": self.LayerNorm.weight,
@@ -327,7 +327,7 @@ class VisualBertEmbeddings(nn.Module):
         token_type_ids: Tensor,
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
-        regions: Regions | None,
+        regions: KeptRegions | None,
     ) -> Tensor:
         """The same, each module called."""
         place = layout.word_place
@@ -349,7 +349,7 @@ class VisualBertEmbeddings(nn.Module):
         return fresh_rows(rows, layout).index_copy(0, row, rows)
 
 
-class Regions(NamedTuple):
+class KeptRegions(NamedTuple):
     """The regions of a batch that become rows, in the order of `Layout.patch_row`."""
 
     features: Tensor  # (regions, visual_embedding_dim)
@@ -359,11 +359,11 @@ class Regions(NamedTuple):
 
 def kept_regions(
     layout: Layout, dtype: torch.dtype, features: Tensor, types: Tensor, alignment: Tensor | None
-) -> Regions:
+) -> KeptRegions:
     """The regions of (B, V, ...) that are not masked, their features in a dtype."""
     place = layout.patch_index.long()
     alignment = None if alignment is None else alignment.flatten(0, 1)[place]
-    return Regions(features.flatten(0, 1)[place].to(dtype), types.flatten()[place], alignment)
+    return KeptRegions(features.flatten(0, 1)[place].to(dtype), types.flatten()[place], alignment)
 
 
 def aligned_positions(look_up: Callable[[Tensor], Tensor], alignment: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class VisualBertWithDecoder(VisualBertWithHead):
     def resize_token_embeddings(self, *arguments: Any, **options: Any) -> nn.Module:
         """See the base class; the decoder's bias stays one parameter with the head's."""
         words = super().resize_token_embeddings(*arguments, **options)
-        self.cls.predictions.bias = self.cls.predictions.decoder.bias
+        self.tie_weights()
         return words
 
 
