@@ -293,6 +293,16 @@ def test_weights_that_are_assigned_are_tied_again(oracle, visual_pair, visual_in
         oracle.check_equal("logits", model(**inputs)[0], ours(**inputs)[0])
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_resize_ties_what_assigned_weights_left_apart(visual_pair, tied):
+    ours, _ = visual_pair(PRE, tie_word_embeddings=tied)
+    ours.load_state_dict({name: value.clone() for name, value in ours.state_dict().items()}, assign=True)
+    ours.resize_token_embeddings(30)
+    head = ours.cls.predictions
+    assert head.bias is head.decoder.bias and (head.decoder.weight is ours.get_input_embeddings().weight) == tied
+    assert len(head.bias) == len(head.decoder.weight) == 30
+
+
 def test_weights_behind_parametrizations(oracle, visual_pair, visual_inputs):
     """Weight norm of the projection of regions, pruned weights of a block: logits, and the gradient of what is new."""
     from torch.nn.utils import parametrizations, prune
