@@ -35,6 +35,11 @@ VISUAL_BERT = """VisualBERT that answers questions, ids and features of regions 
 ([how](bench/README.md#visualbert)). `times transformers` is the median of the rounds' ratios."""
 # Suites of other families: what stands above their table, and what a second is counted in.
 FAMILIES = {"vit": (VIT, "images/s"), "visual_bert": (VISUAL_BERT, "pairs/s")}
+EXPORT = """ViLT-B/32 that answers questions, exported once for any batch, words, height and width, pixels to logits.
+`mixed` is a batch of images that lie and stand with questions of several lengths, `full` the same with every image and
+question as large as the largest: of {full:,} padded rows {mixed:,} are tokens. What packs takes {share:.2f} of the time
+for `mixed`, what pads 1.00: that is padding's price ([how](bench/README.md#export)). `times live` is the median of the
+rounds' ratios."""
 CPU_CLOCK = "These are milliseconds of CPU time of one thread, on a machine that others used."
 # A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1
@@ -85,7 +90,9 @@ def _device_parts(rows: Rows) -> list[str]:
         if table:
             parts.append(f"{title}, vqa-mix:\n\n{table}")
     parts += [
-        text for text in (_others(rows), *_families(rows), _waterfall(rows), _growth(rows), _losses(rows)) if text
+        text
+        for text in (_others(rows), *_families(rows), *_exports(rows), _waterfall(rows), _growth(rows), _losses(rows))
+        if text
     ]
     return parts
 
@@ -97,7 +104,7 @@ def _table(rows: Rows) -> str:
     lines = []
     for row in timed:
         name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
-        spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
+        spread = _spread(row)
         times, share = _times_transformers(row, timed), f"{100 * row['matmul_share']:.0f} %"
         speed, error = f"{row['pairs_per_s']:.4g}", f"{row['error']:.0e}"
         lines.append((row["batch"], name, row["dtype"], _short(row["median_ms"]), spread, speed, times, share, error))
@@ -144,12 +151,38 @@ def _family(rows: Rows, suite: str, about: str, speed_unit: str) -> str:
         for row in sorted(case, key=itemgetter("pairs_per_s")):
             name = f"**{row['contestant']}**" if row["is_ours"] else row["contestant"]
             times = f"{row['times_first']:.2f}" if has_transformers else ""
-            spread = f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
+            spread = _spread(row)
             speed = f"{row['pairs_per_s']:.3g}"
             lines.append((workload, batch, name, row["dtype"], _short(row["median_ms"]), spread, speed, times))
     head = ("workload", "B", "contestant", "dtype", "ms", "20 to 80 %", speed_unit, "times transformers")
     title = f"{about}\n{CPU_CLOCK}" if any("CPU time" in row["launches"] for row in timed) else about
     return f"{title}\n\n{_markdown(head, lines)}" if lines else ""
+
+
+def _exports(rows: Rows) -> list[str]:
+    """Forms of one model on the ragged batch and on the full one, the fastest on the ragged one last."""
+    timed = [row for row in rows if row["suite"] == "export" and row["median_ms"]]
+    head = ("B", "form", "dtype", *("mixed, ms", "20 to 80 %", "full, ms", "20 to 80 %"), "mixed / full")
+    parts = []
+    for batch, group in _groups(timed, itemgetter("batch")).items():
+        by_name = _groups(sorted(group, key=itemgetter("workload"), reverse=True), itemgetter("contestant"))
+        pairs = [tuple(both) for both in by_name.values() if len(both) == 2]  # mixed, full
+        lines = []
+        for mixed, full in sorted(pairs, key=lambda both: both[0]["pairs_per_s"]):
+            times = [text for row in (mixed, full) for text in (_short(row["median_ms"]), _spread(row))]
+            figures = (mixed["median_ms"] / full["median_ms"], mixed["times_first"], full["times_first"])
+            name = f"**{mixed['contestant']}**"
+            lines.append((batch, name, mixed["dtype"], *times, *(f"{figure:.2f}" for figure in figures)))
+        if lines:
+            tokens, padded = mixed["tokens"], full["tokens"]
+            about = EXPORT.format(mixed=tokens, full=padded, share=tokens / padded)
+            table = _markdown((*head, "times live, mixed", "times live, full"), lines)
+            parts.append(f"{about}\n\n{table}")
+    return parts
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return f"{_short(row['p20_ms'])} to {_short(row['p80_ms'])}"
 
 
 def _groups(rows: Rows, key: Callable[[dict[str, Any]], Any]) -> dict[Any, list[dict[str, Any]]]:
@@ -246,7 +279,7 @@ def replaced(readme: str, text: str) -> str:
 
 def plot_rows(by_device: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What is drawn: the first device, a GPU where there is one. No plot is of another family."""
-    return [row for row in next(iter(by_device.values()), []) if row["suite"] not in FAMILIES]
+    return [row for row in next(iter(by_device.values()), []) if row["suite"] not in (*FAMILIES, "export")]
 
 
 def check(root: Path = ROOT) -> list[str]:

@@ -8,6 +8,7 @@ scaling     cost against batch, spread of lengths, and patches per image
 memory      peak memory of one forward
 vit         ViT-B/16: images of one size, of several, and with half of their patches
 visual_bert VisualBERT that answers questions: texts and regions of many lengths, and of one
+export      ViLT as a torch.export program, in onnxruntime and as an AOTInductor package, beside live and frozen
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vilt_fast.bench import (
     contestant,
     end_to_end,
     environment,
+    export,
     operations,
     ours,
     peers,
@@ -227,6 +229,13 @@ def _visual_bert(run: Run) -> Iterator[list[Row]]:
                 yield run.time("visual_bert", case, found)
 
 
+def _export(run: Run) -> Iterator[list[Row]]:
+    for batch in run.batches or ((2,) if run.quick else (8,)):
+        for make in export.WORKLOADS.values():
+            case = run.case(make(batch), sets=1, compiles=True)
+            yield run.time("export", case, export.contestants(torch.float32))
+
+
 def scaling_cases(run: Run) -> Iterator[Workload]:
     """Batch from 1 to 1024; widths that differ by factors up to 19; 16 to 1025 patches at about the same total."""
     batches = run.batches or ((1, 2) if run.is_small else (1, 4, 16, 64, 256, 1024))
@@ -262,4 +271,5 @@ SUITES: dict[str, Callable[[Run], Iterator[list[Row]]]] = {
     "scaling": _scaling,
     "vit": _vit,
     "visual_bert": _visual_bert,
+    "export": _export,
 }

@@ -23,7 +23,7 @@ def attention(
         qkv: (rows, 3 * d): query, key and value side by side, each (num_heads, head_dim).
         cu_seqlens: (spans + 1,) int32, ascending from 0; span i is rows cu_seqlens[i] up to cu_seqlens[i + 1].
         num_heads: d is a multiple of it.
-        max_seqlen: upper bound of the lengths. Unused here; the kernel sizes its grid by it.
+        max_seqlen: upper bound of the lengths. The kernel sizes its grid by it, torch.compile the padded form of this.
         scale: multiplies q k^T; 1 / sqrt(head_dim) where None.
         head_scale: (num_heads,) multiplies the probabilities of each head (Hugging Face's `head_mask`).
         dropout_p: probability of dropping a probability.
@@ -41,6 +41,8 @@ def attention(
         >>> attention(qkv, torch.tensor([0, 2, 5], dtype=torch.int32), num_heads=2, max_seqlen=3)[:, 0]
         tensor([0.5000, 0.5000, 3.0000, 3.0000, 3.0000])
     """
+    if torch.compiler.is_compiling():
+        return _attention_padded(qkv, cu_seqlens, num_heads, max_seqlen, scale, head_scale, dropout_p)
     lengths = cu_seqlens.diff().tolist()
     total, context = sum(lengths), []
     spells_out = head_scale is not None or _is_transformed()
@@ -105,6 +107,8 @@ def attention_rows(
         <BLANKLINE>
                 [[0.3333, 0.3333, 0.3333]]])
     """
+    if torch.compiler.is_compiling():
+        return _attention_rows_padded(qkv, cu_seqlens, query_rows, num_heads, max_seqlen, scale, head_scale)
     query, key, _ = qkv.unflatten(-1, (3, num_heads, -1)).unbind(1)  # (rows, num_heads, head_dim)
     bounds = cu_seqlens.tolist()
     span_of = torch.searchsorted(cu_seqlens.long(), query_rows.long(), right=True) - 1
@@ -119,6 +123,67 @@ def attention_rows(
     return result
 
 
+def _attention_padded(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    num_heads: int,
+    max_seqlen: int,
+    scale: float | None,
+    head_scale: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """`attention` for torch.compile, which traces no loop over spans: the same, every span padded to the longest."""
+    query, key, value, mask = _pad_spans(qkv, cu_seqlens, num_heads, max_seqlen)
+    if head_scale is None:
+        context = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, scale=scale)
+    else:
+        probabilities = F.dropout(_probabilities(query, key, scale, mask), dropout_p)
+        context = (probabilities * head_scale[:, None, None]) @ value
+    rows = torch.arange(qkv.shape[0], device=qkv.device)
+    span, place = _places(cu_seqlens, rows)
+    outside = rows >= cu_seqlens[-1]
+    return context.transpose(1, 2).flatten(2)[span, place].masked_fill(outside[:, None], 0)
+
+
+def _attention_rows_padded(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    query_rows: Tensor,
+    num_heads: int,
+    max_seqlen: int,
+    scale: float | None,
+    head_scale: Tensor | None,
+) -> Tensor:
+    """`attention_rows` likewise."""
+    query, key, _, mask = _pad_spans(qkv, cu_seqlens, num_heads, max_seqlen)
+    probabilities = _probabilities(query, key, scale, mask)  # (spans, num_heads, max_seqlen, max_seqlen)
+    if head_scale is not None:
+        probabilities = probabilities * head_scale[:, None, None]
+    span, place = _places(cu_seqlens, query_rows)
+    return probabilities.transpose(1, 2)[span, place]
+
+
+def _pad_spans(
+    qkv: Tensor, cu_seqlens: Tensor, num_heads: int, max_seqlen: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, key and value, (spans, num_heads, max_seqlen, head_dim) each, and which keys there are."""
+    places = torch.arange(max_seqlen, device=qkv.device)
+    stands = places < cu_seqlens.diff()[:, None]  # (spans, max_seqlen)
+    row = torch.where(stands, cu_seqlens[:-1, None] + places, 0)
+    padded = qkv[row].masked_fill(~stands[:, :, None], 0)  # zero, so that no NaN of row 0 gets about
+    query, key, value = padded.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    # An empty span attends to its padding: without any key its gradient would be NaN.
+    return query, key, value, (stands | (places == 0))[:, None, None, :]
+
+
+def _places(cu_seqlens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The span of each row, and its place there, both 0 for rows past the last span."""
+    span = torch.searchsorted(cu_seqlens[1:].long(), rows.long(), right=True)
+    outside = span == len(cu_seqlens) - 1
+    span = span.masked_fill(outside, 0)
+    return span, (rows - cu_seqlens[span]).masked_fill(outside, 0)
+
+
 def _is_transformed() -> bool:
     """Whether torch.func or forward mode runs, for which PyTorch's fused attention has no rules."""
     if torch.compiler.is_compiling():
@@ -126,7 +191,8 @@ def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
-def _probabilities(query: Tensor, key: Tensor, scale: float | None) -> Tensor:
-    """(num_heads, queries, keys) from (num_heads, queries, head_dim) and (num_heads, keys, head_dim)."""
+def _probabilities(query: Tensor, key: Tensor, scale: float | None, mask: Tensor | None = None) -> Tensor:
+    """(..., queries, keys) from (..., queries, head_dim) and (..., keys, head_dim); mask: True for keys there are."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return ((query @ key.transpose(-1, -2)) * scale).softmax(-1)
+    scores = (query @ key.transpose(-1, -2)) * scale
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vilt_fast.contracts.positions import BICUBIC_SCALE, BILINEAR, CUBIC_A, SCALE_EXCESS, check_interpolation
 
+from .placing import which_count, write_rows
+
 
 def patch_embed(
     tokens: Tensor,
@@ -73,8 +75,8 @@ def patch_embed(
     patch = weight.shape[-1]
     if grid_size is None or pixel_offset is None:
         grid_size = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-    chosen = patch_index >= 0
-    image, y, x = cells(patch_index[chosen], grid_size)
+    chosen = which_count(patch_index)
+    image, y, x = cells(patch_index[chosen].clamp(min=0), grid_size)
 
     if pixel_offset is not None:
         patches = gather_bytes(pixels, pixel_offset[image], grid[image, 1], y, x, patch=patch, channels=weight.shape[1])
@@ -92,23 +94,29 @@ def patch_embed(
     if modality is not None and pair_modality is not None:
         rows, cls = rows + modality[pair_modality[image]], cls + modality[pair_modality]
 
-    tokens = tokens.index_copy(0, patch_row[chosen].long(), rows.to(tokens.dtype))
-    has_cls = cls_row >= 0
-    return tokens.index_copy(0, cls_row[has_cls].long(), cls[has_cls].to(tokens.dtype))
+    tokens = write_rows(tokens, patch_row[chosen], rows.to(tokens.dtype))
+    has_cls = which_count(cls_row)
+    return write_rows(tokens, cls_row[has_cls], cls[has_cls].to(tokens.dtype))
 
 
 def cells(patch_index: Tensor, grid_size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """(N,) int64 each: the image of each patch, and its cell (y, x), from a `patch_index` without -1."""
     (grid_height, grid_width), cell = grid_size, patch_index.long()
-    return cell // (grid_height * grid_width), cell // grid_width % grid_height, cell % grid_width
+    row, image = cell // grid_width, cell // (grid_height * grid_width)
+    return image, row - image * grid_height, cell - row * grid_width  # ONNX has no remainder by a size
 
 
 def gather_patches(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, *, patch: int) -> Tensor:
     """(N, C, p, p): the patches at (N,) cells (y, x) of padded images (B, C, H, W)."""
+    return all_patches(pixels, patch=patch)[image, y, x]
+
+
+def all_patches(pixels: Tensor, *, patch: int) -> Tensor:
+    """(B, GH, GW, C, p, p), a view: every patch of padded images (B, C, H, W)."""
     grid_height, grid_width = pixels.shape[2] // patch, pixels.shape[3] // patch
     tiles = pixels[:, :, : grid_height * patch, : grid_width * patch]
     tiles = tiles.unflatten(3, (grid_width, patch)).unflatten(2, (grid_height, patch))  # (B, C, GH, p, GW, p)
-    return tiles.permute(0, 2, 4, 1, 3, 5)[image, y, x]
+    return tiles.permute(0, 2, 4, 1, 3, 5)
 
 
 def gather_bytes(
@@ -144,7 +152,7 @@ def interpolate(
         return table[y * columns + x]
     dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
     taps = _linear_taps if interpolation == BILINEAR else _cubic_taps
-    excess = torch.zeros(len(grid), dtype=dtype, device=grid.device)
+    excess = torch.zeros(grid.shape[0], dtype=dtype, device=grid.device)
     if interpolation == BICUBIC_SCALE:
         excess += SCALE_EXCESS * (grid != grid.new_tensor(table_size)).any(1).to(dtype)
     down, across = taps(y, grid[:, 0], rows, excess), taps(x, grid[:, 1], columns, excess)

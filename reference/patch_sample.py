@@ -50,7 +50,7 @@ def patch_sample(
     """
     device, (grid_height, grid_width) = attention_mask.device, grid_size
     batch, cells = attention_mask.shape[0], grid_height * grid_width
-    grid = _grids(pixel_mask, batch, grid_size, device)  # (B, 2)
+    grid = valid_patches(pixel_mask, batch, grid_size, device)  # (B, 2)
 
     y = torch.arange(grid_height, device=device)[:, None]
     x = torch.arange(grid_width, device=device)
@@ -79,7 +79,7 @@ def patch_sample(
     return Plan(*(tensor.to(torch.int32) for tensor in tensors))
 
 
-def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], device: torch.device) -> Tensor:
+def valid_patches(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], device: torch.device) -> Tensor:
     """(B, 2) valid patches: a patch is valid where the mask's nearest pixel is, read along column 0 and row 0."""
     if pixel_mask is None:
         return torch.tensor(grid_size, device=device).expand(batch, 2)
@@ -91,6 +91,8 @@ def _grids(pixel_mask: Tensor | None, batch: int, grid_size: tuple[int, int], de
 
 def nearest_pixels(pixels: int, patches: int, device: torch.device | str = "cpu") -> Tensor:
     """(patches,) int64: the pixel that stands for each patch, floor(i * pixels / patches) in float32 as in PyTorch."""
+    if patches and pixels % patches == 0:  # the same, and sizes may be symbols
+        return torch.arange(patches, device=device) * (pixels // patches)
     return (torch.arange(patches, device=device) * pixels_per_patch(pixels, patches)).long().clamp(max=pixels - 1)
 
 

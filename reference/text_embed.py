@@ -1,7 +1,10 @@
 """LayerNorm(word + position + type) + modality, one row per word (Kim et al. 2021, 3.1; Li et al. 2019, 3.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .placing import which_count, write_rows
 
 
 def text_embed(
@@ -53,15 +56,20 @@ def text_embed(
                 [ 0.,  0.],
                 [11.,  9.]])
     """
-    kept = text_row >= 0  # (B, L)
-    places = kept.nonzero()[:, 1] if position_ids is None else position_ids[kept]
+    row = text_row.flatten()
+    kept = which_count(row)
+    if position_ids is None:
+        position_ids = torch.arange(text_row.shape[1], device=row.device).expand(text_row.shape)
     if inputs_embeds is None:
         assert input_ids is not None and word is not None
-        words = word[input_ids[kept]]
+        words = word[input_ids.flatten()[kept]]
     else:
-        words = inputs_embeds[kept].to(position.dtype if word is None else word.dtype)
-    rows = words + position[places] + token_type[token_type_ids[kept]]
+        # What is masked may be anything, NaN too, of which no gradient may be made.
+        masked = (text_row < 0)[:, :, None]
+        inputs_embeds = inputs_embeds.masked_fill(masked, 0) if torch.compiler.is_compiling() else inputs_embeds
+        words = inputs_embeds.flatten(0, 1)[kept].to(position.dtype if word is None else word.dtype)
+    rows = words + position[position_ids.flatten()[kept]] + token_type[token_type_ids.flatten()[kept]]
     rows = F.layer_norm(rows, (rows.shape[-1],), ln_weight, ln_bias, eps)
     if modality is not None:
         rows = rows + modality
-    return tokens.index_copy(0, text_row[kept].long(), rows)
+    return write_rows(tokens, row[kept], rows)

@@ -189,7 +189,7 @@ PATCHES_INTERPRETER = "vilt_fast.kernels.interpreter"
 STANDARD = set(sys.stdlib_module_names) | {"__future__"}
 # Which rooms each room may import, beside itself; tests import anything.
 #   cli -> commands -> demo -> engine -> frozen -> models -> layers -> ops -> kernels | reference -> contracts
-PLUMBING = ("packing", "pixels", "ops", "contracts", "configs", "checkpoints")
+PLUMBING = ("packing", "padding", "pixels", "ops", "contracts", "configs", "checkpoints")
 ARROWS = {
     "contracts": (),
     "checkpoints": (),
@@ -199,13 +199,15 @@ ARROWS = {
     "kernels": ("contracts",),
     "ops": ("kernels", "reference", "contracts"),
     "packing": ("ops", "contracts"),
+    "padding": ("packing", "contracts", "reference"),
     "layers": (*PLUMBING, "reference"),
     "models": (*PLUMBING, "layers"),
     "processing": PLUMBING,
     "frozen": (*PLUMBING, "layers", "models", "reference"),
     "engine": (*PLUMBING, "frozen", "models", "processing"),
     "demo": (*PLUMBING, "engine", "models", "layers", "processing"),
-    "commands": (*PLUMBING, "bench", "demo", "engine", "frozen", "kernels", "models", "processing"),
+    "export": (*PLUMBING, "models", "processing"),
+    "commands": (*PLUMBING, "bench", "demo", "engine", "export", "frozen", "kernels", "models", "processing"),
     "cli": ("commands",),
     "__main__": ("cli",),
 }

@@ -33,8 +33,8 @@ if TYPE_CHECKING:  # for editors and type checkers
         VisualBertForQuestionAnswering,
         VisualBertForVisualReasoning,
         VisualBertModel,
-        VisualBertPreTrainedModel,
     )
+    from vilt_fast.models.visual_bert_base import VisualBertPreTrainedModel
     from vilt_fast.models.visual_bert_words import VisualBertForPreTraining, VisualBertForRegionToPhraseAlignment
     from vilt_fast.models.vit import (
         ViTForImageClassification,
@@ -75,7 +75,7 @@ _HOMES = {
     "VisualBertForQuestionAnswering": "models.visual_bert",
     "VisualBertForVisualReasoning": "models.visual_bert",
     "VisualBertModel": "models.visual_bert",
-    "VisualBertPreTrainedModel": "models.visual_bert",
+    "VisualBertPreTrainedModel": "models.visual_bert_base",
     "VisualBertForPreTraining": "models.visual_bert_words",
     "VisualBertForRegionToPhraseAlignment": "models.visual_bert_words",
     "Engine": "engine",
@@ -141,8 +141,8 @@ _INSTEAD = {
     "autoprocessor": "ViltProcessor",
 }
 _ROOMS = (
-    *("bench", "checkpoints", "configs", "demo", "engine", "frozen", "kernels", "models", "ops", "packing", "pixels"),
-    *("processing", "reference"),
+    *("bench", "checkpoints", "configs", "demo", "engine", "export", "frozen", "kernels", "models", "ops", "packing"),
+    *("pixels", "processing", "reference"),
 )
 
 __all__ = [

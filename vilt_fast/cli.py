@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import vilt_fast
-from vilt_fast.commands import process
+from vilt_fast.commands import numbers, process
 
 BAD_INPUT = 2  # the shell's code for wrong usage, which argparse uses too
 
@@ -122,32 +122,6 @@ def _one_line(message: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-_MOST = 10**9  # of what is counted
-_DIGITS = 18  # of a number that PyTorch takes
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or len(text) > _DIGITS or not 1 <= int(text) <= _MOST:
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted a positive integer up to {_MOST}")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or len(text) > _DIGITS:
-        raise argparse.ArgumentTypeError(f"got {text[:40]!r}, wanted an integer >= 0 of at most {_DIGITS} digits")
-    return int(text)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = -1.0
-    if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a positive number")
-    return minutes
-
-
 class _Option:
     """The arguments of one call of `add_argument`."""
 
@@ -190,16 +164,16 @@ _BENCH = (
     _Option("--quick", action="store_true", help="a tiny model and few samples: the figures mean nothing"),
     _Option("--out", metavar="DIR", default="bench-results", help="of the files (default: bench-results)"),
     _Option("--device", help="default: cuda if available, else cpu"),
-    _Option("--batch", type=_positive, action="append", metavar="N", help="pairs per batch; may be repeated"),
+    _Option("--batch", type=numbers.positive, action="append", metavar="N", help="pairs per batch; may be repeated"),
     _Option(
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="with peers that compile for minutes, or without (default: with them on a GPU)",
     ),
     _Option("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time of one thread (default: wall)"),
-    _Option("--minutes", type=_minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
+    _Option("--minutes", type=numbers.minutes, default=float("inf"), metavar="M", help="start nothing new after M"),
 )
-_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "vit", "visual_bert", "all")
+_SUITES = ("ops", "model", "end-to-end", "latency", "scaling", "memory", "vit", "visual_bert", "export", "all")
 _TARGETS = "sm80,sm90,sm100,gfx942"
 
 _COMMANDS = {
@@ -210,7 +184,7 @@ _COMMANDS = {
         _Option("--out", metavar="PNG", default="demo.png", help="the image to write (default: demo.png)"),
         _Option(
             "--evaluate",
-            type=_positive,
+            type=numbers.positive,
             metavar="N",
             help="instead, measure the models on N fresh images each; the model card's N is 2000",
         ),
@@ -240,7 +214,7 @@ _COMMANDS = {
             "regions) relative to --images, or --regions, or to the file",
         ),
         *_model(required=False),
-        _Option("--top", type=_positive, default=5, metavar="N", help="answers to show (default: 5)"),
+        _Option("--top", type=numbers.positive, default=5, metavar="N", help="answers to show (default: 5)"),
         _Option(
             "--out",
             metavar="FILE",
@@ -272,7 +246,9 @@ _COMMANDS = {
         _Option("images", metavar="IMAGE", nargs="*", help="the images' files"),
         _Option("--images", metavar="FOLDER", dest="folder", help="every image in it, but for hidden ones"),
         *_model(required=False),
-        _Option("--top", type=_positive, default=5, metavar="N", help="labels to show of one image (default: 5)"),
+        _Option(
+            "--top", type=numbers.positive, default=5, metavar="N", help="labels to show of one image (default: 5)"
+        ),
         _Option(
             "--out",
             metavar="FILE",
@@ -288,6 +264,33 @@ _COMMANDS = {
         _Option("text", metavar="TEXT"),
         *_model(required=True),
     ),
+    "export": _Command(
+        "export:export",
+        "write a model into a file that runs without this package, and run that beside the model",
+        "vilt-fast export --format onnx --model dandelin/vilt-b32-finetuned-vqa --out vqa.onnx\n"
+        "  vilt-fast export --format aoti --model google/vit-base-patch16-224 --size 224x224 --out vit.pt2",
+        _Option(
+            "--format",
+            choices=("torch", "onnx", "aoti"),
+            required=True,
+            help="torch: a program of torch.export; onnx; aoti: compiled for processors like this one, which takes a "
+            "C++ compiler and a minute",
+        ),
+        _Option("--out", metavar="FILE", required=True, help="the file to write: .onnx, or .pt2 of the others"),
+        *(option for option in _model(required=False) if option.names != ("--backend",)),
+        *(
+            _Option(f"--{axis}", dest=dest, type=numbers.positive, metavar="N", help=f"{what} (default: any number)")
+            for axis, dest, what in (
+                ("batch", "batch", "pairs, or images, of every batch"),
+                ("words", "words", "of every text, padding counted"),
+                ("regions", "region_count", "of every image, padding counted"),
+                ("choices", "choices", "texts for each image, of a VisualBERT for multiple choice"),
+            )
+        ),
+        _Option(
+            "--size", type=numbers.size, metavar="HxW", help="of every image in pixels, padding counted (default: any)"
+        ),
+    ),
     "train-demo": _Command(
         "train:train_demo",
         "train a small model again and measure it",
@@ -295,14 +298,14 @@ _COMMANDS = {
         _Option("--family", choices=("vilt", "vit"), default="vilt", help="which one (default: vilt)"),
         _Option("--out", metavar="DIR", default="runs/demo", help="where the model goes (default: runs/demo)"),
         _Option("--resume", action="store_true", help="continue from the checkpoint in --out"),
-        _Option("--seed", type=_natural, default=0, metavar="N", help="of weights and images (default: 0)"),
-        _Option("--steps", type=_positive, metavar="N", help="of the optimizer (default: the recipe's)"),
-        _Option("--minutes", type=_minutes, metavar="M", help="stop after M minutes; --resume continues"),
-        _Option("--workers", type=_natural, default=2, metavar="N", help="processes that draw (default: 2)"),
+        _Option("--seed", type=numbers.natural, default=0, metavar="N", help="of weights and images (default: 0)"),
+        _Option("--steps", type=numbers.positive, metavar="N", help="of the optimizer (default: the recipe's)"),
+        _Option("--minutes", type=numbers.minutes, metavar="M", help="stop after M minutes; --resume continues"),
+        _Option("--workers", type=numbers.natural, default=2, metavar="N", help="processes that draw (default: 2)"),
         _DEVICE,
         _Option(
             "--evaluate",
-            type=_natural,
+            type=numbers.natural,
             default=2000,
             metavar="N",
             help="fresh images to measure it on; 0: none (default: 2000)",

@@ -25,6 +25,7 @@ import PIL
 import torch
 from torch import Tensor
 
+from vilt_fast.contracts.exporting import is_exporting
 from vilt_fast.contracts.pillow import pillow_rule
 from vilt_fast.contracts.plan import Plan
 from vilt_fast.contracts.positions import BILINEAR
@@ -153,11 +154,13 @@ def is_on(switch: str, tensor: Tensor) -> bool:
 def side(reference: ModuleType, tensor: Tensor) -> Any:
     """A file of `reference`, or the file of that name in `kernels`; torch.compile traces this.
 
+    What is exported holds PyTorch's operations alone, wherever its tensors are.
+
     Raises:
         RuntimeError: the kernels are asked for, and Triton is not installed.
     """
     operation = reference.__name__.rpartition(".")[2]
-    if _chosen.get(operation, "kernels" if tensor.is_cuda else "reference") == "reference":
+    if is_exporting() or _chosen.get(operation, "kernels" if tensor.is_cuda else "reference") == "reference":
         return reference
     if not _HAS_TRITON:
         raise RuntimeError(

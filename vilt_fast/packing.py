@@ -10,16 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from vilt_fast import ops
+from vilt_fast.contracts.exporting import apart, is_exporting
 from vilt_fast.contracts.plan import Plan
 
 # A condition on values that live on the device, a bool scalar that is True where something is wrong, and what to say.
 Check: TypeAlias = tuple[Tensor, Callable[[], str]]
+
+
+class _once(cached_property[Any]):
+    """A cached_property that torch.compile traces, which knows no locks: there it is computed at each of its uses."""
+
+    def __get__(self, instance: Any, owner: type[Any] | None = None) -> Any:
+        return self.func(instance) if torch.compiler.is_compiling() else super().__get__(instance, owner)
 
 
 class Copies(NamedTuple):
@@ -193,7 +201,7 @@ class Layout:
             max_patches=0,
         )
 
-    @cached_property
+    @_once
     def padded_row(self) -> Tensor:
         """(B, L + CLS + max_patches) int64: the row behind each place of the padded form, -1 for padding."""
         if not self.has_cls:  # image_embeds, regions: every row keeps the place in which it came
@@ -205,10 +213,15 @@ class Layout:
         image_row = (self.first + self.text_count)[:, None] + places
         return torch.cat((self.text_row, torch.where(places < image_count, image_row, -1)), 1).long()
 
-    @cached_property
+    @_once
     def word_place(self) -> Tensor:
         """(words,) int64: where in the flattened (B, L) text each row of `word_row` stands."""
         return _places(self.text_row, len(self.word_row))
+
+    @property
+    def word_position(self) -> Tensor:
+        """(words,) int64: where in its text each row of `word_row` stands."""
+        return self.word_place - self.word_place // self.text_length * self.text_length  # ONNX has no remainder
 
     @property
     def projected_patches(self) -> tuple[Tensor, Tensor]:
@@ -216,6 +229,18 @@ class Layout:
         if self.copies is None:
             return self.patch_index, self.patch_row
         return self.patch_index[self.copies.projected], self.patch_row[self.copies.projected]
+
+    def place(self, words: Tensor | None, cls: Tensor | None, patches: Tensor | None) -> Tensor:
+        """Rows at their places: (total_tokens, d), zero where nothing came.
+
+        Args:
+            words: (words, d), for `word_row`; cls: (B, d), for `cls_row`; patches: (patches, d), for `patch_row`. None:
+                there are none.
+        """
+        pairs = ((self.word_row, words), (self.cls_row, cls), (self.patch_row, patches))
+        row = torch.cat([row.long() for row, part in pairs if part is not None])
+        rows = torch.cat([part for _, part in pairs if part is not None])
+        return rows.new_zeros(self.total_tokens, rows.shape[1]).index_copy(0, row, rows)
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L + CLS + max_patches, d) to (total_tokens, d): the inverse of `unpack`."""
@@ -232,6 +257,11 @@ class Layout:
     def unpack_words(self, values: Tensor) -> Tensor:
         """(words, n), one row for each of `word_row`, to (B, L, n), zero where words are masked."""
         return place_words(values, self.text_row >= 0)
+
+    def unpack_patches(self, values: Tensor) -> Tensor:
+        """(patches, n), one row for each of `patch_index`, to (B, GH, GW, n), zero where no patch stood."""
+        grid = values.new_zeros(self.batch_size * self.grid_size[0] * self.grid_size[1], values.shape[1])
+        return grid.index_copy(0, self.patch_index.long(), values).view(self.batch_size, *self.grid_size, -1)
 
     def unpack_attention(self, rows: Tensor) -> Tensor:
         """(total_tokens, heads, max_seqlen) of `ops.attention_rows` for every row to (B, heads, places, places)."""
@@ -252,15 +282,24 @@ class Layout:
         return torch.where(row[..., None] >= 0, flat[row.clamp(min=0)], -1)
 
 
+def take_words(padded: Tensor, kept: Tensor) -> Tensor:
+    """(B, L, d) to (words, d), one row for each True of (B, L); under `torch.export` one for each word."""
+    if is_exporting():
+        return apart(padded).flatten(0, 1)
+    return padded[kept]
+
+
 def place_words(values: Tensor, kept: Tensor) -> Tensor:
-    """(words, n), one row for each True of (B, L), to (B, L, n), zero elsewhere."""
+    """The inverse of `take_words`: (words, n) to (B, L, n), zero where `kept` is False."""
+    if is_exporting():
+        return values.view(*kept.shape, values.shape[1]).masked_fill(~kept[..., None], 0)
     ordinal = kept.flatten().cumsum(0).view_as(kept) - 1
     return _place(values, torch.where(kept, ordinal, -1))
 
 
 def raise_first(checks: Sequence[Check]) -> None:
     """Read the outcome of all checks back to the host; ValueError with the message of the first that is wrong."""
-    if checks:
+    if checks and not is_exporting():
         _raise_first(torch.stack([wrong for wrong, _ in checks]).tolist(), checks)
 
 

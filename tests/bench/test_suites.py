@@ -42,6 +42,7 @@ RUN_ON_CPU = {
         "packed FlexAttention",
         "packed, SDPA one by one",
     },
+    "export": {"vilt_fast live, reference", "vilt_fast frozen, reference", "torch.export program"},
 }
 
 

@@ -58,7 +58,7 @@ _ADVICE = {
     "vit": "use `vilt-fast classify`",
 }
 # By the model_type of a configuration.
-_PROCESSORS = {"vilt": "ViltProcessor", "vit": "ViTImageProcessor", "visual_bert": "VisualBertProcessor"}
+PROCESSORS = {"vilt": "ViltProcessor", "vit": "ViTImageProcessor", "visual_bert": "VisualBertProcessor"}
 
 
 def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
@@ -85,8 +85,8 @@ def load(arguments: argparse.Namespace) -> tuple[Any, Any]:
     # The processor first: it is quick to load, so that a mistyped name is reported at once.
     family = getattr(vilt_fast, model_class(arguments.model, arguments.command))
     _check_source(arguments, family)
-    kind = getattr(vilt_fast, _PROCESSORS[family.config_class.model_type])
-    processor = kind.from_pretrained(arguments.processor or _folder(arguments.model))
+    kind = getattr(vilt_fast, PROCESSORS[family.config_class.model_type])
+    processor = kind.from_pretrained(arguments.processor or folder_of(arguments.model))
     model = family.from_pretrained(arguments.model, dtype=dtype, device=device)
     if arguments.command != "classify":
         _check_vocabulary(processor.tokenizer.get_vocab(), model.config.vocab_size)
@@ -145,7 +145,7 @@ def model_class(name_or_path: str, command: str) -> str:
         ValueError: the weights are for another command, or for none.
     """
     fitting = [name for name, its_command in COMMANDS.items() if its_command == command]
-    named, kind = _described(name_or_path)
+    named, kind = described(name_or_path)
     of_kind = [name for name in fitting if getattr(vilt_fast, name).config_class.model_type == kind]
     if not named and not of_kind and kind in _ADVICE:
         named = [kind]
@@ -156,11 +156,11 @@ def model_class(name_or_path: str, command: str) -> str:
     raise ValueError(f"--model {name_or_path}: got {', '.join(named)}, wanted {' or '.join(fitting)}; {advice}")
 
 
-def _described(name_or_path: str) -> tuple[list[str], Any]:
+def described(name_or_path: str) -> tuple[list[str], Any]:
     """The "architectures" and the "model_type" of config.json; none for an original .ckpt, which has no such file."""
     if Path(name_or_path).suffix == ".ckpt":
         return [], None
-    path = find_file(_folder(name_or_path), "config.json")
+    path = find_file(folder_of(name_or_path), "config.json")
     assert path is not None  # it is required
     content = read_json(path)
     named = content.get("architectures")
@@ -168,7 +168,7 @@ def _described(name_or_path: str) -> tuple[list[str], Any]:
     return classes, content.get("model_type")
 
 
-def _folder(name_or_path: str) -> str:
+def folder_of(name_or_path: str) -> str:
     """Where the other files are: beside a single weights file, or in the directory or repository itself."""
     return str(Path(name_or_path).parent) if Path(name_or_path).is_file() else name_or_path
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from vilt_fast.frozen.blocks import Affine, Norm
 from vilt_fast.layers.heads import phrase_scores
-from vilt_fast.layers.reconstruction import on_grid
 from vilt_fast.packing import Layout
 
 
@@ -51,7 +50,7 @@ class PatchHead:
     stride: int
 
     def __call__(self, rows: Tensor, layout: Layout) -> Tensor:
-        return F.pixel_shuffle(on_grid(self.values(rows), layout), self.stride)
+        return F.pixel_shuffle(layout.unpack_patches(self.values(rows)).permute(0, 3, 1, 2), self.stride)
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,8 @@ class FrozenModel:
         self._stats, self._lock = Stats(), threading.Lock()
         self._folded: dict[tuple[Any, ...], tuple[Tensor, Tensor, float]] = {}
         self._family = family_of(self)
-        self._names = [*inspect.signature(self.model_class.forward).parameters][1:]
+        # Without a layout: this form makes its own, on the host.
+        self._names = [name for name in inspect.signature(self.model_class.forward).parameters if name != "layout"][1:]
         self._row_read = getattr(self.model_class, "row_read", None)
         self._buckets: Buckets | None = None
         # Rows that are encoded in two steps have no one shape.

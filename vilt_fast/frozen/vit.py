@@ -117,7 +117,7 @@ def plan(inputs: ImageInputs, config: Any) -> HostBatch | None:
         grids, grid_size = found
         shapes = {(pixels.shape[2], pixels.shape[3])}
     try:
-        interpolation = inputs.interpolation(config, shapes)
+        interpolation = inputs.interpolation(config, sorted(shapes))
     except ValueError:
         return None
     dropped = inputs.patch_mask

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.encoder import EncoderConfig
+from vilt_fast.contracts.exporting import is_exporting
 from vilt_fast.layers.dropout import Dropout, HiddenDropout
-from vilt_fast.layers.projection import weights
+from vilt_fast.layers.projection import call_linear, weights
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
+from vilt_fast.padding import PaddedLayout
+
+# Query, key and value, (rows, d) each: side by side, or three of them under `torch.export`.
+Projected: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
 
 
 @skippable(query=nn.Linear, key=nn.Linear, value=nn.Linear, dropout=Dropout)
@@ -40,11 +46,14 @@ class SelfAttention(nn.Module):
         self, x: Tensor, layout: Layout, *, head_scale: Tensor | None = None, want_attention: bool = False
     ) -> tuple[Tensor, ...]:
         """(total_tokens, d) to the same; and the probabilities (B, heads, places, places) where they are wanted."""
-        qkv = torch.cat((self.query(x), self.key(x), self.value(x)), -1)
+        projected = (self.query(x), self.key(x), self.value(x))
+        qkv = projected if isinstance(layout, PaddedLayout) else torch.cat(projected, -1)
         return self.attend(qkv, layout, head_scale, want_attention, is_untouched(self.dropout, Dropout))
 
-    def query_key_value(self, x: Tensor) -> Tensor:
+    def query_key_value(self, x: Tensor) -> Projected:
         """(rows, d) to (rows, 3 * d), side by side, in one product of the untouched three."""
+        if is_exporting():  # a graph would copy the weights side by side in each of its runs
+            return call_linear(self.query, x), call_linear(self.key, x), call_linear(self.value, x)
         # Copied side by side at each call: a third of a millisecond on a CPU, and nothing goes stale.
         parts, biases = zip(*map(weights, (self.query, self.key, self.value)), strict=True)
         absent = [bias is None for bias in biases]
@@ -55,7 +64,7 @@ class SelfAttention(nn.Module):
         return ops.linear(x, torch.cat(parts), torch.cat(biases))
 
     def attend(
-        self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool, lends: bool
+        self, qkv: Projected, layout: Layout, head_scale: Tensor | None, want_attention: bool, lends: bool
     ) -> tuple[Tensor, ...]:
         """`forward` behind the projections.
 
@@ -64,6 +73,12 @@ class SelfAttention(nn.Module):
         if head_scale is not None and self.kept_heads is not None:
             head_scale = head_scale[self.kept_heads]
         dropout = self.dropout
+        if isinstance(layout, PaddedLayout):
+            assert not isinstance(qkv, Tensor)
+            if lends and not (want_attention or dropout.is_active):
+                return (self._attend_padded(qkv, layout, head_scale),)
+            return self._attend_by_scores(torch.cat(qkv, -1), layout, head_scale, want_attention)
+        assert isinstance(qkv, Tensor)
         scored = torch.is_grad_enabled() and (qkv.requires_grad or head_scale is not None and head_scale.requires_grad)
         if not lends or want_attention and (dropout.is_active or scored):
             return self._attend_by_scores(qkv, layout, head_scale, want_attention)
@@ -75,6 +90,19 @@ class SelfAttention(nn.Module):
         every_row = torch.arange(layout.total_tokens, device=qkv.device)
         rows = ops.attention_rows(qkv, spans, every_row, heads, **options)
         return context, layout.unpack_attention(rows)
+
+    def _attend_padded(
+        self, projected: tuple[Tensor, Tensor, Tensor], layout: PaddedLayout, head_scale: Tensor | None
+    ) -> Tensor:
+        """(B * S, d) each to (B * S, d): rows that hold no token are no keys."""
+        shape = (layout.batch_size, layout.max_seqlen, self.num_attention_heads, self.attention_head_size)
+        query, key, value = (part.view(shape).transpose(1, 2) for part in projected)  # (B, heads, S, head_size) each
+        # For every query: onnxruntime's Attention, of opset 23 on, knows no mask of one row for all.
+        keys = layout.stands[:, None, None, :].expand(-1, -1, layout.max_seqlen, -1)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=keys)
+        if head_scale is not None:
+            context = context * head_scale[:, None, None]
+        return context.transpose(1, 2).reshape(layout.total_tokens, self.all_head_size)
 
     def _attend_by_scores(
         self, qkv: Tensor, layout: Layout, head_scale: Tensor | None, want_attention: bool

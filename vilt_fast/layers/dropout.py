@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vilt_fast import ops
+from vilt_fast.contracts.exporting import is_exporting
 from vilt_fast.layers.untouched import skippable
 
 _DROP = nn.Dropout.forward
@@ -21,6 +22,8 @@ class Dropout(nn.Dropout):
             return super().forward(input)
         if not self.is_active:
             return input
+        if is_exporting():
+            raise ValueError("the model is in training mode, and its dropout draws anew each time: model.eval() first")
         # Drawn from PyTorch's default generator, on the device, where nothing waits for it.
         seed = torch.randint(2**63 - 1, (), device=input.device)
         return ops.dropout(input, self.p, seed)

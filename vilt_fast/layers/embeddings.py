@@ -20,6 +20,7 @@ from vilt_fast.layers.patches import ImageEmbeddings, PatchEmbeddings, check_com
 from vilt_fast.layers.projection import linear
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
+from vilt_fast.padding import PaddedLayout
 from vilt_fast.pixels import PackedPixels
 
 
@@ -108,17 +109,26 @@ class ViltEmbeddings(ImageEmbeddings):
         Raises:
             ValueError: the weights are on the meta device, or of 8 bits.
         """
+        if isinstance(layout, PaddedLayout):
+            words = self._word_rows(layout, input_ids, token_type_ids, inputs_embeds)
+            if pixel_values is not None:
+                images = self._image_rows(layout.patch_index, layout, pixel_values, BILINEAR, pair_modality, None)
+                return layout.place(words, *images), layout
+            assert image_embeds is not None
+            rows = rows_of_embeds(layout, image_embeds, self._modality_rows(layout, pair_modality))
+            return layout.place(words, None, rows), layout
         tokens = self._embed_words(fresh_rows(self.cls_token, layout), layout, input_ids, token_type_ids, inputs_embeds)
         if pixel_values is not None:
             tokens = self._embed_images(
                 tokens, layout, pixel_values, interpolation=BILINEAR, pair_modality=pair_modality
             )
             return tokens, layout
-        # Not dropped, as in Hugging Face: whoever made them has done that.
         assert image_embeds is not None
-        places = layout.patch_index.long()
-        modality = self.token_type_embeddings(pair_modality[places // image_embeds.shape[1]])
-        return place_image_embeds(tokens, layout, image_embeds, modality), layout
+        return place_image_embeds(tokens, layout, image_embeds, self._modality_rows(layout, pair_modality)), layout
+
+    def _modality_rows(self, layout: Layout, pair_modality: Tensor) -> Tensor:
+        """(patches, d), the row of each patch's pair."""
+        return self.token_type_embeddings(pair_modality[layout.patch_index.long() // layout.grid_size[1]])
 
     def _embed_words(
         self,
@@ -146,12 +156,18 @@ class ViltEmbeddings(ImageEmbeddings):
                 modality=modality.weight[0],
                 eps=text.LayerNorm.eps,
             )
+        rows = self._word_rows(layout, input_ids, token_type_ids, inputs_embeds)
+        return tokens.index_copy(0, layout.word_row, rows.to(tokens.dtype))
+
+    def _word_rows(
+        self, layout: Layout, input_ids: Tensor | None, token_type_ids: Tensor, inputs_embeds: Tensor | None
+    ) -> Tensor:
+        """(words, d), a row for each of `layout.word_row`, each module called."""
         place = layout.word_place
         input_ids = None if input_ids is None else input_ids.flatten()[place]
         inputs_embeds = None if inputs_embeds is None else inputs_embeds.flatten(0, 1)[place]
-        rows = text(place % layout.text_length, input_ids, token_type_ids.flatten()[place], inputs_embeds)
-        rows = rows + modality(torch.zeros_like(place))
-        return tokens.index_copy(0, layout.word_row, rows.to(tokens.dtype))
+        rows = self.text_embeddings(layout.word_position, input_ids, token_type_ids.flatten()[place], inputs_embeds)
+        return rows + self.token_type_embeddings(torch.zeros_like(place))
 
 
 class ViTEmbeddings(ImageEmbeddings):
@@ -190,13 +206,22 @@ class ViTEmbeddings(ImageEmbeddings):
         Raises:
             ValueError: the weights are on the meta device, or of 8 bits.
         """
+        if isinstance(layout, PaddedLayout):
+            images = self._image_rows(layout.patch_index, layout, pixel_values, interpolation, None, masked)
+            return layout.place(None, *images), layout
         tokens = fresh_rows(self.cls_token, layout)
         return self._embed_images(tokens, layout, pixel_values, interpolation=interpolation, masked=masked), layout
 
 
+def rows_of_embeds(layout: Layout, image_embeds: Tensor, modality: Tensor) -> Tensor:
+    """(patches, d): of a caller's images, (B, places, d), with the modality row of each patch, (patches, d)."""
+    # Not dropped, as in Hugging Face: whoever made them has done that.
+    return image_embeds.flatten(0, 1)[layout.patch_index.long()] + modality
+
+
 def place_image_embeds(tokens: Tensor, layout: Layout, image_embeds: Tensor, modality: Tensor) -> Tensor:
-    """The rows of a caller's images, (B, places, d), and the modality row of each, (patches, d), at their places."""
-    rows = image_embeds.flatten(0, 1)[layout.patch_index.long()] + modality
+    """`rows_of_embeds` at their places."""
+    rows = rows_of_embeds(layout, image_embeds, modality)
     return tokens.index_copy(0, layout.patch_row.long(), rows.to(tokens.dtype))
 
 
@@ -261,6 +286,7 @@ class VisualBertEmbeddings(nn.Module):
         texts = (self.word_embeddings, self.position_embeddings, self.token_type_embeddings)
         tables = (*texts, self.visual_token_type_embeddings, self.visual_position_embeddings)
         is_one_step = is_untouched(self, VisualBertEmbeddings) and all(map(is_table, tables))
+        is_one_step = is_one_step and not isinstance(layout, PaddedLayout)
         embed = self._embed_at_once if is_one_step else self._call_modules
         weight = next(parameter for parameter in self.parameters() if parameter.is_floating_point())
         # accelerate keeps weights elsewhere, and moves them in when their own module is called.
@@ -331,22 +357,22 @@ class VisualBertEmbeddings(nn.Module):
     ) -> Tensor:
         """The same, each module called."""
         place = layout.word_place
-        position = place % layout.text_length if position_ids is None else position_ids.flatten()[place]
+        position = layout.word_position if position_ids is None else position_ids.flatten()[place]
         words = self.word_embeddings(input_ids.flatten()[place]) if input_ids is not None else None
         if words is None:
             assert inputs_embeds is not None
             words = inputs_embeds.flatten(0, 1)[place].to(weight.dtype)
         words = words + self.position_embeddings(position) + self.token_type_embeddings(token_type_ids.flatten()[place])
-        rows, row = words, layout.word_row
+        rows, found = words, None
         if regions is not None:
             found = self.visual_projection(regions.features)
             found = found + self.visual_position_embeddings(torch.zeros_like(regions.types))
             found = found + self.visual_token_type_embeddings(regions.types)
             if regions.alignment is not None:
                 found = found + aligned_positions(self.position_embeddings, regions.alignment)
-            rows, row = torch.cat((words, found)), torch.cat((row, layout.patch_row.long()))
+            rows = torch.cat((words, found))
         rows = self.dropout(self.LayerNorm(rows)).to(weight.dtype)
-        return fresh_rows(rows, layout).index_copy(0, row, rows)
+        return layout.place(rows[: words.shape[0]], None, None if found is None else rows[words.shape[0] :])
 
 
 class KeptRegions(NamedTuple):

@@ -13,6 +13,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from vilt_fast.configs.encoder import EncoderConfig
+from vilt_fast.contracts.exporting import is_exporting
 from vilt_fast.layers.activations import Activation, activation, fused_name
 from vilt_fast.layers.attention import Attention
 from vilt_fast.layers.dropout import HiddenDropout
@@ -277,4 +278,5 @@ class Encoder(CallsBlocks):
 def _show(x: Tensor, layout: Layout, states: list[Tensor]) -> Tensor:
     """Keep the padded form of x, and go on from it where somebody may ask for its gradient."""
     states.append(layout.unpack(x))
-    return layout.pack(states[-1]) if torch.is_grad_enabled() and x.requires_grad else x
+    is_asked_for = torch.is_grad_enabled() and x.requires_grad and not is_exporting()
+    return layout.pack(states[-1]) if is_asked_for else x

@@ -109,7 +109,7 @@ class RegionToPhraseAttention(nn.Module):
 
 def phrase_scores(query: Tensor, key: Tensor, kept: Tensor) -> Tensor:
     """(B, S, w), (B, V, w) and (B, V) bool to (B, S, V): scaled products, the least number where nothing is kept."""
-    scores = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
+    scores = torch.bmm(query, key.transpose(1, 2)) * query.shape[-1] ** -0.5
     return scores.masked_fill(~kept[:, None, :], torch.finfo(scores.dtype).min)
 
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.encoder import PatchConfig
+from vilt_fast.contracts.exporting import is_exporting
 from vilt_fast.layers.dropout import HiddenDropout
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
+from vilt_fast.padding import PaddedLayout
 from vilt_fast.pixels import PackedPixels, fold_normalisation
-from vilt_fast.reference.patch_embed import cells, gather_bytes, gather_patches, interpolate
+from vilt_fast.reference.patch_embed import all_patches, cells, gather_bytes, gather_patches, interpolate
 
 
 @skippable(projection=nn.Conv2d)
@@ -146,23 +148,55 @@ class ImageEmbeddings(nn.Module):
     ) -> Tensor:
         """The same as `reference.patch_embed`, each module called, and dropout before the modality rows."""
         patch_index, patch_row = layout.projected_patches
+        cls, rows = self._image_rows(patch_index, layout, pixels, interpolation, pair_modality, masked)
+        row = torch.cat((layout.cls_row, patch_row)).long()
+        return tokens.index_copy(0, row, torch.cat((cls, rows)).to(tokens.dtype))
+
+    def _image_rows(
+        self,
+        patch_index: Tensor,
+        layout: Layout,
+        pixels: Tensor | PackedPixels,
+        interpolation: str | None,
+        pair_modality: Tensor | None,
+        masked: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The rows of CLS, (B, d), and of some patches, (patches, d), each module called."""
         (image, y, x), patch = cells(patch_index, layout.grid_size), self.config.patch_shape[0]
+        dtype = self.cls_token.dtype
         if isinstance(pixels, PackedPixels):
             places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
-            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), tokens.dtype)
+            patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), dtype)
+        elif isinstance(layout, PaddedLayout):
+            # Copied in any case: `flatten` alone would ask whether a grid is one patch wide, and so fix that it is not.
+            patches = all_patches(pixels, patch=patch).clone(memory_format=torch.contiguous_format).flatten(0, 2)
         else:
             patches = gather_patches(pixels, image, y, x, patch=patch)
-        projected = self.patch_embeddings(patches.to(tokens.dtype))
+        projected = self._project(patches.to(dtype))
         if masked is not None:
             assert self.mask_token is not None
             projected = torch.where(masked[image, y, x][:, None], self.mask_token[0, 0].to(projected.dtype), projected)
         position = self.position_embeddings[0]
-        positions = interpolate(position[1:], self.table_size, layout.grid[image], y, x, interpolation)
-        cls = (self.cls_token[0, 0] + position[0]).expand(len(layout.cls_row), -1)
+        if isinstance(layout, PaddedLayout) and layout.has_one_grid:  # those of one image are those of all
+            of_one = slice(layout.max_patches)
+            grid = layout.grid[:1].expand(layout.max_patches, 2)
+            positions = interpolate(position[1:], self.table_size, grid, y[of_one], x[of_one], interpolation)
+            positions = positions.repeat(layout.batch_size, 1)
+        else:
+            positions = interpolate(position[1:], self.table_size, layout.grid[image], y, x, interpolation)
+        cls = (self.cls_token[0, 0] + position[0]).expand(layout.batch_size, -1)
         rows = self.dropout(torch.cat((cls, (projected + positions).to(cls.dtype))))
         if self.token_type_embeddings is not None and pair_modality is not None:
             rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
-        return tokens.index_copy(0, torch.cat((layout.cls_row, patch_row)).long(), rows.to(tokens.dtype))
+        return rows[: layout.batch_size], rows[layout.batch_size :]
+
+    def _project(self, patches: Tensor) -> Tensor:
+        """(patches, C, p, p) to (patches, d)."""
+        if not is_exporting() or not is_untouched(self.patch_embeddings, PatchEmbeddings):
+            return self.patch_embeddings(patches)
+        # A runtime takes as many convolutions as there are patches for no product.
+        projection = self.patch_embeddings.projection
+        return ops.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
 
 def is_table(embedding: Any) -> bool:

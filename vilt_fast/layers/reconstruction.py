@@ -31,12 +31,4 @@ class PatchDecoder(nn.Sequential):
             values = ops.linear(rows, convolution.weight.flatten(1), convolution.bias)
         else:
             values = convolution(rows[:, :, None, None]).flatten(1)
-        return shuffle(on_grid(values, layout))
-
-
-def on_grid(values: Tensor, layout: Layout) -> Tensor:
-    """(patches, n), one row for each of `layout.patch_index`, to (B, n, GH, GW), zero where no patch stood."""
-    (height, width), batch = layout.grid_size, layout.batch_size
-    grid = values.new_zeros(batch * height * width, values.shape[1])
-    grid = grid.index_copy(0, layout.patch_index.long(), values)
-    return grid.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return shuffle(layout.unpack_patches(values).permute(0, 3, 1, 2))

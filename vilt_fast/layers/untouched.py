@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from vilt_fast.contracts.exporting import is_exporting
+
 Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
@@ -74,6 +76,9 @@ def remembered(verdicts: list[bool]) -> Iterator[None]:
 
     For activation checkpointing, whose second run must take the path of the first one, whatever hooks came or went.
     """
+    if torch.compiler.is_compiling():  # the compiler runs what it traced the first time
+        yield
+        return
     token = _verdicts.set((verdicts, iter(tuple(verdicts))))
     try:
         yield
@@ -105,7 +110,7 @@ def has_usual_settings(module: nn.Module) -> bool:
 def is_watched() -> bool:
     """Whether something looks at every module that is called, or changes what operations compute (autocast)."""
     return bool(
-        nn.Module.__call__ is not _CALL
+        (nn.Module.__call__ is not _CALL and not is_exporting())  # which traces calls by its own
         or nn.Module._call_impl is not _CALL_IMPL
         or nn.Dropout.forward is not _DROP
         or torch_module._global_forward_hooks
@@ -118,6 +123,8 @@ def is_watched() -> bool:
 
 def is_untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether `module` and all below it are what `kind`, a `skippable` class, makes of them, and nobody watches."""
+    if torch.compiler.is_compiling():  # which traces no context variables
+        return not is_watched() and _looks_as_made(module, kind)
     noted = _verdicts.get()
     if noted is None:
         return not is_watched() and _is_as_made(module, kind)
@@ -135,8 +142,6 @@ def stands_alone(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    if torch.compiler.is_compiling():  # which traces no weak references
-        return _looks_as_made(module, kind)
     parts = _noted.get(module)
     if parts is not None and type(module) is kind and _are_as_noted(module, parts):
         return True
@@ -150,7 +155,8 @@ def _looks_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     if type(module) is not kind or not _is_bare(module, _kinds[kind]):
         return False
     children, wanted = module.__dict__["_modules"], _kinds[kind].children
-    if children.keys() != wanted.keys() or not wanted.keys().isdisjoint(module.__dict__):
+    # Not by `isdisjoint`, which the compiler does not trace.
+    if children.keys() != wanted.keys() or any(name in module.__dict__ for name in wanted):
         return False
     return all(_looks_as_made(children[name], wanted[name]) for name in wanted)
 
@@ -181,12 +187,14 @@ def _is_bare(module: nn.Module, kind: _Kind) -> bool:
     own = module.__dict__
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return False
-    if type(module).forward is not kind.forward or type(module).__call__ is not _CALL:
+    if type(module).forward is not kind.forward or type(module).__call__ is not nn.Module.__call__:
         return False
     if "_call_impl" in own or "_compiled_call_impl" in own or "forward" in own and has_own(module, "forward"):
         return False
     if "weight" in own or "bias" in own or own["_buffers"]:  # something stands in a parameter's place
         return False
+    if is_exporting():  # weights are stand-ins; PyTorch's operations, all there are then, know them
+        return kind.settings is None or kind.settings(module)
     for parameter in own["_parameters"].values():
         if type(parameter) not in _PLAIN:
             # No fused step does without a LayerNorm's weight or bias; that of a product may lack.

@@ -17,7 +17,7 @@ from vilt_fast.models.checks import (
     refuse_non_finite_mask,
     refuse_unreadable,
 )
-from vilt_fast.packing import Check
+from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
 _MASKS = {"attention_mask", "pixel_mask", "patch_mask", "head_mask", "bool_masked_pos", "visual_attention_mask"}
@@ -28,9 +28,14 @@ Given = TypeVar("Given", bound="Arguments")
 class Arguments:
     """Base of a family's inputs, whose fields are the arguments of its forward.
 
+    Args:
+        layout: of this batch, where it was planned before (`PlanMixin.plan`).
+
     Raises:
         ValueError: a tensor cannot be read, or a mask on the host is NaN or infinite.
     """
+
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

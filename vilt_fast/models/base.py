@@ -19,11 +19,12 @@ from vilt_fast.checkpoints.hub import HubOptions, is_file, local_path
 from vilt_fast.configs.base import PreTrainedConfig
 from vilt_fast.configs.vilt import ViltConfig
 from vilt_fast.models.mixins import EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin
+from vilt_fast.models.plans import PlanMixin
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
-class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin):
+class PreTrainedModel(EmbeddingMixin, GradientCheckpointingMixin, HeadPruningMixin, ParameterMixin, PlanMixin):
     """A model with a configuration, that reads and writes checkpoints. Parameter names are Hugging Face's."""
 
     config: Any  # an instance of config_class

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.encoder import EncoderConfig, PatchConfig
-from vilt_fast.packing import Check
+from vilt_fast.contracts.exporting import is_exporting
+from vilt_fast.packing import Check, Layout, raise_first
 from vilt_fast.pixels import CHANNELS, PackedPixels
 
 # What PyTorch stores, but computes with in few operations: quantised and 8-bit floats.
@@ -44,6 +45,23 @@ def integers(name: str, tensor: Tensor) -> Tensor:
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise ValueError(f"{name} must hold integers, got {tensor.dtype}")
     return tensor.long()
+
+
+def check_layout(
+    layout: Layout, checks: list[Check], text_shape: tuple[int, int], grid_size: tuple[int, int], device: torch.device
+) -> Layout:
+    """A layout that came with a batch; raises unless it is of one of that shape, there, or where a check says so."""
+    if not isinstance(layout, Layout):
+        raise ValueError(f"layout must be what plan() of the model gave, got {type(layout).__name__}")
+    if is_exporting():
+        raise ValueError("layout: torch.export lays out each batch anew, in the program that it makes; leave it out")
+    found = ((layout.batch_size, layout.text_length), layout.grid_size, layout.text_row.device)
+    wanted = (text_shape, grid_size, device)
+    for name, ours, theirs in zip(("(pairs, words)", "a grid of", "tensors on"), found, wanted, strict=True):
+        if ours != theirs:
+            raise ValueError(f"layout is of another batch: it has {name} {ours}, wanted {theirs}; plan() this one")
+    raise_first(checks)
+    return layout
 
 
 def check_pixels(pixels: Tensor, pixel_mask: Tensor | None, config: PatchConfig) -> tuple[int, int]:
@@ -146,9 +164,10 @@ def range_check(name: str, values: Tensor, size: int, note: str = "") -> Check:
 
 def refuse_unreadable(name: str, tensor: Tensor) -> None:
     """Raise where no operation can read the values of a tensor, or there are none."""
-    if tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_nested) and tensor.dtype not in _NEVER_READ:
+    is_meta = tensor.device.type == "meta"  # by `tensor.is_meta` torch.compile would make a graph of nothing else
+    if tensor.layout is torch.strided and not (is_meta or tensor.is_nested) and tensor.dtype not in _NEVER_READ:
         return
-    if tensor.is_meta:
+    if is_meta:
         raise ValueError(f"{name} is on the meta device, which holds no values; make it on a device that computes")
     if tensor.dtype in _NEVER_READ:
         raise ValueError(f"{name} is in {tensor.dtype}, which is not computed with; .dequantize() it, or .float()")

@@ -15,14 +15,15 @@ from vilt_fast.layers.untouched import stands_alone
 from vilt_fast.models.base import PreTrainedModel
 from vilt_fast.models.inputs import Inputs
 from vilt_fast.models.outputs import HeadOutput, SequenceClassifierOutput
-from vilt_fast.packing import Check, Layout, place_words, raise_first
+from vilt_fast.models.plans import planner
+from vilt_fast.packing import Check, Layout, place_words, raise_first, take_words
 from vilt_fast.pixels import PackedPixels
 
 
 class Seen(NamedTuple):
     """What a head reads of a batch, and what it passes on."""
 
-    rows: Tensor  # (B, d), pooled; or (words, d), those that are not masked
+    rows: Tensor  # (B, d), pooled; or (words, d), those that `take_words` takes
     kept: Tensor | None = None  # (B, L) bool: which words these are
     hidden_states: Any = None
     attentions: Any = None
@@ -54,6 +55,8 @@ class WithHead(PreTrainedModel):
     ) -> Any:
         """What `forward` returns. labels: a tensor, or several with a method `to`."""
         checks = [] if labels is None else self._check_labels(labels, inputs)
+        if inputs.layout is not None and torch.compiler.is_compiling():
+            checks = []  # whoever made the layout has read them
         wanted = {
             "output_attentions": either(output_attentions, self.config.output_attentions),
             "output_hidden_states": either(output_hidden_states, self.config.output_hidden_states),
@@ -67,6 +70,21 @@ class WithHead(PreTrainedModel):
         loss = None if labels is None else self._loss(logits, labels.to(logits.device), seen)
         output = self._make_output(loss, logits, seen)
         return output if either(return_dict, self.config.return_dict) else output.plain_tuple()
+
+    def _plan(self, inputs: Any, labels: Any) -> Layout:
+        body = self._body
+        if not isinstance(body, self.base_class):
+            wanted = self.base_class.__name__
+            raise ValueError(f"plan: below the head is a {type(body).__name__}, wanted a {wanted}: call its own plan")
+        checks = [] if labels is None else self._check_labels(labels, inputs)
+        return body.check(self._pairs(inputs), checks)[1]
+
+    def _plan_ahead(self, inputs: Any, labels: Any, *wanted: bool | None) -> Any:
+        return super()._plan_ahead(inputs, labels, *wanted) if isinstance(self._body, self.base_class) else inputs
+
+    def _pairs(self, inputs: Any) -> Any:
+        """The inputs as those of pairs."""
+        return inputs
 
     def _make_output(self, loss: Tensor | None, logits: Any, seen: Seen) -> Any:
         return self.output_class(loss, logits, seen.hidden_states, seen.attentions)
@@ -105,6 +123,7 @@ class ViltWithHead(WithHead):
     """Base of ViLT's heads: their arguments."""
 
     config: ViltConfig
+    inputs_class = Inputs
     vilt: Any  # the ViltModel, whose file imports this one
 
     @property
@@ -130,6 +149,7 @@ class ViltWithHead(WithHead):
         patch_mask: Tensor | None = None,
         seed: int | None = None,
         image_index: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> HeadOutput | tuple[Any, ...]:
         """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
 
@@ -147,7 +167,9 @@ class ViltWithHead(WithHead):
             patch_mask=patch_mask,
             seed=seed,
             image_index=image_index,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, labels, output_attentions, output_hidden_states)
         return self._answer(inputs, labels, output_attentions, output_hidden_states, return_dict)
 
     @property
@@ -155,13 +177,15 @@ class ViltWithHead(WithHead):
         """Images per text, where inputs have a dimension of them."""
         return None
 
+    def _pairs(self, inputs: Inputs) -> Inputs:
+        return inputs if self.slots is None else inputs.fold_images(self.slots)
+
     def _can_stay_packed(self) -> bool:
         return super()._can_stay_packed() and (self.vilt.pools_first_rows or self.row_read is None)
 
     def _stay_packed(self, inputs: Inputs, checks: list[Check]) -> Seen:
         """What the head reads, without the rows that nobody reads."""
-        inputs = inputs if self.slots is None else inputs.fold_images(self.slots)
-        encoded = self.vilt.encode(inputs, first_rows_only=True, checks=checks)
+        encoded = self.vilt.encode(self._pairs(inputs), first_rows_only=True, checks=checks)
         return Seen(self.vilt.pooler(normalise(self.vilt.layernorm, encoded.tokens)))
 
     def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
@@ -188,8 +212,10 @@ class ViltWithWordHead(ViltWithHead):
         output = self._output_of_vilt(inputs, wanted)
         (batch, length), mask = inputs.text_shape(), inputs.attention_mask
         words = output[0][:, :length]
-        kept = torch.ones(batch, length, device=words.device) if mask is None else mask
-        return Seen(words[kept != 0], kept != 0, output.hidden_states, output.attentions)
+        kept = torch.ones(batch, length, dtype=torch.bool, device=words.device) if mask is None else mask != 0
+        layout = inputs.layout  # which knows how many there are
+        rows = take_words(words, kept) if layout is None else words.flatten(0, 1)[layout.word_place]
+        return Seen(rows, kept, output.hidden_states, output.attentions)
 
     def _logits(self, seen: Seen) -> Tensor:
         assert seen.kept is not None

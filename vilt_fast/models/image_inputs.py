@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vilt_fast.configs.vit import ViTConfig
+from vilt_fast.contracts.exporting import always
 from vilt_fast.models.arguments import Arguments
 from vilt_fast.models.checks import (
     check_head_mask,
@@ -19,6 +21,7 @@ from vilt_fast.models.checks import (
     refuse_non_finite_pixels,
 )
 from vilt_fast.packing import Check, Layout
+from vilt_fast.padding import lay_out
 from vilt_fast.pixels import PackedPixels
 
 
@@ -59,15 +62,15 @@ class ImageInputs(Arguments):
         patch = config.patch_shape[0]
         if isinstance(pixels, PackedPixels):
             check_packed_images(pixels, self.pixel_mask, config)
-            shapes = {pixels.sizes[index] for index in pixels.image_of_pair}
+            shapes = sorted({pixels.sizes[index] for index in pixels.image_of_pair})
             pixels = pixels.cut(patch)
             grid_size = pixels.grid_size(patch)
         else:
             grid_size = check_pixels(pixels, self.pixel_mask, config)
-            if len(pixels) == 0:
+            if pixels.shape[0] == 0:
                 raise ValueError("pixel_values must hold at least one image, got none")
             refuse_non_finite_pixels(pixels, self.pixel_mask)
-            shapes = {(pixels.shape[2], pixels.shape[3])}
+            shapes = [(pixels.shape[2], pixels.shape[3])]
         self._refuse_labels()
         batch, device = self.batch_size, pixels.device
         masked, dropped = self.bool_masked_pos, self.patch_mask
@@ -98,14 +101,15 @@ class ImageInputs(Arguments):
     def _on_grid(masked: Tensor, batch: int, grid_size: tuple[int, int]) -> Tensor:
         """(B, GH, GW) bool."""
         count = grid_size[0] * grid_size[1]
-        if tuple(check_tensor("bool_masked_pos", masked).shape) not in ((batch, count), (batch, *grid_size)):
+        wanted = (batch, *grid_size) if check_tensor("bool_masked_pos", masked).ndim == 3 else (batch, count)
+        if tuple(masked.shape) != wanted:
             raise ValueError(
                 f"bool_masked_pos must have one entry for each patch, shape ({batch}, {count}) for a grid of "
                 f"{grid_size[0]} x {grid_size[1]}, got {tuple(masked.shape)}"
             )
         return (masked != 0).view(batch, *grid_size)
 
-    def interpolation(self, config: ViTConfig, shapes: set[tuple[int, int]]) -> str | None:
+    def interpolation(self, config: ViTConfig, shapes: Sequence[tuple[int, int]]) -> str | None:
         """How positions are read; None where every image has as many patches as the table entries.
 
         Args:
@@ -119,13 +123,16 @@ class ImageInputs(Arguments):
             raise ValueError(f"interpolate_pos_encoding must be True, False or None, got {interpolates!r}")
         packed_or_masked = self.pixel_mask is not None or isinstance(self.pixel_values, PackedPixels)
         if interpolates or (interpolates is None and packed_or_masked):
-            is_table = all((height // patch, width // patch) == config.table_size for height, width in shapes)
-            return None if is_table and self.pixel_mask is None else config.interpolation
-        if shapes == {config.image_shape} and self.pixel_mask is None:
+            if self.pixel_mask is not None:
+                return config.interpolation
+            is_table = all(_is_size((height // patch, width // patch), config.table_size) for height, width in shapes)
+            return None if is_table else config.interpolation
+        is_own_size = all(_is_size(shape, config.image_shape) for shape in shapes)
+        if is_own_size and self.pixel_mask is None:
             return None
         height, width = config.image_shape
-        if shapes != {config.image_shape}:
-            got = ", ".join(f"{shape[0]} x {shape[1]}" for shape in sorted(shapes)[:3])
+        if not is_own_size:
+            got = ", ".join(f"{shape[0]} x {shape[1]}" for shape in shapes[:3])
             raise ValueError(
                 f"pixel_values must be {height} x {width} pixels, as config.image_size says, got {got}; pass "
                 "interpolate_pos_encoding=True, or let the image processor resize"
@@ -162,7 +169,11 @@ class ImageBatch:
             grid = torch.stack((mask[:, :, 0].sum(1), mask[:, 0, :].sum(1)), 1) // self.patch
             small = (grid < 1).any(1) & mask[:, 0, 0]  # one that starts elsewhere is refused for that
             checks = [*checks, (small.any(), lambda: _too_small(int(small.nonzero()[0]), self.patch))]
-        return Layout.build(no_words, self.pixel_mask, self.patch_mask, self.grid_size, grid=grid, checks=checks)
+        return lay_out(no_words, self.pixel_mask, self.patch_mask, self.grid_size, grid=grid, checks=checks)
+
+
+def _is_size(size: tuple[int, int], wanted: tuple[int, int]) -> bool:
+    return always(size[0] == wanted[0]) and always(size[1] == wanted[1])
 
 
 def _too_small(image: int, patch: int) -> str:

@@ -23,7 +23,10 @@ from vilt_fast.models.checks import (
     refuse_non_finite_pixels,
 )
 from vilt_fast.packing import Check, Layout
+from vilt_fast.padding import lay_out
 from vilt_fast.pixels import PackedPixels
+
+_OF_HEADS = ("slots", "slot_layouts")
 
 
 @dataclass(kw_only=True)
@@ -39,10 +42,11 @@ class Inputs(TextArguments):
     seed: int | None = None
     image_index: Tensor | None = None
     slots: int = 1  # images per text, after `fold_images`; pair b has modality row b % slots + 1
+    slot_layouts: tuple[Layout, ...] | None = None  # of what `image_of_each` gives, where that was planned before
 
     def given(self) -> dict[str, Any]:
         """What a caller gave, as arguments of `ViltModel.forward`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "slots"}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _OF_HEADS}
         return {name: value for name, value in values.items() if value is not None}
 
     def image_of_each(self, slot: int, num_images: int) -> Inputs:
@@ -63,6 +67,7 @@ class Inputs(TextArguments):
             pixel_mask=_every(folded.pixel_mask, every),
             patch_mask=_every(folded.patch_mask, every),
             image_index=_every(index, every),
+            layout=None if self.slot_layouts is None else self.slot_layouts[slot],
             image_token_type_idx=slot + 1,
         )
 
@@ -207,11 +212,11 @@ class Batch(TextBatch):
             if self.pixel_mask is not None:
                 kept = self.pixel_mask.flatten(1)[:, None, :] != 0
                 checks.append(((~kept.any(2)).any(), lambda: "pixel_mask: an image has no valid place"))
-            return Layout.build(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
+            return lay_out(self.attention_mask, None, kept, (1, places), has_cls=False, checks=checks)
         pixels, patch, limit, seed = self.pixel_values, config.patch_shape[0], config.max_image_length, self.seed
         if seed is None:  # only a model in training that samples takes a number from PyTorch's generator
             seed = int(torch.randint(2**63 - 1, ())) if training and limit > 0 else 0
-        layout = Layout.build(
+        layout = lay_out(
             self.attention_mask,
             self.pixel_mask,
             self.patch_mask,

@@ -73,6 +73,6 @@ def refuse_tracing() -> None:
     """Raise ValueError inside `torch.jit.trace`."""
     if torch.jit.is_tracing():
         raise ValueError(
-            "torch.jit.trace would keep the lengths of this batch for every other; use torch.compile or "
-            "vilt_fast.freeze"
+            "torch.jit.trace would keep the lengths of this batch for every other; use torch.export.export, "
+            "torch.onnx.export with dynamo=True, torch.compile or vilt_fast.freeze"
         )

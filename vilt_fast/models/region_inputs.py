@@ -20,6 +20,7 @@ from vilt_fast.models.checks import (
     range_check,
 )
 from vilt_fast.packing import Check, Layout
+from vilt_fast.padding import lay_out
 
 _OF_HEADS = ("region_to_phrase_position", "choices", "fewest_words")
 _OF_REGIONS = ("visual_attention_mask", "visual_token_type_ids", "image_text_alignment")
@@ -58,7 +59,7 @@ class RegionInputs(TextArguments):
         start = (text.shape[0], text.shape[1])
         folded: dict[str, Any] = {"choices": start[1]}
         for name, value in self.given().items():
-            if name != "head_mask" and not (name == "image_text_alignment" and _is_flat(value, start)):
+            if name not in ("head_mask", "layout") and not (name == "image_text_alignment" and _is_flat(value, start)):
                 folded[name] = _fold(name, value, start)
         return replace(self, **folded)
 
@@ -139,9 +140,7 @@ class RegionBatch(TextBatch):
         """Plan the batch; all checks of values ride on the one read back to the host that this makes."""
         kept = self.visual_attention_mask
         checks = [*self.check_values(config), *checks]
-        return Layout.build(
-            self.attention_mask, None, kept[:, None, :], (1, kept.shape[1]), has_cls=False, checks=checks
-        )
+        return lay_out(self.attention_mask, None, kept[:, None, :], (1, kept.shape[1]), has_cls=False, checks=checks)
 
     def check_values(self, config: Any) -> list[Check]:
         """See the base class."""

@@ -10,6 +10,7 @@ All classes share the arguments of `ViltModel.forward`. What differs from transf
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ from vilt_fast.layers.encoder import Encoder
 from vilt_fast.layers.heads import Classifier, MaskedLMHead, MatchingHead, Pooler
 from vilt_fast.layers.projection import call_linear
 from vilt_fast.layers.untouched import skippable
-from vilt_fast.models.checks import check_labels
-from vilt_fast.models.heads import Seen, ViltWithHead, ViltWithWordHead
-from vilt_fast.models.inputs import Inputs, check_modality
+from vilt_fast.models.checks import check_labels, check_layout
+from vilt_fast.models.heads import Seen, ViltWithHead, ViltWithWordHead, either
+from vilt_fast.models.inputs import Batch, Inputs, check_modality
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
@@ -34,7 +35,8 @@ from vilt_fast.models.outputs import (
     ViltForImagesAndTextClassificationOutput,
 )
 from vilt_fast.models.packed import PackedModel, refuse_tracing
-from vilt_fast.packing import Check
+from vilt_fast.models.plans import planner
+from vilt_fast.packing import Check, Layout, raise_first
 from vilt_fast.pixels import PackedPixels
 
 
@@ -48,6 +50,7 @@ class ViltModel(PackedModel):
     """
 
     config: ViltConfig
+    inputs_class = Inputs
 
     def __init__(self, config: ViltConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -84,6 +87,7 @@ class ViltModel(PackedModel):
         patch_mask: Tensor | None = None,
         seed: int | None = None,
         image_index: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Encode pairs of a text and an image.
 
@@ -103,6 +107,8 @@ class ViltModel(PackedModel):
                 from PyTorch's CPU generator in training.
             image_index: (B,) integers, which draw of the seed each image gets; None: its place in the batch, in
                 PackedPixels that of the image.
+            layout: what `plan` gave for these arguments, so that no value is read or checked: for `torch.compile` with
+                fullgraph=True, and for several calls on one batch. Masks, `seed` and `image_index` are in it.
 
         Raises:
             ValueError: an argument is missing, of another shape, or holds values that mean nothing. (NaN or infinite
@@ -122,9 +128,21 @@ class ViltModel(PackedModel):
             patch_mask=patch_mask,
             seed=seed,
             image_index=image_index,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, None, output_attentions, output_hidden_states)
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         return self._output(encoded, return_dict)
+
+    def check(self, inputs: Inputs, checks: list[Check]) -> tuple[Batch, Layout]:
+        """See the base class."""
+        # Where the inputs are: parameters may be elsewhere until their module is called, or be no parameters.
+        device = inputs.device
+        batch = inputs.check(self.config, device)
+        if inputs.layout is None:
+            return batch, batch.layout(self.config, self.training, checks)
+        shape = inputs.text_shape()
+        return batch, check_layout(inputs.layout, checks, shape, batch.grid_size, device)
 
     def encode(
         self,
@@ -144,10 +162,7 @@ class ViltModel(PackedModel):
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
         refuse_tracing()
-        config = self.config
-        # Where the inputs are: parameters may be elsewhere until their module is called, or be no parameters.
-        batch = inputs.check(config, inputs.device)
-        layout = batch.layout(config, self.training, checks or [])
+        batch, layout = self.check(inputs, checks or [])
         tokens = self.embeddings(
             layout,
             input_ids=batch.input_ids,
@@ -302,8 +317,23 @@ class ViltForImagesAndTextClassification(ViltWithHead):
             labels = labels[:, 0]
         return check_labels(labels, inputs.text_shape()[:1], classes=self.num_labels, ignore=True)
 
+    def _plan_ahead(self, inputs: Inputs, labels: Any, *wanted: bool | None) -> Inputs:
+        names = ("output_attentions", "output_hidden_states")
+        asked = [either(value, getattr(self.config, name)) for name, value in zip(names, wanted, strict=True)]
+        if self._can_stay_packed() and not any(asked) or not isinstance(self.vilt, ViltModel):
+            return super()._plan_ahead(inputs, labels, *wanted)
+        raise_first([] if labels is None else self._check_labels(labels, inputs))
+        slots = self.config.num_images
+        layouts = tuple(self.vilt.check(inputs.image_of_each(slot, slots), [])[1] for slot in range(slots))
+        return replace(inputs, slot_layouts=layouts)
+
     def _call_base(self, inputs: Inputs, wanted: dict[str, bool]) -> Seen:
         """Image by image, as Hugging Face runs it: the i-th images are padded to the longest among them alone."""
+        if inputs.layout is not None:
+            raise ValueError(
+                "layout: with output_attentions, output_hidden_states or a hook on `vilt`, images run one by one, each "
+                "with a layout of its own; leave it out"
+            )
         slots = self.config.num_images
         call = super()._call_base
         seen = [call(inputs.image_of_each(slot, slots), wanted) for slot in range(slots)]

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vilt_fast.configs.visual_bert import VisualBertConfig
@@ -26,8 +25,7 @@ from vilt_fast.layers.heads import Pooler
 from vilt_fast.layers.post_norm import PostNormLayer
 from vilt_fast.layers.projection import call_linear
 from vilt_fast.layers.untouched import skippable
-from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.checks import check_labels, check_probabilities, check_tensor
+from vilt_fast.models.checks import check_labels, check_layout, check_probabilities, check_tensor
 from vilt_fast.models.heads import Seen, WithHead, divergence, pooled_rows
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
@@ -36,44 +34,10 @@ from vilt_fast.models.outputs import (
     MultipleChoiceModelOutput,
 )
 from vilt_fast.models.packed import PackedModel, refuse_tracing
-from vilt_fast.models.region_inputs import RegionInputs
+from vilt_fast.models.plans import planner
+from vilt_fast.models.region_inputs import RegionBatch, RegionInputs
+from vilt_fast.models.visual_bert_base import VisualBertPreTrainedModel
 from vilt_fast.packing import Check, Layout
-
-
-class VisualBertPreTrainedModel(PreTrainedModel):
-    """Base of the classes of this family."""
-
-    config: VisualBertConfig
-    config_class = VisualBertConfig
-    base_model_prefix = "visual_bert"
-    _no_split_modules = ["VisualBertEmbeddings", "PostNormLayer"]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VisualBertEmbeddings) and self.config.special_visual_initialize:
-            for text, visual in _tables(module):
-                super()._init_weights(text)
-                visual.weight.copy_(text.weight)
-                text._has_weights = visual._has_weights = True  # drawn
-
-    @torch.no_grad()
-    def _complete(self, missing: set[str]) -> None:
-        """Of a BERT, the tables of regions are copies of those of its words."""
-        if not self.config.special_visual_initialize:
-            return
-        names = {id(tensor): name for name, tensor in self.state_dict(keep_vars=True).items()}
-        for text, visual in _tables(self.base_model.embeddings):
-            if names[id(visual.weight)] in missing and names[id(text.weight)] not in missing:
-                visual.weight.copy_(text.weight)
-
-
-def _tables(embeddings: Any) -> list[tuple[Any, Any]]:
-    """The tables of types and positions: of words, and of regions."""
-    return [
-        (embeddings.token_type_embeddings, embeddings.visual_token_type_embeddings),
-        (embeddings.position_embeddings, embeddings.visual_position_embeddings),
-    ]
 
 
 @skippable()
@@ -120,6 +84,8 @@ class VisualBertModel(VisualBertPreTrainedModel, PackedModel, CallsBlocks):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Encode pairs of a text and the regions of an image.
 
@@ -135,6 +101,8 @@ class VisualBertModel(VisualBertPreTrainedModel, PackedModel, CallsBlocks):
             image_text_alignment: (B, V, n) integers, the positions of the words that go with each region, -1 for
                 none: their mean is added to the region's position. What is longer than the regions is cut off.
             output_attentions, output_hidden_states, return_dict: None: as in the configuration.
+            layout: what `plan` gave for these arguments, so that no value is read or checked: for `torch.compile` with
+                fullgraph=True, and for several calls on one batch. Masks are in it.
 
         Returns:
             Rows are the L words, then the V regions; those that are masked are zero. With `bypass_transformer`, states
@@ -155,9 +123,19 @@ class VisualBertModel(VisualBertPreTrainedModel, PackedModel, CallsBlocks):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, None, output_attentions, output_hidden_states)
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         return self._output(encoded, return_dict)
+
+    def check(self, inputs: RegionInputs, checks: list[Check]) -> tuple[RegionBatch, Layout]:
+        """See the base class."""
+        batch = inputs.check(self.config)
+        if inputs.layout is None:
+            return batch, batch.layout(self.config, checks)
+        grid_size = (1, batch.visual_attention_mask.shape[1])
+        return batch, check_layout(inputs.layout, checks, inputs.text_shape(), grid_size, inputs.device)
 
     def encode(
         self,
@@ -177,8 +155,7 @@ class VisualBertModel(VisualBertPreTrainedModel, PackedModel, CallsBlocks):
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
         refuse_tracing()
-        batch = inputs.check(self.config)
-        layout = batch.layout(self.config, checks or [])
+        batch, layout = self.check(inputs, checks or [])
         tokens = self.embeddings(
             layout,
             input_ids=batch.input_ids,
@@ -241,6 +218,9 @@ class VisualBertWithHead(WithHead, VisualBertPreTrainedModel):
     def _answer(self, inputs: RegionInputs, *arguments: Any) -> Any:
         return super()._answer(self.prepare(inputs), *arguments)
 
+    def _plan(self, inputs: RegionInputs, labels: Any) -> Layout:
+        return super()._plan(self.prepare(inputs), labels)
+
     def _encode_read(self, inputs: RegionInputs, checks: list[Check]) -> Encoded:
         return self.visual_bert.encode(inputs, row_read=self.row_read, checks=checks)
 
@@ -257,7 +237,7 @@ class VisualBertWithHead(WithHead, VisualBertPreTrainedModel):
 
     def _layout(self, inputs: RegionInputs) -> Layout:
         """Of the batch, where the base model is called as a module and keeps its own."""
-        return inputs.check(self.config).layout(self.config, [])
+        return inputs.check(self.config).layout(self.config, []) if inputs.layout is None else inputs.layout
 
 
 class VisualBertWithLabels(VisualBertWithHead):
@@ -279,6 +259,8 @@ class VisualBertWithLabels(VisualBertWithHead):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         labels: Tensor | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> HeadOutput | tuple[Any, ...]:
         """Logits of a batch, and the loss where `labels` are given (shape and meaning: see the class).
 
@@ -295,7 +277,9 @@ class VisualBertWithLabels(VisualBertWithHead):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, labels, output_attentions, output_hidden_states)
         return self._answer(inputs, labels, output_attentions, output_hidden_states, return_dict)
 
 

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vilt_fast.configs.visual_bert import VisualBertConfig
+from vilt_fast.contracts.exporting import apart
 from vilt_fast.layers.dropout import Dropout
 from vilt_fast.layers.heads import PreTrainingHeads, RegionToPhraseAttention
 from vilt_fast.models.checks import check_labels, check_probabilities, check_tensor
 from vilt_fast.models.heads import Seen, divergence, pooled_rows
 from vilt_fast.models.outputs import HeadOutput, VisualBertForPreTrainingOutput
+from vilt_fast.models.plans import planner
 from vilt_fast.models.region_inputs import RegionInputs
 from vilt_fast.models.visual_bert import VisualBertModel, VisualBertWithHead
 from vilt_fast.packing import Check, Layout
@@ -82,6 +84,8 @@ class VisualBertForPreTraining(VisualBertWithDecoder):
         return_dict: bool | None = None,
         labels: Tensor | None = None,
         sentence_image_labels: Tensor | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> VisualBertForPreTrainingOutput | tuple[Any, ...]:
         """Scores of every word and region over the vocabulary, and of the pair; the loss where labels are given.
 
@@ -98,11 +102,14 @@ class VisualBertForPreTraining(VisualBertWithDecoder):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            layout=layout,
         )
-        both = None
-        if labels is not None or sentence_image_labels is not None:
-            both = _Labels(labels, sentence_image_labels)
+        both = _Labels.of(labels, sentence_image_labels)
+        inputs = planner(inputs)(self, inputs, both, output_attentions, output_hidden_states)
         return self._answer(inputs, both, output_attentions, output_hidden_states, return_dict)
+
+    def _labels(self, arguments: dict[str, Any]) -> _Labels | None:
+        return _Labels.of(arguments.get("labels"), arguments.get("sentence_image_labels"))
 
     def _check_labels(self, labels: Any, inputs: RegionInputs) -> list[Check]:
         (batch, length), checks = inputs.text_shape(), []
@@ -161,6 +168,10 @@ class _Labels(NamedTuple):
     words: Tensor | None
     sentence: Tensor | None
 
+    @classmethod
+    def of(cls, words: Tensor | None, sentence: Tensor | None) -> _Labels | None:
+        return None if words is None and sentence is None else cls(words, sentence)
+
     def to(self, device: torch.device) -> _Labels:
         return _Labels(*(None if label is None else label.to(device) for label in self))
 
@@ -199,6 +210,8 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithDecoder):
         return_dict: bool | None = None,
         region_to_phrase_position: Tensor | None = None,
         labels: Tensor | None = None,
+        *,
+        layout: Layout | None = None,
     ) -> HeadOutput | tuple[Any, ...]:
         """Scores of every chosen place and region, and the loss where `labels` are given (see the class).
 
@@ -219,7 +232,9 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithDecoder):
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
             region_to_phrase_position=region_to_phrase_position,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, labels, output_attentions, output_hidden_states)
         return self._answer(inputs, labels, output_attentions, output_hidden_states, return_dict)
 
     @staticmethod
@@ -231,14 +246,14 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithDecoder):
         if inputs.visual_embeds is None:
             raise ValueError("visual_embeds must be given, got None: there is no region to choose")
         batch = inputs.text_shape()[0]
-        if check_tensor(name, chosen).ndim != 2 or len(chosen) != batch:
+        if check_tensor(name, chosen).ndim != 2 or chosen.shape[0] != batch:
             raise ValueError(f"{name} must be (batch={batch}, places), got shape {tuple(chosen.shape)}")
         return inputs
 
     def _check_labels(self, labels: Tensor, inputs: RegionInputs) -> list[Check]:
         chosen = inputs.region_to_phrase_position
         assert chosen is not None
-        return check_probabilities(labels, (*chosen.shape, inputs.check_regions(self.config, len(chosen))))
+        return check_probabilities(labels, (*chosen.shape, inputs.check_regions(self.config, chosen.shape[0])))
 
     def _stay_packed(self, inputs: RegionInputs, checks: list[Check]) -> Seen:
         encoded = self._encode_read(inputs, checks)
@@ -263,4 +278,4 @@ def phrases_and_regions(states: Tensor, layout: Layout, places: Tensor) -> tuple
     """
     index = places.to(states.device).long().clamp(min=0)
     chosen = states.gather(1, index[:, :, None].expand(-1, -1, states.shape[2]))
-    return chosen, states[:, layout.text_length :], layout.padded_row[:, layout.text_length :] >= 0
+    return chosen, apart(states[:, layout.text_length :]), layout.padded_row[:, layout.text_length :] >= 0

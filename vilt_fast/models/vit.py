@@ -22,9 +22,9 @@ from vilt_fast.layers.projection import call_layer_norm, call_linear
 from vilt_fast.layers.reconstruction import PatchDecoder
 from vilt_fast.layers.untouched import skippable
 from vilt_fast.models.base import PreTrainedModel
-from vilt_fast.models.checks import check_labels, check_tensor
+from vilt_fast.models.checks import check_labels, check_layout, check_tensor
 from vilt_fast.models.heads import Seen, WithHead
-from vilt_fast.models.image_inputs import ImageInputs
+from vilt_fast.models.image_inputs import ImageBatch, ImageInputs
 from vilt_fast.models.outputs import (
     BaseModelOutputWithPooling,
     Encoded,
@@ -34,7 +34,8 @@ from vilt_fast.models.outputs import (
     ViTModelOutput,
 )
 from vilt_fast.models.packed import PackedModel, refuse_tracing
-from vilt_fast.packing import Check
+from vilt_fast.models.plans import planner
+from vilt_fast.packing import Check, Layout
 from vilt_fast.pixels import PackedPixels
 
 
@@ -44,6 +45,7 @@ class ViTPreTrainedModel(PreTrainedModel):
     config: ViTConfig
     config_class = ViTConfig
     base_model_prefix = "vit"
+    inputs_class = ImageInputs
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     _no_split_modules = ["ViTEmbeddings", "Layer"]
@@ -107,6 +109,7 @@ class ViTModel(ViTPreTrainedModel, PackedModel):
         *,
         pixel_mask: Tensor | None = None,
         patch_mask: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
         """Encode images.
 
@@ -122,6 +125,8 @@ class ViTModel(ViTPreTrainedModel, PackedModel):
                 with a pixel mask may.
             pixel_mask: (B, H, W), nonzero for real pixels: one rectangle at the top left of each image; None: all.
             patch_mask: (B, GH, GW), zero drops a patch; the others keep their positions.
+            layout: what `plan` gave for these arguments, so that no value is read or checked: for `torch.compile` with
+                fullgraph=True, and for several calls on one batch. Masks are in it.
 
         Returns:
             Rows are the CLS, then the patches that were kept, in raster order: (B, 1 + most patches, d), zero behind
@@ -138,9 +143,19 @@ class ViTModel(ViTPreTrainedModel, PackedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             pixel_mask=pixel_mask,
             patch_mask=patch_mask,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, None, output_attentions, output_hidden_states)
         encoded = self.encode(inputs, want_attentions=output_attentions, want_hidden_states=output_hidden_states)
         return self._output(encoded, return_dict)
+
+    def check(self, inputs: ImageInputs, checks: list[Check]) -> tuple[ImageBatch, Layout]:
+        """See the base class."""
+        batch = inputs.check(self.config, has_mask_token=self.embeddings.mask_token is not None)
+        if inputs.layout is None:
+            return batch, batch.layout(checks)
+        shape, device = (batch.batch_size, 0), batch.pixel_values.device
+        return batch, check_layout(inputs.layout, checks, shape, batch.grid_size, device)
 
     def encode(
         self,
@@ -160,8 +175,7 @@ class ViTModel(ViTPreTrainedModel, PackedModel):
             checks: the caller's own conditions on values; they ride on the one read back to the host.
         """
         refuse_tracing()
-        batch = inputs.check(self.config, has_mask_token=self.embeddings.mask_token is not None)
-        layout = batch.layout(checks or [])
+        batch, layout = self.check(inputs, checks or [])
         tokens = self.embeddings(
             layout, pixel_values=batch.pixel_values, interpolation=batch.interpolation, masked=batch.masked
         )[0]
@@ -208,6 +222,7 @@ class ViTForMaskedImageModeling(ViTWithHead):
         *,
         pixel_mask: Tensor | None = None,
         patch_mask: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> MaskedImageModelingOutput | tuple[Any, ...]:
         """The pixels of every patch, and with `bool_masked_pos` the mean error over masked pixels.
 
@@ -223,6 +238,7 @@ class ViTForMaskedImageModeling(ViTWithHead):
             interpolate_pos_encoding=interpolate_pos_encoding,
             pixel_mask=pixel_mask,
             patch_mask=patch_mask,
+            layout=layout,
         )
         patch, stride = self.config.patch_shape[0], self.config.encoder_stride
         if bool_masked_pos is not None and patch != stride:
@@ -230,6 +246,7 @@ class ViTForMaskedImageModeling(ViTWithHead):
                 f"bool_masked_pos needs encoder_stride = patch_size, so that the reconstruction is as large as the "
                 f"image, got encoder_stride = {stride} and patch_size = {patch}"
             )
+        inputs = planner(inputs)(self, inputs, bool_masked_pos, output_attentions, output_hidden_states)
         return self._answer(inputs, bool_masked_pos, output_attentions, output_hidden_states, return_dict)
 
     def _check_labels(self, labels: Tensor, inputs: ImageInputs) -> list[Check]:
@@ -243,7 +260,9 @@ class ViTForMaskedImageModeling(ViTWithHead):
 
     def _call_base(self, inputs: ImageInputs, wanted: dict[str, bool]) -> Seen:
         output = self._output_of_vit(inputs, wanted)
-        layout = inputs.check(self.config, has_mask_token=True).layout([])
+        layout = inputs.layout
+        if layout is None:
+            layout = inputs.check(self.config, has_mask_token=True).layout([])
         rows = layout.pack(output[0])[layout.patch_row.long()]
         return Seen(rows, None, output.hidden_states, output.attentions, layout, inputs.pixel_values)
 
@@ -255,15 +274,14 @@ class ViTForMaskedImageModeling(ViTWithHead):
         """The L1 distance over the pixels of masked patches, as Hugging Face weighs it."""
         layout, pixels, patch = seen.layout, seen.pixels, self.config.patch_shape[0]
         assert layout is not None and pixels is not None
-        (rows, columns), index = layout.grid_size, layout.patch_index.long()
-        masked = (labels != 0).view(-1)
+        (rows, columns), masked = layout.grid_size, (labels != 0).long().view(-1, 1)  # onnxruntime chooses no bools
         # Of the patches that stood there: padding and dropped patches do not count.
-        mask = torch.zeros_like(masked).index_put((index,), masked[index]).view(-1, 1, rows, columns)
+        mask = layout.unpack_patches(masked[layout.patch_index.long()]).view(-1, 1, rows, columns)
         mask = mask.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
         if isinstance(pixels, PackedPixels):
             pixels = pixels.cut(patch).padded(logits.dtype)
         distance = F.l1_loss(logits, pixels[:, :, : rows * patch, : columns * patch].to(logits), reduction="none")
-        return distance.masked_fill(~mask, 0).sum() / (mask.sum() + 1e-5) / self.config.num_channels
+        return distance.masked_fill(mask == 0, 0).sum() / (mask.sum() + 1e-5) / self.config.num_channels
 
 
 class ViTForImageClassification(ViTWithHead):
@@ -297,6 +315,7 @@ class ViTForImageClassification(ViTWithHead):
         *,
         pixel_mask: Tensor | None = None,
         patch_mask: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> HeadOutput | tuple[Any, ...]:
         """Logits of a batch, and the loss where `labels` are given (see the class).
 
@@ -308,7 +327,9 @@ class ViTForImageClassification(ViTWithHead):
             interpolate_pos_encoding=interpolate_pos_encoding,
             pixel_mask=pixel_mask,
             patch_mask=patch_mask,
+            layout=layout,
         )
+        inputs = planner(inputs)(self, inputs, labels, output_attentions, output_hidden_states)
         return self._answer(inputs, labels, output_attentions, output_hidden_states, return_dict)
 
     def _stay_packed(self, inputs: ImageInputs, checks: list[Check]) -> Seen:
