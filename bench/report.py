@@ -37,9 +37,9 @@ VISUAL_BERT = """VisualBERT that answers questions, ids and features of regions 
 FAMILIES = {"vit": (VIT, "images/s"), "visual_bert": (VISUAL_BERT, "pairs/s")}
 EXPORT = """ViLT-B/32 that answers questions, exported once for any batch, words, height and width, pixels to logits.
 `mixed` is a batch of images that lie and stand with questions of several lengths, `full` the same with every image and
-question as large as the largest: of {full:,} padded rows {mixed:,} are tokens. What packs takes {share:.2f} of the time
-for `mixed`, what pads 1.00: that is padding's price ([how](bench/README.md#export)). `times live` is the median of the
-rounds' ratios."""
+question as large as the largest: of {full:,} padded rows {mixed:,} are tokens, {share:.2f} of them. What packs computes
+those alone, what is exported all: `mixed / full` shows padding's price ([how](bench/README.md#export)). `times live` is
+the median of the rounds' ratios."""
 CPU_CLOCK = "These are milliseconds of CPU time of one thread, on a machine that others used."
 # A row that costs so much more per token than the cheapest smaller one, beyond noise, grows faster than its tokens.
 GROWTH = 1.1

@@ -62,8 +62,8 @@ class PaddedLayout(Layout):
         """Plan a batch by arithmetic alone. Arguments as in `Layout.build`; values are not checked.
 
         Raises:
-            ValueError: `max_patches` is less than the patches of an image may be: which of them become tokens would be
-                drawn anew for each batch, as many as it says.
+            ValueError: sizes that are known (PackedPixels); or fewer `max_patches` than an image may have: which of
+                them become tokens would be drawn for each batch anew.
         """
         (batch, length), cells, device = attention_mask.shape, grid_size[0] * grid_size[1], attention_mask.device
         if max_patches >= 0 and not always(cells <= max_patches):
@@ -71,6 +71,8 @@ class PaddedLayout(Layout):
                 f"config.max_image_length: got {max_patches}, which samples patches of larger images; what is exported "
                 "keeps all: set it to -1"
             )
+        if grid is not None and pixel_mask is None:
+            raise ValueError("pixel_values: PackedPixels have sizes that a program would keep; export padded images")
         kept = torch.ones(batch, cells, dtype=torch.bool, device=device)
         if grid is None:
             grid = valid_patches(pixel_mask, batch, grid_size, device)

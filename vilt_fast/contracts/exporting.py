@@ -24,5 +24,5 @@ def always(condition: Any) -> bool:
 
 
 def apart(part: Tensor) -> Tensor:
-    """A slice as a tensor of its own: of the slice, PyTorch would take symbols for sizes that are never 1."""
+    """A view as a tensor of its own: of the view, PyTorch would take symbols for sizes that are never 1."""
     return part.clone(memory_format=torch.contiguous_format)

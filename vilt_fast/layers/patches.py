@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vilt_fast import ops
 from vilt_fast.configs.encoder import PatchConfig
-from vilt_fast.contracts.exporting import is_exporting
+from vilt_fast.contracts.exporting import apart, is_exporting
 from vilt_fast.layers.dropout import HiddenDropout
 from vilt_fast.layers.untouched import is_untouched, skippable
 from vilt_fast.packing import Layout
@@ -168,27 +168,28 @@ class ImageEmbeddings(nn.Module):
             places = (pixels.pair_offset[image], layout.grid[image, 1], y, x)
             patches = pixels.normalise(gather_bytes(pixels.data, *places, patch=patch), dtype)
         elif isinstance(layout, PaddedLayout):
-            # Copied in any case: `flatten` alone would ask whether a grid is one patch wide, and so fix that it is not.
-            patches = all_patches(pixels, patch=patch).clone(memory_format=torch.contiguous_format).flatten(0, 2)
+            patches = apart(all_patches(pixels, patch=patch)).flatten(0, 2)
         else:
             patches = gather_patches(pixels, image, y, x, patch=patch)
         projected = self._project(patches.to(dtype))
         if masked is not None:
             assert self.mask_token is not None
             projected = torch.where(masked[image, y, x][:, None], self.mask_token[0, 0].to(projected.dtype), projected)
-        position = self.position_embeddings[0]
-        if isinstance(layout, PaddedLayout) and layout.has_one_grid:  # those of one image are those of all
-            of_one = slice(layout.max_patches)
-            grid = layout.grid[:1].expand(layout.max_patches, 2)
-            positions = interpolate(position[1:], self.table_size, grid, y[of_one], x[of_one], interpolation)
+        if isinstance(layout, PaddedLayout) and layout.has_one_grid:  # the positions of one image are those of all
+            first = slice(layout.max_patches)
+            positions = self._positions(layout, image[first], y[first], x[first], interpolation)
             positions = positions.repeat(layout.batch_size, 1)
         else:
-            positions = interpolate(position[1:], self.table_size, layout.grid[image], y, x, interpolation)
-        cls = (self.cls_token[0, 0] + position[0]).expand(layout.batch_size, -1)
+            positions = self._positions(layout, image, y, x, interpolation)
+        cls = (self.cls_token[0, 0] + self.position_embeddings[0, 0]).expand(layout.batch_size, -1)
         rows = self.dropout(torch.cat((cls, (projected + positions).to(cls.dtype))))
         if self.token_type_embeddings is not None and pair_modality is not None:
             rows = rows + self.token_type_embeddings(torch.cat((pair_modality, pair_modality[image])))
         return rows[: layout.batch_size], rows[layout.batch_size :]
+
+    def _positions(self, layout: Layout, image: Tensor, y: Tensor, x: Tensor, interpolation: str | None) -> Tensor:
+        """(patches, d): the table stretched over each image's grid, read at its cells."""
+        return interpolate(self.position_embeddings[0, 1:], self.table_size, layout.grid[image], y, x, interpolation)
 
     def _project(self, patches: Tensor) -> Tensor:
         """(patches, C, p, p) to (patches, d)."""
