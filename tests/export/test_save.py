@@ -82,7 +82,8 @@ def run_alone(format: str, path: Path, batch: dict[str, torch.Tensor]) -> tuple[
     return {name: torch.from_numpy(value) for name, value in np.load(got).items()}, json.loads(done.stdout)
 
 
-FORMATS = ["torch", "onnx", pytest.param("aoti", marks=pytest.mark.slow)]  # the C++ compiler takes half a minute
+# Programs are run in tests/export/test_torch_export.py too; the C++ compiler takes half a minute.
+FORMATS = ["onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("torch", "aoti"))]
 
 
 @pytest.fixture(scope="module", params=FORMATS)
