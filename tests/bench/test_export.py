@@ -23,6 +23,7 @@ def test_full_is_the_padded_batch_of_mixed():
     assert export.mixed(8) == mixed != export.mixed(8, seed=1)
 
 
+@pytest.mark.slow
 def test_one_program_answers_both(run):
     programs = []
     for name in export.WORKLOADS:

@@ -126,6 +126,7 @@ def test_report(saved):
     assert os.listdir(saved.path.parent).count(saved.path.name) == 1 and not hidden(saved.path.parent)
 
 
+@pytest.mark.slow
 def test_a_program_holds_no_batch(vit, tmp_path):
     sizes = [
         export.save(vit, tmp_path / f"{batch}.pt2", format="torch", batch=batch, image_size=(64, 64)).size_bytes

@@ -41,7 +41,7 @@ STATIC = often(
     "ViltForImageTextMatching",
     "VisualBertForVisualReasoning",
 )
-STRICT = often("ViTForImageClassification", "VisualBertForQuestionAnswering")
+STRICT = often("VisualBertForQuestionAnswering")
 
 
 @cache
