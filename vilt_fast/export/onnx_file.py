@@ -29,7 +29,7 @@ def refuse(model: Any) -> None:
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         raise ValueError(f"format: onnx needs {', '.join(missing)}: pip install 'vilt_fast[export]'")
-    if model.dtype not in (torch.float32, torch.float16):  # of others it has no convolution, of float64 no erf
+    if model.dtype not in (torch.float32, torch.float16):  # it has no products of bfloat16 and no Erf of float64
         raise ValueError(
             f"model: got {str(model.dtype).removeprefix('torch.')}, which onnxruntime does not run on a CPU; wanted "
             "float32 or float16, or the format torch or aoti"
