@@ -75,9 +75,7 @@ def _refuse(model: PreTrainedModel) -> None:
         if parameter.is_meta:
             raise ValueError(f"model: {name} is on the meta device, which holds no weights: load them first")
     for name, module in model.named_modules():
-        if any(isinstance(value, torch.ScriptObject) for value in vars(module).values()) or hasattr(
-            module, "_packed_params"
-        ):
+        if hasattr(module, "_packed_params"):  # of torch.ao.quantization
             raise ValueError(
                 f"model: {name} is a {type(module).__name__}, which torch.export cannot trace; quantise with "
                 "torchao.quantization.quantize_, or the ONNX file with onnxruntime.quantization"
@@ -87,8 +85,6 @@ def _refuse(model: PreTrainedModel) -> None:
 def named_inputs(model: PreTrainedModel, axes: dict[str, Axis]) -> nn.Module:
     """The model behind a signature of exactly its inputs, which gives a plain dict."""
     names = input_axes(model)
-    if "region_to_phrase_position" in names:
-        return _Phrases(model)
     if "visual_embeds" in names:
         return _Regions(model)
     if "input_ids" in names:
@@ -141,31 +137,14 @@ class _Regions(_Named):
         token_type_ids: Tensor,
         visual_embeds: Tensor,
         visual_attention_mask: Tensor,
+        region_to_phrase_position: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        phrases = {"region_to_phrase_position": region_to_phrase_position}  # of one head alone
         return self._call(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             visual_embeds=visual_embeds,
             visual_attention_mask=visual_attention_mask,
-        )
-
-
-class _Phrases(_Named):
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
-        visual_embeds: Tensor,
-        visual_attention_mask: Tensor,
-        region_to_phrase_position: Tensor,
-    ) -> dict[str, Tensor]:
-        return self._call(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            visual_embeds=visual_embeds,
-            visual_attention_mask=visual_attention_mask,
-            region_to_phrase_position=region_to_phrase_position,
+            **({} if region_to_phrase_position is None else phrases),
         )

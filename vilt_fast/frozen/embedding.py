@@ -13,7 +13,8 @@ from torch import Tensor
 from vilt_fast import ops
 from vilt_fast.contracts.positions import BILINEAR
 from vilt_fast.frozen.blocks import Affine
-from vilt_fast.layers.embeddings import aligned_positions, place_image_embeds
+from vilt_fast.layers.embeddings import place_image_embeds
+from vilt_fast.layers.regions import aligned_positions
 from vilt_fast.packing import Layout
 from vilt_fast.pixels import PackedPixels
 
